@@ -1,0 +1,128 @@
+use std::fmt;
+
+/// Where query `i` stands among the keys: what causal masks and windows measure from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Align {
+    /// At key `i`: the first query and the first key stand together (PyTorch's `is_causal`).
+    #[default]
+    TopLeft,
+    /// At key `i + valid keys - seq_q`: the last query and the last valid key stand together (flash-attn's).
+    BottomRight,
+    /// At key `i + offset`.
+    Offset(i64),
+}
+
+impl fmt::Display for Align {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Align::TopLeft => f.write_str("top-left"),
+            Align::BottomRight => f.write_str("bottom-right"),
+            Align::Offset(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Align {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "top-left" => Ok(Align::TopLeft),
+            "bottom-right" => Ok(Align::BottomRight),
+            _ => s
+                .parse()
+                .map(Align::Offset)
+                .map_err(|_| format!("unknown alignment `{s}`: expected top-left, bottom-right or an integer")),
+        }
+    }
+}
+
+/// The diagonal band of keys that causal, window and align leave: query `i` sees keys
+/// `i + diagonal + lo ..= i + diagonal + hi`, where the diagonal is 0, or valid keys - seq_q for bottom-right.
+///
+/// Both ends are clamped to ±2^30, beyond any sequence, so that kernels can add them in i32 without overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Band {
+    /// Lowest key, relative to the diagonal.
+    pub lo: i32,
+    /// Highest key, relative to the diagonal.
+    pub hi: i32,
+    /// Whether the diagonal ends at the last valid key.
+    pub bottom_right: bool,
+}
+
+impl Band {
+    /// An end that no sequence reaches.
+    pub const UNBOUNDED: i32 = 1 << 30;
+
+    /// The band of an alignment, `causal` and window widths.
+    pub fn new(align: Align, causal: bool, window_left: Option<usize>, window_right: Option<usize>) -> Self {
+        let offset = match align {
+            Align::Offset(n) => i128::from(n),
+            _ => 0,
+        };
+        let right = if causal { Some(window_right.unwrap_or(0).min(0)) } else { window_right };
+        let limit = i128::from(Self::UNBOUNDED);
+        let end = |width: Option<usize>, sign: i128| {
+            let end = match width {
+                Some(w) => offset + sign * w as i128,
+                None => sign * limit,
+            };
+            end.clamp(-limit, limit) as i32
+        };
+        Self { lo: end(window_left, -1), hi: end(right, 1), bottom_right: align == Align::BottomRight }
+    }
+
+    /// True where every query sees every valid key.
+    pub fn is_unbounded(&self) -> bool {
+        self.lo == -Self::UNBOUNDED && self.hi == Self::UNBOUNDED
+    }
+
+    /// The key that query 0 stands at (for an explicit offset, `lo` and `hi` carry it).
+    pub fn diagonal(&self, seq_q: usize, kv_len: usize) -> i64 {
+        if self.bottom_right { kv_len as i64 - seq_q as i64 } else { 0 }
+    }
+
+    /// Whether query `i` sees key `j`, of `kv_len` valid keys.
+    pub fn allows(&self, i: usize, j: usize, seq_q: usize, kv_len: usize) -> bool {
+        let row = i as i64 + self.diagonal(seq_q, kv_len);
+        let j = j as i64;
+        j < kv_len as i64 && j >= row + i64::from(self.lo) && j <= row + i64::from(self.hi)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(band: Band, seq_q: usize, kv_len: usize) -> Vec<String> {
+        let row = |i| (0..kv_len).map(|j| if band.allows(i, j, seq_q, kv_len) { 'x' } else { '.' }).collect();
+        (0..seq_q).map(row).collect()
+    }
+
+    #[test]
+    fn causal_by_alignment() {
+        let causal = |align| Band::new(align, true, None, None);
+        assert_eq!(picture(causal(Align::TopLeft), 2, 4), ["x...", "xx.."]);
+        assert_eq!(picture(causal(Align::BottomRight), 2, 4), ["xxx.", "xxxx"]);
+        assert_eq!(picture(causal(Align::Offset(1)), 2, 4), ["xx..", "xxx."]);
+        assert_eq!(picture(causal(Align::Offset(-1)), 3, 2), ["..", "x.", "xx"]);
+        assert_eq!(picture(causal(Align::BottomRight), 3, 2), ["..", "x.", "xx"]);
+    }
+
+    #[test]
+    fn windows_and_causal_together() {
+        assert_eq!(picture(Band::new(Align::TopLeft, false, Some(1), Some(0)), 3, 4), ["x...", "xx..", ".xx."]);
+        assert_eq!(picture(Band::new(Align::TopLeft, true, Some(1), Some(2)), 3, 4), ["x...", "xx..", ".xx."]);
+        assert_eq!(picture(Band::new(Align::TopLeft, false, None, Some(1)), 2, 4), ["xx..", "xxx."]);
+        assert!(Band::new(Align::TopLeft, false, None, None).is_unbounded());
+        assert!(Band::new(Align::TopLeft, false, Some(usize::MAX), Some(usize::MAX)).is_unbounded());
+    }
+
+    #[test]
+    fn extreme_offsets_do_not_overflow() {
+        assert_eq!(picture(Band::new(Align::Offset(i64::MIN), true, None, None), 1, 2), [".."]);
+        assert_eq!(picture(Band::new(Align::Offset(i64::MAX), true, None, None), 1, 2), ["xx"]);
+        assert_eq!(picture(Band::new(Align::Offset(i64::MAX), true, Some(0), None), 1, 2), [".."]);
+    }
+}

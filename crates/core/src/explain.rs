@@ -1,0 +1,220 @@
+use crate::{Argument, DType};
+use std::fmt;
+
+/// Who runs a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// Any GPU through wgpu: Vulkan, Metal, DX12, WebGPU.
+    Wgpu,
+    /// NVIDIA cards through CUDA.
+    Cuda,
+    /// Fast kernels on the CPU.
+    Cpu,
+    /// The float64 oracle on the CPU: slow, and right.
+    Reference,
+}
+
+impl BackendKind {
+    /// Every backend, in the order in which `auto` asks them.
+    pub const ALL: [BackendKind; 4] = [BackendKind::Cuda, BackendKind::Wgpu, BackendKind::Cpu, BackendKind::Reference];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            BackendKind::Wgpu => "wgpu",
+            BackendKind::Cuda => "cuda",
+            BackendKind::Cpu => "cpu",
+            BackendKind::Reference => "reference",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a backend runs a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KernelKind {
+    /// Fused and tiled: the scores are never stored.
+    Flash,
+    /// Scores, softmax and values one after the other: the baseline known as "math". Stores B * H * Sq * Skv scores, or as many as fit.
+    Unfused,
+}
+
+impl KernelKind {
+    /// Every kernel, in the order in which `auto` asks them.
+    pub const ALL: [KernelKind; 2] = [KernelKind::Flash, KernelKind::Unfused];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KernelKind::Flash => "flash",
+            KernelKind::Unfused => "unfused",
+        }
+    }
+}
+
+impl fmt::Display for KernelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a kernel cannot run a problem.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The backend has no code yet.
+    #[error("the {backend} backend is not part of this version")]
+    NotBuilt {
+        /// Which backend.
+        backend: BackendKind,
+    },
+    /// The backend was left out when this program was compiled.
+    #[error("the {backend} backend was left out: compile with the cargo feature `{backend}`")]
+    FeatureOff {
+        /// Which backend.
+        backend: BackendKind,
+    },
+    /// The backend has only the other kernel.
+    #[error("the {backend} backend has no {kernel} kernel")]
+    NoSuchKernel {
+        /// Which backend.
+        backend: BackendKind,
+        /// Which kernel.
+        kernel: KernelKind,
+    },
+    /// No device was found, or it could not be opened.
+    #[error("no device: {0}")]
+    NoDevice(String),
+    /// Heads are wider than the kernels' registers allow.
+    #[error("{axis} is {given}, over the {max} that the kernels reach")]
+    HeadDim {
+        /// `head_dim` or `head_dim_v`.
+        axis: &'static str,
+        /// Its size.
+        given: usize,
+        /// The kernels' limit.
+        max: usize,
+    },
+    /// One row of work needs more of a tensor than one binding can hold, and it cannot be split further.
+    #[error("{argument} needs {needed} bytes in one binding, over the device's {limit}")]
+    BindingSize {
+        /// Which tensor.
+        argument: Argument,
+        /// Bytes that must be bound at once.
+        needed: u64,
+        /// `max_storage_buffer_binding_size` of the device.
+        limit: u64,
+    },
+    /// A tensor or workspace is larger than any buffer of the device.
+    #[error("{argument} needs a buffer of {needed} bytes, over the device's {limit}")]
+    BufferSize {
+        /// Which tensor.
+        argument: Argument,
+        /// Bytes it takes.
+        needed: u64,
+        /// `max_buffer_size` of the device.
+        limit: u64,
+    },
+    /// Indices of the tensor do not fit the kernels' 32 bits.
+    #[error("{argument} spans {needed} elements in one dispatch, over the 2^32 that kernels can index")]
+    IndexRange {
+        /// Which tensor.
+        argument: Argument,
+        /// Elements it spans.
+        needed: u64,
+    },
+    /// The device's limits are below the smallest tiles.
+    #[error("the device's {limit} is {given}, below the {needed} that the smallest tiles need")]
+    DeviceLimit {
+        /// Name of the wgpu limit.
+        limit: &'static str,
+        /// The device's value.
+        given: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// The storage type has no kernel here.
+    #[error("{0} tensors have no kernel here")]
+    DType(DType),
+}
+
+/// Whether one kernel of one backend will run a problem.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It runs; the text says how (tiles, adapter).
+    Runs(String),
+    /// It cannot, for each of these reasons.
+    Refused(Vec<Reason>),
+}
+
+impl Verdict {
+    /// True for [`Verdict::Runs`].
+    pub fn runs(&self) -> bool {
+        matches!(self, Verdict::Runs(_))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Runs(how) => write!(f, "runs: {how}"),
+            Verdict::Refused(reasons) => {
+                let reasons: Vec<_> = reasons.iter().map(Reason::to_string).collect();
+                write!(f, "refused: {}", reasons.join("; "))
+            }
+        }
+    }
+}
+
+/// What every backend and kernel has to say to a problem.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explanation {
+    /// One entry for each backend and kernel.
+    pub verdicts: Vec<(BackendKind, KernelKind, Verdict)>,
+}
+
+impl Explanation {
+    /// The verdict on one kernel.
+    pub fn verdict(&self, backend: BackendKind, kernel: KernelKind) -> Option<&Verdict> {
+        self.verdicts.iter().find(|(b, k, _)| *b == backend && *k == kernel).map(|(_, _, verdict)| verdict)
+    }
+
+    /// What runs among the entries that `backend` and `kernel` leave (`None`: any): the first in the order of the lists.
+    ///
+    /// # Errors
+    /// All entries that were asked, each with its reasons.
+    pub fn choose(
+        &self,
+        backend: Option<BackendKind>,
+        kernel: Option<KernelKind>,
+    ) -> Result<(BackendKind, KernelKind), Explanation> {
+        let asked = || {
+            self.verdicts
+                .iter()
+                .filter(move |(b, k, _)| backend.is_none_or(|x| x == *b) && kernel.is_none_or(|x| x == *k))
+        };
+        match asked().find(|(_, _, verdict)| verdict.runs()) {
+            Some(&(b, k, _)) => Ok((b, k)),
+            None => Err(Explanation { verdicts: asked().cloned().collect() }),
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (backend, kernel, verdict)) in self.verdicts.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{backend} {kernel}: {verdict}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+use crate::Band;
+use std::ops::Range;
+
+/// How a kernel treats a tile of scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileKind {
+    /// Every key is allowed to every query: no masking.
+    Full,
+    /// Some are not, or a mask decides: each score is asked.
+    Edge,
+}
+
+/// A tile of keys that a query tile visits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// The keys, cut at the end of the valid ones.
+    pub keys: Range<usize>,
+    /// Whether masking is needed.
+    pub kind: TileKind,
+}
+
+/// The keys that some query of `rows` sees. All others are never visited.
+///
+/// `kv_range` of the kernels is this function in i32.
+pub fn key_range(band: &Band, rows: &Range<usize>, seq_q: usize, kv_len: usize) -> Range<usize> {
+    if rows.is_empty() {
+        return 0..0;
+    }
+    let diagonal = band.diagonal(seq_q, kv_len);
+    let first = rows.start as i64 + diagonal + i64::from(band.lo);
+    let last = rows.end as i64 - 1 + diagonal + i64::from(band.hi);
+    let end = (last + 1).clamp(0, kv_len as i64) as usize;
+    let begin = (first.clamp(0, kv_len as i64) as usize).min(end);
+    begin..end
+}
+
+/// The tiles of `width` keys that a tile of queries visits, in order: the one visitor that kernels and [`Cost`](crate::Cost) follow.
+///
+/// Tiles begin at multiples of `width`, so that a row's arithmetic does not depend on the rows beside it.
+#[derive(Clone, Debug)]
+pub struct KeyTiles {
+    band: Band,
+    rows: Range<usize>,
+    diagonal: i64,
+    keys: Range<usize>,
+    kv_len: usize,
+    width: usize,
+    masked: bool,
+    next: usize,
+}
+
+impl KeyTiles {
+    /// Visits the keys of `rows` (cut at `seq_q`). `masked`: an attention mask makes every tile an edge tile.
+    pub fn new(band: Band, masked: bool, rows: Range<usize>, width: usize, seq_q: usize, kv_len: usize) -> Self {
+        let rows = rows.start.min(seq_q)..rows.end.min(seq_q);
+        let keys = key_range(&band, &rows, seq_q, kv_len);
+        let next = keys.start / width * width;
+        Self { diagonal: band.diagonal(seq_q, kv_len), band, rows, keys, kv_len, width, masked, next }
+    }
+}
+
+impl Iterator for KeyTiles {
+    type Item = Tile;
+
+    fn next(&mut self) -> Option<Tile> {
+        if self.next >= self.keys.end {
+            return None;
+        }
+        let begin = self.next;
+        self.next += self.width;
+        let first_row_last_key = self.rows.start as i64 + self.diagonal + i64::from(self.band.hi);
+        let last_row_first_key = self.rows.end as i64 - 1 + self.diagonal + i64::from(self.band.lo);
+        let full = !self.masked
+            && self.next <= self.kv_len
+            && self.next as i64 - 1 <= first_row_last_key
+            && begin as i64 >= last_row_first_key;
+        let kind = if full { TileKind::Full } else { TileKind::Edge };
+        Some(Tile { keys: begin..self.next.min(self.kv_len), kind })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Align;
+
+    /// Every allowed key lies in a visited tile, full tiles hold only allowed keys, and no tile is visited in vain.
+    #[test]
+    fn tiles_agree_with_the_band() {
+        let aligns = [Align::TopLeft, Align::BottomRight, Align::Offset(-3), Align::Offset(5)];
+        let windows = [None, Some(0), Some(3), Some(9)];
+        let mut visited = 0;
+        for align in aligns {
+            for (left, right) in windows.into_iter().flat_map(|l| windows.map(|r| (l, r))) {
+                for causal in [false, true] {
+                    let band = Band::new(align, causal, left, right);
+                    for (seq_q, kv_len) in [(1, 1), (7, 13), (13, 7), (16, 16), (5, 0)] {
+                        for start in (0..seq_q).step_by(4) {
+                            let rows = start..(start + 4).min(seq_q);
+                            let mut covered = vec![false; kv_len];
+                            for tile in KeyTiles::new(band, false, start..start + 4, 4, seq_q, kv_len) {
+                                let mut any = false;
+                                for j in tile.keys.clone() {
+                                    covered[j] = true;
+                                    for i in rows.clone() {
+                                        let allowed = band.allows(i, j, seq_q, kv_len);
+                                        any |= allowed;
+                                        assert!(allowed || tile.kind == TileKind::Edge);
+                                    }
+                                }
+                                visited += 1;
+                                // A narrow window can pass between the keys of a tile only where rows skip it.
+                                assert!(any || left.is_some() || right.is_some(), "{band:?} {rows:?} {tile:?}");
+                            }
+                            for i in rows {
+                                for (j, &covered) in covered.iter().enumerate() {
+                                    assert!(covered || !band.allows(i, j, seq_q, kv_len));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(visited > 500);
+    }
+
+    #[test]
+    fn causal_tiles_are_skipped_full_or_edge() {
+        let causal = Band::new(Align::TopLeft, true, None, None);
+        let kinds: Vec<_> = KeyTiles::new(causal, false, 8..12, 4, 16, 16).map(|t| (t.keys, t.kind)).collect();
+        assert_eq!(kinds, [(0..4, TileKind::Full), (4..8, TileKind::Full), (8..12, TileKind::Edge)]);
+    }
+}
