@@ -1,1 +1,14 @@
-//! TODO
+//! The kernel text of flashtile, and the typed variants that assemble it. Nothing else holds kernel text.
+//!
+//! WGSL has no generic types, so a [`Variant`] is a short generated prelude (constants, bindings, element access) in front of the hand-written files
+//! in `wgsl/`. Scalars that only specialise loops ([`Constants`]) are pipeline-overridable. [`Variant::all`] lists every variant that any plan can
+//! choose, so that each can be validated without a GPU.
+
+mod params;
+mod tiles;
+mod variant;
+mod wgsl;
+
+pub use params::Params;
+pub use tiles::{BASELINE_WORKGROUP_BYTES, FLASH_TILES, MAX_HEAD_DIM, SOFTMAX_TILES, Tiles, UNFUSED_TILES};
+pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};

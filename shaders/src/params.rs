@@ -1,0 +1,55 @@
+use bytemuck::{Pod, Zeroable};
+
+/// Everything a dispatch is told, as `Params` in `wgsl/params.wgsl`: the same fields in the same order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[allow(missing_docs, reason = "documented field by field in wgsl/params.wgsl, beside its other half")]
+pub struct Params {
+    pub q_strides: [u32; 4],
+    pub k_strides: [u32; 4],
+    pub v_strides: [u32; 4],
+    pub out_strides: [u32; 4],
+    pub mask_strides: [u32; 4],
+    pub q_offset: u32,
+    pub k_offset: u32,
+    pub v_offset: u32,
+    pub out_offset: u32,
+    pub mask_offset: u32,
+    pub lse_offset: u32,
+    pub kv_lens_offset: u32,
+    pub lse_rows: u32,
+    pub seq_q: u32,
+    pub seq_kv: u32,
+    pub heads: u32,
+    pub group: u32,
+    pub batch_begin: u32,
+    pub head_begin: u32,
+    pub row_begin: u32,
+    pub row_end: u32,
+    pub head_count: u32,
+    pub tile_count: u32,
+    pub item_count: u32,
+    pub grid_width: u32,
+    pub band_lo: i32,
+    pub band_hi: i32,
+    pub bottom_right: u32,
+    pub dropout_threshold: u32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub keep_scale: f32,
+    pub dropout_offset: u32,
+    pub seed: [u32; 2],
+    pub score_stride: u32,
+    pub pad: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+
+    /// One slot of a uniform buffer at the strictest alignment holds it.
+    #[test]
+    fn fits_a_slot() {
+        assert_eq!(size_of::<Params>(), 208);
+    }
+}

@@ -1,0 +1,113 @@
+use std::fmt;
+
+/// The tile shape of a kernel: `tx` x `ty` threads, each with 4 queries and 4 keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tiles {
+    /// Threads along keys and along columns of V.
+    pub tx: u32,
+    /// Threads along queries.
+    pub ty: u32,
+    /// KC: depth of both products that goes through workgroup memory at once, a multiple of 4.
+    pub kc: u32,
+    /// Words of four numbers that a query's row has in workgroup memory: all of Q stays there up to a head_dim of `4 * qw4`.
+    pub qw4: u32,
+    /// Blocks of four columns of O that a thread holds for each of its queries: reaches a head_dim_v of `4 * tx * ot`.
+    pub ot: u32,
+}
+
+/// What every WebGPU device gives a workgroup.
+pub const BASELINE_WORKGROUP_BYTES: u32 = 16 * 1024;
+
+/// The widest head that the flash kernel's registers hold.
+pub const MAX_HEAD_DIM: usize = 512;
+
+const fn tiles(tx: u32, ty: u32, kc: u32, qw4: u32, ot: u32) -> Tiles {
+    Tiles { tx, ty, kc, qw4, ot }
+}
+
+/// Every tile shape of the flash kernel. A plan takes the first that fits its heads, its queries and the device.
+///
+/// The first half keeps to WebGPU's baseline of 16 KiB; the shapes with more threads share K and V among more queries.
+pub const FLASH_TILES: [Tiles; 10] = [
+    // Few queries: 8 x 128.
+    tiles(32, 2, 8, 32, 1),
+    tiles(32, 2, 16, 4, 2),
+    // 32 x 32.
+    tiles(8, 8, 16, 16, 1),
+    tiles(8, 8, 16, 16, 2),
+    // 16 x 64.
+    tiles(16, 4, 8, 32, 2),
+    tiles(16, 4, 32, 8, 4),
+    // 8 x 128, up to head_dim_v 512.
+    tiles(32, 2, 16, 4, 4),
+    // 32 x 64, beyond the baseline's workgroup memory.
+    tiles(16, 8, 16, 16, 1),
+    tiles(16, 8, 16, 32, 2),
+    tiles(16, 8, 16, 4, 4),
+];
+
+/// Tiles of the unfused products: 32 x 32.
+pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
+
+/// The unfused softmax: 64 threads a row.
+pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
+
+impl Tiles {
+    /// Br: queries a workgroup holds.
+    pub const fn rows(&self) -> u32 {
+        4 * self.ty
+    }
+
+    /// Bc: keys of a tile.
+    pub const fn keys(&self) -> u32 {
+        4 * self.tx
+    }
+
+    /// Threads of a workgroup.
+    pub const fn threads(&self) -> u32 {
+        self.tx * self.ty
+    }
+
+    /// The widest V whose O stays in registers.
+    pub const fn max_head_dim_v(&self) -> u32 {
+        4 * self.tx * self.ot
+    }
+
+    /// Bytes of workgroup memory of the flash kernel, the one formula that plan and kernel share: Q tile, K or V chunk, weights, row reductions, a flag.
+    pub const fn flash_workgroup_bytes(&self) -> u32 {
+        let q_tile = 16 * self.rows() * self.qw4;
+        let kv_tile = 16 * self.kc * self.tx;
+        let p_tile = 16 * self.rows() * self.tx;
+        let row_part = 4 * self.rows() * self.tx;
+        q_tile + kv_tile + p_tile + row_part + 4
+    }
+}
+
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Br {} x Bc {}, {} threads", self.rows(), self.keys(), self.threads())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// WebGPU's default limits serve every head_dim_v, with few queries and with many.
+    #[test]
+    fn baseline_reaches_every_head_dim() {
+        let baseline = || {
+            FLASH_TILES.iter().filter(|t| t.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES && t.threads() <= 256)
+        };
+        assert!(baseline().any(|t| t.max_head_dim_v() as usize >= MAX_HEAD_DIM));
+        assert!(baseline().any(|t| t.max_head_dim_v() >= 64 && t.rows() >= 32));
+    }
+
+    #[test]
+    fn chunks_divide_tiles() {
+        for t in FLASH_TILES {
+            assert!(t.keys().is_multiple_of(t.kc) && t.kc.is_multiple_of(4), "{t:?}: keys in chunks");
+            assert!((4 * t.qw4).is_multiple_of(t.kc) && 4 * t.qw4 >= t.kc, "{t:?}: Q in chunks");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+use crate::{FLASH_TILES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, wgsl};
+use flashtile_core::{DType, MaskKind};
+use std::fmt;
+
+/// What a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Attention, fused.
+    FlashForward,
+    /// The score table of the unfused kernels.
+    UnfusedScores,
+    /// Softmax of each row of the table, and dropout.
+    UnfusedSoftmax,
+    /// The table times V.
+    UnfusedValues,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Operation; 4] =
+        [Operation::FlashForward, Operation::UnfusedScores, Operation::UnfusedSoftmax, Operation::UnfusedValues];
+
+    /// The name of the entry point, and of its file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::FlashForward => "flash_forward",
+            Operation::UnfusedScores => "unfused_scores",
+            Operation::UnfusedSoftmax => "unfused_softmax",
+            Operation::UnfusedValues => "unfused_values",
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is bound to a kernel. The number of a binding is the same in every variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// The uniform [`Params`](crate::Params), at a dynamic offset.
+    Params = 0,
+    /// Queries.
+    Q = 1,
+    /// Keys.
+    K = 2,
+    /// Values.
+    V = 3,
+    /// Attention mask.
+    Mask = 4,
+    /// Small integer inputs: kv_lens.
+    Aux = 5,
+    /// Output.
+    Out = 6,
+    /// Log-sum-exp.
+    Lse = 7,
+    /// Workspace of the unfused kernels.
+    Scores = 8,
+}
+
+/// How a kernel uses a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// A uniform buffer with a dynamic offset.
+    Uniform,
+    /// A read-only storage buffer.
+    Read,
+    /// A storage buffer that is read and written.
+    ReadWrite,
+}
+
+/// One binding of a variant, in group 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    /// What is bound; its discriminant is the binding's number.
+    pub slot: Slot,
+    /// How it is used.
+    pub access: Access,
+}
+
+/// One kernel text: an operation, its storage types and tile shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// What it computes.
+    pub operation: Operation,
+    /// Storage type of q, k, v and out. The softmax sees only scores: f32 there.
+    pub dtype: DType,
+    /// The mask it reads.
+    pub mask: Option<MaskKind>,
+    /// Whether each batch entry has its own count of keys.
+    pub kv_lens: bool,
+    /// Whether it writes the log-sum-exp.
+    pub lse: bool,
+    /// The tile shape.
+    pub tiles: Tiles,
+}
+
+/// Values of a variant's overridable constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Constants {
+    /// D.
+    pub head_dim: u32,
+    /// Dv.
+    pub head_dim_v: u32,
+    /// Whether scores are softcapped.
+    pub softcap: bool,
+    /// Whether weights are dropped.
+    pub dropout: bool,
+}
+
+impl Constants {
+    /// Names and values as WebGPU's pipelines take them.
+    pub fn entries(&self) -> [(&'static str, f64); 4] {
+        [
+            ("HEAD_DIM", self.head_dim.into()),
+            ("HEAD_DIM_V", self.head_dim_v.into()),
+            ("SOFTCAP", u32::from(self.softcap).into()),
+            ("DROPOUT", u32::from(self.dropout).into()),
+        ]
+    }
+}
+
+impl Variant {
+    /// Drops what `operation` does not look at, so that equal texts are equal variants.
+    pub fn new(
+        operation: Operation,
+        dtype: DType,
+        mask: Option<MaskKind>,
+        kv_lens: bool,
+        lse: bool,
+        tiles: Tiles,
+    ) -> Self {
+        let all = Self { operation, dtype, mask, kv_lens, lse, tiles };
+        match operation {
+            Operation::FlashForward => all,
+            Operation::UnfusedScores => Self { lse: false, ..all },
+            Operation::UnfusedSoftmax => Self { dtype: DType::F32, mask: None, kv_lens: false, ..all },
+            Operation::UnfusedValues => Self { mask: None, lse: false, ..all },
+        }
+    }
+
+    /// Every variant that any plan can choose.
+    pub fn all() -> impl Iterator<Item = Variant> {
+        let flags = || [(false, false), (false, true), (true, false), (true, true)];
+        let masks = || std::iter::once(None).chain(MaskKind::ALL.map(Some));
+        let tiles = |operation| match operation {
+            Operation::FlashForward => FLASH_TILES.to_vec(),
+            Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],
+            Operation::UnfusedScores | Operation::UnfusedValues => vec![UNFUSED_TILES],
+        };
+        let mut all = Vec::new();
+        for operation in Operation::ALL {
+            for tiles in tiles(operation) {
+                for dtype in DType::ALL {
+                    for mask in masks() {
+                        for (kv_lens, lse) in flags() {
+                            let variant = Variant::new(operation, dtype, mask, kv_lens, lse, tiles);
+                            if !all.contains(&variant) {
+                                all.push(variant);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        all.into_iter()
+    }
+
+    /// The name of the entry point.
+    pub fn entry_point(&self) -> &'static str {
+        self.operation.name()
+    }
+
+    /// The whole WGSL text.
+    pub fn wgsl(&self) -> String {
+        wgsl::assemble(self)
+    }
+
+    /// The bindings that the text declares, in order of their numbers.
+    pub fn bindings(&self) -> Vec<Binding> {
+        use Operation::*;
+        let flash = self.operation == FlashForward;
+        let products = matches!(self.operation, FlashForward | UnfusedScores);
+        let values = matches!(self.operation, FlashForward | UnfusedValues);
+        let slots = [
+            (Slot::Params, Access::Uniform, true),
+            (Slot::Q, Access::Read, products),
+            (Slot::K, Access::Read, products),
+            (Slot::V, Access::Read, values),
+            (Slot::Mask, Access::Read, self.mask.is_some()),
+            (Slot::Aux, Access::Read, self.kv_lens),
+            (Slot::Out, Access::ReadWrite, values),
+            (Slot::Lse, Access::ReadWrite, self.lse),
+            (Slot::Scores, Access::ReadWrite, !flash),
+        ];
+        slots.into_iter().filter(|&(_, _, wanted)| wanted).map(|(slot, access, _)| Binding { slot, access }).collect()
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tiles { tx, ty, kc, qw4, ot } = self.tiles;
+        write!(f, "{} {}", self.operation, self.dtype)?;
+        if let Some(mask) = self.mask {
+            write!(f, " {mask} mask")?;
+        }
+        if self.kv_lens {
+            f.write_str(" kv_lens")?;
+        }
+        if self.lse {
+            f.write_str(" lse")?;
+        }
+        write!(f, " {tx}x{ty} kc{kc} qw{qw4} ot{ot}")
+    }
+}

@@ -1,0 +1,178 @@
+//! Puts a variant's text together: prelude, then the parts that its operation calls.
+
+use crate::{Access, Operation, Slot, Tiles, Variant};
+use flashtile_core::{DType, MaskKind};
+
+const NUMERICS: &str = include_str!("../wgsl/numerics.wgsl");
+const PARAMS: &str = include_str!("../wgsl/params.wgsl");
+const PHILOX: &str = include_str!("../wgsl/philox.wgsl");
+const MASK: &str = include_str!("../wgsl/mask.wgsl");
+const LOAD_F32: &str = include_str!("../wgsl/load_f32.wgsl");
+const LOAD_HALF: &str = include_str!("../wgsl/load_half.wgsl");
+const LOAD4: &str = include_str!("../wgsl/load4.wgsl");
+const STORE_F32: &str = include_str!("../wgsl/store_f32.wgsl");
+const STORE_HALF: &str = include_str!("../wgsl/store_half.wgsl");
+const TILE: &str = include_str!("../wgsl/tile.wgsl");
+const LOAD_K_CHUNK: &str = include_str!("../wgsl/load_k_chunk.wgsl");
+const LOAD_V_CHUNK: &str = include_str!("../wgsl/load_v_chunk.wgsl");
+const FLASH_FORWARD: &str = include_str!("../wgsl/flash_forward.wgsl");
+const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
+const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
+const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
+
+pub(crate) fn assemble(variant: &Variant) -> String {
+    let mut parts = vec![constants(variant), bindings(variant), NUMERICS.into(), PARAMS.into()];
+    parts.push(valid_keys(variant).into());
+    let loads = |tensor, width| [load(variant.dtype, tensor), load4(tensor, width)];
+    let (q, k, v) = (loads("q", "HEAD_DIM"), loads("k", "HEAD_DIM"), loads("v", "HEAD_DIM_V"));
+    match variant.operation {
+        Operation::FlashForward => {
+            parts.extend([PHILOX.into(), mask(variant.mask), store_lse(variant.lse).into(), store(variant.dtype)]);
+            parts.extend(q.into_iter().chain(k).chain(v));
+            parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
+        }
+        Operation::UnfusedScores => {
+            parts.extend([mask(variant.mask), SCORE_ROW.into()]);
+            parts.extend(q.into_iter().chain(k));
+            parts.extend([TILE, LOAD_K_CHUNK, UNFUSED_SCORES].map(String::from));
+        }
+        Operation::UnfusedSoftmax => {
+            parts.extend([PHILOX, SCORE_ROW, store_lse(variant.lse), UNFUSED_SOFTMAX].map(String::from));
+        }
+        Operation::UnfusedValues => {
+            parts.extend([SCORE_ROW.into(), store(variant.dtype)]);
+            parts.extend(v);
+            parts.extend([TILE, LOAD_V_CHUNK, UNFUSED_VALUES].map(String::from));
+        }
+    }
+    parts.join("\n")
+}
+
+fn constants(variant: &Variant) -> String {
+    let Tiles { tx, ty, kc, qw4, ot } = variant.tiles;
+    let mut text = format!("// {variant}\n");
+    for (name, value) in [
+        ("TX", tx),
+        ("TY", ty),
+        ("THREADS", variant.tiles.threads()),
+        ("BR", variant.tiles.rows()),
+        ("BC", variant.tiles.keys()),
+        ("KC", kc),
+        ("QW4", qw4),
+        ("OT", ot),
+    ] {
+        text += &format!("const {name}: u32 = {value}u;\n");
+    }
+    text += &format!("const HAS_MASK: bool = {};\n", variant.mask.is_some());
+    text + &format!("const HAS_BIAS: bool = {};\n", matches!(variant.mask, Some(MaskKind::Additive(_))))
+}
+
+fn bindings(variant: &Variant) -> String {
+    let mut text = String::new();
+    for binding in variant.bindings() {
+        let (name, element) = match binding.slot {
+            Slot::Params => continue, // beside its struct, in params.wgsl
+            Slot::Q => ("q", "u32"),
+            Slot::K => ("k", "u32"),
+            Slot::V => ("v", "u32"),
+            Slot::Mask => ("mask", "u32"),
+            Slot::Aux => ("kv_lens", "i32"),
+            Slot::Out if variant.dtype == DType::F32 => ("out", "u32"),
+            // Two rows may own halves of one word.
+            Slot::Out => ("out", "atomic<u32>"),
+            Slot::Lse => ("lse", "u32"),
+            Slot::Scores => ("scores", "u32"),
+        };
+        let access = match binding.access {
+            Access::ReadWrite => "read_write",
+            Access::Uniform | Access::Read => "read",
+        };
+        let number = binding.slot as u32;
+        text += &format!("@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;\n");
+    }
+    text
+}
+
+fn valid_keys(variant: &Variant) -> &'static str {
+    if variant.kv_lens {
+        "// Lengths are clamped, for only the device knows them.
+fn valid_keys(b: u32) -> u32 {
+    return u32(clamp(kv_lens[params.kv_lens_offset + b - params.batch_begin], 0, i32(params.seq_kv)));
+}
+"
+    } else {
+        "fn valid_keys(b: u32) -> u32 {
+    return params.seq_kv;
+}
+"
+    }
+}
+
+fn half_prefix(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => None,
+        DType::F16 => Some("f16"),
+        DType::BF16 => Some("bf16"),
+    }
+}
+
+fn load(dtype: DType, tensor: &str) -> String {
+    match half_prefix(dtype) {
+        None => LOAD_F32.replace("TENSOR", tensor),
+        Some(half) => LOAD_HALF.replace("TENSOR", tensor).replace("HALF", half),
+    }
+}
+
+fn load4(tensor: &str, width: &str) -> String {
+    LOAD4.replace("TENSOR", tensor).replace("WIDTH", width)
+}
+
+fn store(dtype: DType) -> String {
+    match half_prefix(dtype) {
+        None => STORE_F32.into(),
+        Some(half) => STORE_HALF.replace("HALF", half),
+    }
+}
+
+/// `mask_bits(index)` reads one entry as the bits of an f32; a false is -inf.
+fn mask(kind: Option<MaskKind>) -> String {
+    let bits = match kind {
+        None => {
+            return "fn mask4(item: Item, i: u32, j: u32) -> vec4<u32> {
+    return vec4<u32>(0u);
+}
+"
+            .into();
+        }
+        Some(MaskKind::Bool) => "select(NEG_INF, 0u, ((mask[index / 4u] >> (index % 4u * 8u)) & 0xffu) != 0u)",
+        Some(MaskKind::Additive(DType::F32)) => "mask[index]",
+        Some(MaskKind::Additive(DType::BF16)) => "(mask[index / 2u] >> (index % 2u * 16u)) << 16u",
+        Some(MaskKind::Additive(DType::F16)) => {
+            return format!(
+                "fn mask_bits(index: u32) -> u32 {{
+    let half = (mask[index / 2u] >> (index % 2u * 16u)) & 0xffffu;
+    return select(bitcast<u32>(f16_value(half)), NEG_INF, half == 0xfc00u);
+}}
+{MASK}"
+            );
+        }
+    };
+    format!("fn mask_bits(index: u32) -> u32 {{\n    return {bits};\n}}\n{MASK}")
+}
+
+fn store_lse(lse: bool) -> &'static str {
+    if lse {
+        "fn store_lse(index: u32, bits: u32) {
+    lse[index] = bits;
+}
+"
+    } else {
+        "fn store_lse(index: u32, bits: u32) {}\n"
+    }
+}
+
+const SCORE_ROW: &str = "// Where the scores of query i begin in the workspace; `head` counts over the dispatch's part.
+fn score_row(head: u32, i: u32) -> u32 {
+    return (head * (params.row_end - params.row_begin) + i - params.row_begin) * params.score_stride;
+}
+";

@@ -1,0 +1,120 @@
+//! Every variant, without a GPU: a plan chooses at run time, so a text that only fails on some device's compiler must be found here.
+//!
+//! naga validates each one with the capabilities of baseline WebGPU and translates it for every graphics API. `spirv-val` checks the SPIR-V where
+//! it is installed (or named by FLASHTILE_SPIRV_VAL); on CI it is required.
+#![allow(clippy::unwrap_used)]
+
+use flashtile_core::{DType, MaskKind};
+use flashtile_shaders::{Constants, Slot, Tiles, Variant};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+const CONSTANTS: Constants = Constants { head_dim: 33, head_dim_v: 17, softcap: true, dropout: true };
+
+/// Parses and validates with no capability beyond core WebGPU's (which has unpack2x16float), then fixes the overridable constants.
+fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
+    let text = variant.wgsl();
+    let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(&text))?;
+    let constants = CONSTANTS.entries().map(|(name, value)| (name.to_string(), value)).into_iter().collect();
+    let (module, info) = naga::back::pipeline_constants::process_overrides(
+        &module,
+        &info,
+        Some((naga::ShaderStage::Compute, variant.entry_point())),
+        &constants,
+    )
+    .map_err(|e| e.to_string())?;
+    Ok((module.into_owned(), info.into_owned()))
+}
+
+fn failures(check: impl Fn(&Variant) -> Result<(), String>) {
+    let all: Vec<_> = Variant::all().collect();
+    assert!(all.len() > 500, "the list of variants is complete");
+    let failed: Vec<_> = all.iter().filter_map(|v| check(v).err().map(|e| format!("{v}: {e}"))).collect();
+    assert!(failed.is_empty(), "{} of {} failed, first: {}", failed.len(), all.len(), failed[0]);
+}
+
+#[test]
+fn translate_everywhere() {
+    failures(|variant| {
+        let (module, info) = compile(variant)?;
+        let entry = variant.entry_point().to_string();
+        let stage = naga::ShaderStage::Compute;
+        naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
+            .map_err(|e| format!("SPIR-V: {e}"))?;
+        naga::back::msl::write_string(
+            &module,
+            &info,
+            &naga::back::msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() },
+            &naga::back::msl::PipelineOptions { entry_point: Some((stage, entry.clone())), ..Default::default() },
+        )
+        .map_err(|e| format!("MSL: {e}"))?;
+        let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((stage, entry.clone())) };
+        naga::back::hlsl::Writer::new(&mut String::new(), &options, &pipeline)
+            .write(&module, &info, None)
+            .map_err(|e| format!("HLSL: {e}"))?;
+        naga::back::glsl::Writer::new(
+            &mut String::new(),
+            &module,
+            &info,
+            &naga::back::glsl::Options { version: naga::back::glsl::Version::new_gles(310), ..Default::default() },
+            &naga::back::glsl::PipelineOptions { shader_stage: stage, entry_point: entry, multiview: None },
+            naga::proc::BoundsCheckPolicies::default(),
+        )
+        .and_then(|mut writer| writer.write())
+        .map_err(|e| format!("GLSL: {e}"))?;
+        Ok(())
+    });
+}
+
+/// The plan's formula for workgroup memory is what the text declares.
+#[test]
+fn workgroup_memory_is_what_the_plan_computes() {
+    failures(|variant| {
+        let (module, _) = compile(variant)?;
+        let declared: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, var)| var.space == naga::AddressSpace::WorkGroup)
+            .map(|(_, var)| module.types[var.ty].inner.size(module.to_ctx()))
+            .sum();
+        let tiles: Tiles = variant.tiles;
+        if variant.operation == flashtile_shaders::Operation::FlashForward && declared != tiles.flash_workgroup_bytes()
+        {
+            return Err(format!("declares {declared} bytes, the plan computes {}", tiles.flash_workgroup_bytes()));
+        }
+        Ok(())
+    });
+}
+
+/// WebGPU gives a stage 8 storage buffers; the bindings a variant lists are those its text declares.
+#[test]
+fn bindings_fit_webgpu() {
+    failures(|variant| {
+        let (module, _) = compile(variant)?;
+        let mut declared: Vec<_> =
+            module.global_variables.iter().filter_map(|(_, var)| var.binding.map(|b| b.binding)).collect();
+        declared.sort_unstable();
+        let listed: Vec<_> = variant.bindings().iter().map(|b| b.slot as u32).collect();
+        if declared != listed {
+            return Err(format!("declares bindings {declared:?}, lists {listed:?}"));
+        }
+        let storage = variant.bindings().iter().filter(|b| b.slot != Slot::Params).count();
+        if storage > 8 {
+            return Err(format!("{storage} storage buffers"));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn variants_are_told_apart_by_name() {
+    let mut names: Vec<_> = Variant::all().map(|v| v.to_string()).collect();
+    names.sort();
+    let count = names.len();
+    names.dedup();
+    assert_eq!(names.len(), count);
+    assert!(Variant::all().any(|v| v.dtype == DType::BF16 && v.mask == Some(MaskKind::Bool) && v.kv_lens && v.lse));
+}

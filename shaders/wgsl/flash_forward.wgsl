@@ -1,0 +1,181 @@
+// FlashAttention-2, forward: a workgroup holds BR queries and visits the keys they see, BC at a time. The score table never exists.
+//
+// Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
+// Threads are TX columns by TY rows; each has 4 queries (4 ty ..) and 4 keys of S, then 4 columns (of every TX-th block of 4) of O.
+const NO_BIAS: u32 = 0u;
+
+var<workgroup> q_tile: array<vec4<f32>, BR * QW4>;   // [query][head_dim / 4]
+var<workgroup> p_tile: array<vec4<u32>, BR * TX>;    // [query][key / 4], the bits of the weights
+var<workgroup> row_part: array<f32, BR * TX>;        // [query][thread column], for reductions along rows
+var<workgroup> v_dirty: atomic<u32>;                 // 1 once an edge tile's V held NaN or infinity
+
+fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
+    for (var block = thread; block < BR * (KC / 4u); block += THREADS) {
+        let d4 = block % (KC / 4u);
+        let r = block / (KC / 4u);
+        let i = item.row_begin + r;
+        var x = vec4<f32>(0.0);
+        if (i < params.row_end) {
+            x = load4_q(q_row(item, i), d_begin + 4u * d4);
+        }
+        q_tile[r * QW4 + q_place(d_begin) + d4] = x;
+    }
+}
+
+// Where a chunk of Q lies in its row of q_tile: behind the chunks before it if all of Q stays, else at the begin.
+fn q_place(d_begin: u32) -> u32 {
+    return select(0u, d_begin / 4u, HEAD_DIM <= 4u * QW4);
+}
+
+@compute @workgroup_size(TX, TY)
+fn flash_forward(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let index = workgroup.y * params.grid_width + workgroup.x;
+    if (index >= params.item_count) {
+        return;
+    }
+    let item = work_item(index, BR);
+    let row_end = min(item.row_begin + BR, params.row_end);
+    let range = kv_range(item, row_end);
+    let tx = local.x;
+    let ty = local.y;
+    let q_stays = HEAD_DIM <= 4u * QW4;
+
+    var m = vec4<f32>(LOWEST); // of the thread's 4 queries
+    var l = vec4<f32>(0.0);    // over the thread's own columns; summed along the row at the end
+    var o: array<mat4x4<f32>, OT>; // o[t][r]: query r, columns 4 (t TX + tx) ..
+    for (var t = 0u; t < OT; t++) {
+        o[t] = mat4x4<f32>();
+    }
+
+    if (thread == 0u) {
+        atomicStore(&v_dirty, 0u); // before the first barrier
+    }
+    var first = true;
+    for (var j_begin = range.x / BC * BC; j_begin < range.y; j_begin += BC) {
+        // S = Q K^T
+        var s = mat4x4<f32>(); // s[r]: query r, keys j_begin + 4 tx ..
+        for (var d_begin = 0u; d_begin < HEAD_DIM; d_begin += KC) {
+            if (first || !q_stays) {
+                load_q_chunk(item, d_begin, thread);
+            }
+            load_k_chunk(item, j_begin, d_begin, thread);
+            workgroupBarrier();
+            let place = q_place(d_begin);
+            for (var d4 = 0u; d4 < KC / 4u; d4++) {
+                let k = kv_block(d4, tx);
+                let at = 4u * ty * QW4 + place + d4;
+                s[0] = multiply_add(s[0], q_tile[at], k);
+                s[1] = multiply_add(s[1], q_tile[at + QW4], k);
+                s[2] = multiply_add(s[2], q_tile[at + 2u * QW4], k);
+                s[3] = multiply_add(s[3], q_tile[at + 3u * QW4], k);
+            }
+            workgroupBarrier();
+        }
+        first = false;
+
+        // Masks, and the largest score of each row.
+        let edge = HAS_MASK || DROPOUT || !tile_is_full(item, row_end, j_begin, j_begin + BC);
+        let j = j_begin + 4u * tx;
+        var absent = array<vec4<bool>, 4>();
+        for (var r = 0u; r < 4u; r++) {
+            let i = item.row_begin + 4u * ty + r;
+            var bias = vec4<u32>(NO_BIAS);
+            if (edge) {
+                bias = mask4(item, i, j);
+                for (var c = 0u; c < 4u; c++) {
+                    absent[r][c] = !allowed(item, i, j + c, bias[c]);
+                }
+            }
+            let x = s[r] * params.scale;
+            s[r] = vec4<f32>(score(x.x, bias.x), score(x.y, bias.y), score(x.z, bias.z), score(x.w, bias.w));
+            let seen = select(s[r], vec4<f32>(LOWEST), absent[r]);
+            row_part[(4u * ty + r) * TX + tx] = max(max(seen.x, seen.y), max(seen.z, seen.w));
+        }
+        workgroupBarrier();
+
+        // P = exp(S - m), and what the rows so far are worth beside it.
+        var alpha = vec4<f32>(0.0);
+        for (var r = 0u; r < 4u; r++) {
+            var top = m[r];
+            for (var c = 0u; c < TX; c++) {
+                top = max(top, row_part[(4u * ty + r) * TX + c]);
+            }
+            alpha[r] = exp_nonpositive(m[r] - top);
+            m[r] = top;
+            let x = s[r] - top;
+            let e = vec4<f32>(exp_nonpositive(x.x), exp_nonpositive(x.y), exp_nonpositive(x.z), exp_nonpositive(x.w));
+            var p = select(bitcast<vec4<u32>>(e), vec4<u32>(ABSENT), absent[r]);
+            let weights = bitcast<vec4<f32>>(p);
+            l[r] = l[r] * alpha[r] + ((weights.x + weights.y) + (weights.z + weights.w));
+            if (DROPOUT) {
+                p = select(vec4<u32>(ABSENT), p, kept(item, item.row_begin + 4u * ty + r, j));
+            }
+            p_tile[(4u * ty + r) * TX + tx] = p;
+        }
+
+        // O = alpha O + P V
+        for (var t = 0u; t < OT; t++) {
+            var sum = o[t];
+            sum[0] *= alpha.x;
+            sum[1] *= alpha.y;
+            sum[2] *= alpha.z;
+            sum[3] *= alpha.w;
+            for (var depth = 0u; depth < BC; depth += KC) {
+                let dirty = load_v_chunk(item, j_begin + depth, 4u * t * TX, thread);
+                if (edge && dirty) {
+                    atomicStore(&v_dirty, 1u);
+                }
+                workgroupBarrier();
+                let select_weights = edge && atomicLoad(&v_dirty) != 0u;
+                for (var j4 = 0u; j4 < KC / 4u; j4++) {
+                    let v = kv_block(j4, tx);
+                    let at = 4u * ty * TX + depth / 4u + j4;
+                    if (select_weights) {
+                        sum[0] = add_present(sum[0], p_tile[at], v);
+                        sum[1] = add_present(sum[1], p_tile[at + TX], v);
+                        sum[2] = add_present(sum[2], p_tile[at + 2u * TX], v);
+                        sum[3] = add_present(sum[3], p_tile[at + 3u * TX], v);
+                    } else {
+                        sum[0] = multiply_add(sum[0], bitcast<vec4<f32>>(p_tile[at]), v);
+                        sum[1] = multiply_add(sum[1], bitcast<vec4<f32>>(p_tile[at + TX]), v);
+                        sum[2] = multiply_add(sum[2], bitcast<vec4<f32>>(p_tile[at + 2u * TX]), v);
+                        sum[3] = multiply_add(sum[3], bitcast<vec4<f32>>(p_tile[at + 3u * TX]), v);
+                    }
+                }
+                workgroupBarrier();
+            }
+            o[t] = sum;
+        }
+    }
+
+    // O / l, and lse = m + ln l.
+    for (var r = 0u; r < 4u; r++) {
+        row_part[(4u * ty + r) * TX + tx] = l[r];
+    }
+    workgroupBarrier();
+    for (var r = 0u; r < 4u; r++) {
+        let i = item.row_begin + 4u * ty + r;
+        if (i >= row_end) {
+            break;
+        }
+        var sum = 0.0;
+        for (var c = 0u; c < TX; c++) {
+            sum += row_part[(4u * ty + r) * TX + c];
+        }
+        let empty = sum == 0.0; // a row that sees any key has sum >= 1
+        let factor = select(params.keep_scale / sum, 0.0, empty);
+        for (var t = 0u; t < OT; t++) {
+            let d = 4u * (t * TX + tx);
+            if (d < HEAD_DIM_V) {
+                store4_out(out_row(item, i), d, o[t][r] * factor);
+            }
+        }
+        if (tx == 0u) {
+            store_lse(item.lse_base + i - params.row_begin, select(bitcast<u32>(m[r] + ln(sum)), NEG_INF, empty));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+// Up to four numbers of a row of out from column d on, as 16-bit numbers, two to a word. Where rows or strides are odd, another workgroup
+// may own the other half of a word (or nobody): only the bits of this half are then changed, atomically.
+fn store4_out(row: u32, d: u32, x: vec4<f32>) {
+    let step = params.out_strides.w;
+    let at = row + d * step;
+    let count = min(4u, HEAD_DIM_V - d);
+    if (count == 4u && step == 1u && at % 2u == 0u) {
+        atomicStore(&out[at / 2u], HALF_bits(x.x) | (HALF_bits(x.y) << 16u));
+        atomicStore(&out[at / 2u + 1u], HALF_bits(x.z) | (HALF_bits(x.w) << 16u));
+        return;
+    }
+    for (var c = 0u; c < count; c++) {
+        let index = at + c * step;
+        let shift = index % 2u * 16u;
+        atomicAnd(&out[index / 2u], ~(0xffffu << shift));
+        atomicOr(&out[index / 2u], HALF_bits(x[c]) << shift);
+    }
+}
