@@ -77,10 +77,23 @@ impl DType {
         let at = index * self.size();
         match self {
             DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_le_bytes()),
-            DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f64(value).to_le_bytes()),
-            DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f64(value).to_le_bytes()),
+            DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(round_to_odd(value)).to_le_bytes()),
+            DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(round_to_odd(value)).to_le_bytes()),
         }
     }
+}
+
+/// `value` as f32 such that rounding again, to 16 bits, gives what rounding once would: an inexact result gets an odd last bit, which is
+/// no tie of the second rounding (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+///
+/// `half`'s own conversions from f64 cut the low bits off first, and so take what lies just above a tie for a tie.
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || nearest.to_bits() & 1 == 1 || !value.is_finite() {
+        return nearest;
+    }
+    let below = f64::from(nearest).abs() < value.abs();
+    f32::from_bits(if below { nearest.to_bits() + 1 } else { nearest.to_bits() - 1 })
 }
 
 impl fmt::Display for DType {
@@ -104,6 +117,27 @@ mod tests {
         assert_eq!(DType::F16.ulp(2.0), 2f64.powi(-9));
         assert_eq!(DType::BF16.ulp(0.75), 2f64.powi(-8));
         assert_eq!(DType::F16.ulp(0.0), 2f64.powi(-24));
+    }
+
+    #[test]
+    fn writing_rounds_once() {
+        let written = |dtype: DType, value| {
+            let mut bytes = vec![0; dtype.size()];
+            dtype.write(&mut bytes, 0, value);
+            dtype.read(&bytes, 0)
+        };
+        let (half, tiny) = (2f64.powi(-11), 2f64.powi(-50));
+        assert_eq!(written(DType::F16, 1.0 + half), 1.0);
+        assert_eq!(written(DType::F16, 1.0 + half + tiny), 1.0 + 2.0 * half);
+        assert_eq!(written(DType::F16, -1.0 - half - tiny), -1.0 - 2.0 * half);
+        assert_eq!(written(DType::F16, 1.0 + 3.0 * half - tiny), 1.0 + 2.0 * half);
+        let half = 2f64.powi(-8);
+        assert_eq!(written(DType::BF16, 1.0 + half), 1.0);
+        assert_eq!(written(DType::BF16, 1.0 + half + tiny), 1.0 + 2.0 * half);
+        assert_eq!(written(DType::BF16, 1e-60), 0.0);
+        assert_eq!(written(DType::F16, 1e300), f64::INFINITY);
+        assert_eq!(written(DType::F16, f64::NEG_INFINITY), f64::NEG_INFINITY);
+        assert!(written(DType::BF16, f64::NAN).is_nan());
     }
 
     #[test]

@@ -21,41 +21,80 @@ pub struct HostArgs<'a> {
     pub call: Call,
 }
 
+/// The inputs among [`HostArgs`]: what is read, and the values of the call.
+#[derive(Clone, Copy, Debug)]
+pub struct HostInputs<'a> {
+    /// Queries.
+    pub q: &'a [u8],
+    /// Keys.
+    pub k: &'a [u8],
+    /// Values.
+    pub v: &'a [u8],
+    /// The mask, where the problem has one.
+    pub mask: Option<&'a [u8]>,
+    /// Valid keys of each batch entry, where the problem has them.
+    pub kv_lens: Option<&'a [i32]>,
+    /// The values that may change from call to call.
+    pub call: Call,
+}
+
+impl HostArgs<'_> {
+    /// The inputs alone.
+    pub fn inputs(&self) -> HostInputs<'_> {
+        HostInputs { q: self.q, k: self.k, v: self.v, mask: self.mask, kv_lens: self.kv_lens, call: self.call }
+    }
+}
+
 /// Checks `args` against `problem`: what is present, how long it is, and the values in `kv_lens`.
 ///
 /// # Errors
 /// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected), [`TooShort`](ProblemError::TooShort),
 /// [`KvLensCount`](ProblemError::KvLensCount), [`KvLen`](ProblemError::KvLen) and those of [`Call::resolve`].
 pub fn check_host_args(problem: &Problem, args: &HostArgs<'_>) -> Result<ResolvedCall, ProblemError> {
-    let call = args.call.resolve(problem)?;
-    let long_enough = |argument, expected: Option<usize>, given: usize| match expected {
-        None => Err(ProblemError::Overflow { argument }),
-        Some(expected) if given < expected => Err(ProblemError::TooShort { argument, expected, given }),
-        Some(_) => Ok(()),
-    };
-    let present = |argument, wanted: bool, given: bool| match (wanted, given) {
-        (true, false) => Err(ProblemError::Missing { argument }),
-        (false, true) => Err(ProblemError::Unexpected { argument }),
-        _ => Ok(()),
-    };
-    long_enough(Argument::Q, problem.q().byte_span(), args.q.len())?;
-    long_enough(Argument::K, problem.k().byte_span(), args.k.len())?;
-    long_enough(Argument::V, problem.v().byte_span(), args.v.len())?;
+    let call = check_host_inputs(problem, &args.inputs())?;
     long_enough(Argument::Out, problem.out().byte_span(), args.out.len())?;
-    present(Argument::AttnMask, problem.mask().is_some(), args.mask.is_some())?;
-    present(Argument::KvLens, problem.kv_lens(), args.kv_lens.is_some())?;
     present(Argument::Lse, problem.lse(), args.lse.is_some())?;
-    if let (Some(mask), Some(bytes)) = (problem.mask(), args.mask) {
-        long_enough(Argument::AttnMask, mask.byte_span(), bytes.len())?;
-    }
     if let Some(lse) = &args.lse {
         let rows: usize = problem.lse_shape().iter().product();
         long_enough(Argument::Lse, Some(rows * 4), lse.len() * 4)?;
     }
-    if let Some(lens) = args.kv_lens {
+    Ok(call)
+}
+
+/// As [`check_host_args`], of the inputs alone.
+///
+/// # Errors
+/// Those of [`check_host_args`].
+pub fn check_host_inputs(problem: &Problem, inputs: &HostInputs<'_>) -> Result<ResolvedCall, ProblemError> {
+    let call = inputs.call.resolve(problem)?;
+    long_enough(Argument::Q, problem.q().byte_span(), inputs.q.len())?;
+    long_enough(Argument::K, problem.k().byte_span(), inputs.k.len())?;
+    long_enough(Argument::V, problem.v().byte_span(), inputs.v.len())?;
+    present(Argument::AttnMask, problem.mask().is_some(), inputs.mask.is_some())?;
+    present(Argument::KvLens, problem.kv_lens(), inputs.kv_lens.is_some())?;
+    if let (Some(mask), Some(bytes)) = (problem.mask(), inputs.mask) {
+        long_enough(Argument::AttnMask, mask.byte_span(), bytes.len())?;
+    }
+    if let Some(lens) = inputs.kv_lens {
         check_kv_lens(lens, problem.batch(), call.seq_kv)?;
     }
     Ok(call)
+}
+
+fn long_enough(argument: Argument, expected: Option<usize>, given: usize) -> Result<(), ProblemError> {
+    match expected {
+        None => Err(ProblemError::Overflow { argument }),
+        Some(expected) if given < expected => Err(ProblemError::TooShort { argument, expected, given }),
+        Some(_) => Ok(()),
+    }
+}
+
+fn present(argument: Argument, wanted: bool, given: bool) -> Result<(), ProblemError> {
+    match (wanted, given) {
+        (true, false) => Err(ProblemError::Missing { argument }),
+        (false, true) => Err(ProblemError::Unexpected { argument }),
+        _ => Ok(()),
+    }
 }
 
 fn check_kv_lens(lens: &[i32], batch: usize, seq_kv: usize) -> Result<(), ProblemError> {

@@ -42,7 +42,7 @@ pub use dropout::{Dropout, philox4x32_10};
 pub use dtype::DType;
 pub use error::{Argument, ProblemError};
 pub use explain::{BackendKind, Explanation, KernelKind, Reason, Verdict};
-pub use host::{HostArgs, check_host_args};
+pub use host::{HostArgs, HostInputs, check_host_args, check_host_inputs};
 pub use mask::{Mask, MaskKind};
 pub use merge::{Partial, merge};
 pub use problem::{MAX_SEQ, Problem, ProblemBuilder};
