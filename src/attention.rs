@@ -1,0 +1,232 @@
+use crate::Error;
+#[cfg(feature = "wgpu")]
+use crate::gpu::Gpu;
+use flashtile_core::{BackendKind, Explanation, HostArgs, KernelKind, Problem, Reason, Verdict};
+use std::{sync::LazyLock, time::Instant};
+
+/// What the caller insists on; the default leaves both to [`Attention::explain`]'s order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// This backend and no other.
+    pub backend: Option<BackendKind>,
+    /// This kernel and no other.
+    pub kernel: Option<KernelKind>,
+}
+
+impl Choice {
+    /// The first that runs.
+    pub const AUTO: Choice = Choice { backend: None, kernel: None };
+
+    /// The first kernel of `backend` that runs.
+    pub const fn backend(backend: BackendKind) -> Self {
+        Choice { backend: Some(backend), kernel: None }
+    }
+
+    /// The first backend that runs `kernel`.
+    pub const fn kernel(kernel: KernelKind) -> Self {
+        Choice { backend: None, kernel: Some(kernel) }
+    }
+
+    fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {
+        self.backend.is_none_or(|b| b == backend) && self.kernel.is_none_or(|k| k == kernel)
+    }
+}
+
+/// What ran, where, why, and what it took.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// Who ran it.
+    pub backend: BackendKind,
+    /// How.
+    pub kernel: KernelKind,
+    /// Name of the device.
+    pub device: String,
+    /// The plan: tiles, dispatches and their reasons, over several lines.
+    pub plan: String,
+    /// Why this backend and kernel.
+    pub why: String,
+    /// Wall time of the whole call in ms: opening the device, planning and compiling too, where this call was the first to need them.
+    pub first_ms: f64,
+    /// Wall time of upload, kernels and reading back in ms.
+    pub run_ms: f64,
+    /// Time the kernels took on the device in ms, where it can tell.
+    pub gpu_ms: Option<f64>,
+    /// Bytes beside inputs and outputs that the plan needed.
+    pub workspace_bytes: u64,
+    /// Most bytes that were allocated for the call at one time: inputs, outputs and workspace, on the device.
+    pub peak_bytes: u64,
+}
+
+/// A session: opens a device when first needed, keeps it and its plans, and runs problems on the best backend that can.
+///
+/// Calls block until the result is there. It may be shared between threads.
+#[derive(Debug, Default)]
+pub struct Attention {
+    #[cfg(feature = "wgpu")]
+    gpu: Gpu,
+}
+
+impl Attention {
+    /// A session on the best adapter. Nothing is opened before it is asked for.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A session on an adapter of the caller's choice.
+    #[cfg(feature = "wgpu")]
+    pub fn with_adapter(choice: flashtile_wgpu::AdapterChoice) -> Self {
+        Self { gpu: Gpu::new(choice) }
+    }
+
+    /// A session on a device that is already open.
+    #[cfg(feature = "wgpu")]
+    pub fn with_context(context: flashtile_wgpu::Context) -> Self {
+        Self { gpu: Gpu::with_context(context) }
+    }
+
+    /// The session that [`scaled_dot_product_attention`](crate::scaled_dot_product_attention) shares through the process.
+    pub fn global() -> &'static Attention {
+        static GLOBAL: LazyLock<Attention> = LazyLock::new(Attention::new);
+        &GLOBAL
+    }
+
+    /// What every backend and kernel has to say to `problem`. Opens the device, runs nothing.
+    pub fn explain(&self, problem: &Problem) -> Explanation {
+        self.explain_within(problem, Choice::AUTO)
+    }
+
+    /// As [`explain`](Self::explain), for what `choice` leaves. A backend that it leaves out is not asked, and its device not opened.
+    pub fn explain_within(&self, problem: &Problem, choice: Choice) -> Explanation {
+        let pairs = BackendKind::ALL.into_iter().flat_map(|b| KernelKind::ALL.map(|k| (b, k)));
+        let asked = pairs.filter(|&(b, k)| choice.allows(b, k));
+        Explanation { verdicts: asked.map(|(b, k)| (b, k, self.verdict(problem, b, k))).collect() }
+    }
+
+    fn verdict(&self, problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdict {
+        match (backend, kernel) {
+            #[cfg(feature = "wgpu")]
+            (BackendKind::Wgpu, _) => self.gpu.verdict(problem, kernel),
+            #[cfg(not(feature = "wgpu"))]
+            (BackendKind::Wgpu, _) => Verdict::Refused(vec![Reason::FeatureOff { backend }]),
+            (BackendKind::Reference, KernelKind::Unfused) => Verdict::Runs(reference_plan(problem)),
+            (BackendKind::Reference, _) => Verdict::Refused(vec![Reason::NoSuchKernel { backend, kernel }]),
+            _ => Verdict::Refused(vec![Reason::NotBuilt { backend }]),
+        }
+    }
+
+    /// Runs `problem` on tensors in host memory, with the first backend and kernel of what `choice` leaves that can.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with all reasons where nothing can; [`Error::Problem`] for arguments that do not fit the problem; failures of the
+    /// device.
+    pub fn run(&self, problem: &Problem, args: HostArgs<'_>, choice: Choice) -> Result<Report, Error> {
+        let begin = Instant::now();
+        flashtile_core::check_host_args(problem, &args)?;
+        let explanation = self.explain_within(problem, choice);
+        let (backend, kernel) = explanation.choose(choice.backend, choice.kernel).map_err(Error::Refused)?;
+        let why = why(&explanation, choice, backend, kernel);
+        let mut report = match backend {
+            #[cfg(feature = "wgpu")]
+            BackendKind::Wgpu => self.gpu.run(problem, args, kernel)?,
+            _ => run_reference(problem, args)?,
+        };
+        report.why = why;
+        report.first_ms = begin.elapsed().as_secs_f64() * 1e3;
+        Ok(report)
+    }
+}
+
+/// Why `choice` came to this pair: it was asked for, or what stands before it was refused.
+fn why(explanation: &Explanation, choice: Choice, backend: BackendKind, kernel: KernelKind) -> String {
+    let mut why = match (choice.backend, choice.kernel) {
+        (Some(_), Some(_)) => "asked for by name".to_owned(),
+        (Some(_), None) => format!("backend asked for; {kernel} is its first kernel that runs"),
+        (None, Some(_)) => format!("kernel asked for; {backend} is the first backend that runs it"),
+        (None, None) => "first that runs".to_owned(),
+    };
+    let mut refused: Vec<String> = Vec::new();
+    for (b, _, verdict) in explanation.verdicts.iter().take_while(|(b, k, _)| (*b, *k) != (backend, kernel)) {
+        if let Verdict::Refused(reasons) = verdict {
+            let reasons: Vec<_> = reasons.iter().map(Reason::to_string).collect();
+            let text = format!("{b}: {}", reasons.join(", "));
+            if !refused.contains(&text) {
+                refused.push(text);
+            }
+        }
+    }
+    if !refused.is_empty() {
+        why.push_str(&format!(" ({})", refused.join("; ")));
+    }
+    why
+}
+
+fn reference_plan(problem: &Problem) -> String {
+    format!("float64 on the CPU, one row of {} scores at a time; slow, and right", problem.seq_kv())
+}
+
+fn run_reference(problem: &Problem, args: HostArgs<'_>) -> Result<Report, Error> {
+    let begin = Instant::now();
+    let present = [args.q.len(), args.k.len(), args.v.len(), args.out.len(), args.mask.map_or(0, <[u8]>::len)];
+    let lse = args.lse.as_ref().map_or(0, |lse| lse.len() * 4);
+    flashtile_reference::run(problem, args)?;
+    let workspace_bytes = 8 * problem.seq_kv() as u64;
+    Ok(Report {
+        backend: BackendKind::Reference,
+        kernel: KernelKind::Unfused,
+        device: "CPU".to_owned(),
+        plan: reference_plan(problem),
+        why: String::new(),
+        first_ms: 0.0,
+        run_ms: begin.elapsed().as_secs_f64() * 1e3,
+        gpu_ms: None,
+        workspace_bytes,
+        peak_bytes: (present.iter().sum::<usize>() + lse) as u64 + workspace_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashtile_core::{Call, DType, Layout, TensorView};
+
+    fn run(choice: Choice) -> Result<Report, Error> {
+        let x = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
+        let problem = Problem::builder(x, x, x).build().expect("valid");
+        let mut out = [0; 4];
+        let one = crate::bytes_of(&[1.0f32]);
+        let (mask, kv_lens, lse) = (None, None, None);
+        let args = HostArgs { q: one, k: one, v: one, mask, kv_lens, out: &mut out, lse, call: Call::default() };
+        let report = Attention::global().run(&problem, args, choice)?;
+        assert_eq!(out, one);
+        Ok(report)
+    }
+
+    #[test]
+    fn auto_always_finds_somebody_and_says_why() {
+        let report = run(Choice::AUTO).expect("the reference, at the least");
+        assert!(report.why.starts_with("first that runs (cuda: the cuda backend is not part"), "{}", report.why);
+    }
+
+    #[test]
+    fn forcing_obeys_or_fails_with_every_reason() {
+        let report = run(Choice::backend(BackendKind::Reference)).expect("runs anywhere");
+        assert_eq!((report.backend, report.kernel), (BackendKind::Reference, KernelKind::Unfused));
+        let refused = run(Choice::backend(BackendKind::Cpu)).expect_err("not built");
+        assert_eq!(
+            refused.to_string(),
+            "refused: cpu flash: the cpu backend is not part of this version; \
+             cpu unfused: the cpu backend is not part of this version"
+        );
+        let choice = Choice { backend: Some(BackendKind::Reference), kernel: Some(KernelKind::Flash) };
+        assert!(matches!(run(choice), Err(Error::Refused(e)) if e.verdicts.len() == 1));
+    }
+
+    #[test]
+    fn every_pair_is_explained() {
+        let x = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
+        let problem = Problem::builder(x, x, x).build().expect("valid");
+        let explanation = Attention::global().explain(&problem);
+        assert_eq!(explanation.verdicts.len(), BackendKind::ALL.len() * KernelKind::ALL.len());
+    }
+}
