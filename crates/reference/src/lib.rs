@@ -1,1 +1,189 @@
-//! TODO
+//! The float64 oracle: attention exactly as the formula says, one score at a time, never optimised.
+//!
+//! ```
+//! use flashtile_core::{Call, DType, Layout, Problem, TensorView};
+//! use flashtile_reference::{Inputs, attention};
+//!
+//! # fn main() -> Result<(), flashtile_core::ProblemError> {
+//! // One query, two keys with equal scores: the mean of their values.
+//! let q = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, 1, 1])?;
+//! let kv = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, 2, 1])?;
+//! let problem = Problem::builder(q, kv, kv).build()?;
+//! let [zeros, values] = [[0f32, 0.0], [1f32, 4.0]].map(|x| x.map(f32::to_le_bytes).concat());
+//! let inputs = Inputs { q: &zeros, k: &zeros, v: &values, mask: None, kv_lens: None, call: Call::default() };
+//! assert_eq!(attention(&problem, &inputs)?.out, [2.5]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every kernel is held to this crate, so it shares nothing with them: it reads numbers through core's views, and has its own rule of which
+//! keys a query sees, its own broadcasting and its own dropout generator. [`attention`] also gives what the error bound of each row is made
+//! of ([`RowTerms`]); [`run`] is the `reference` backend.
+
+mod backend;
+mod dropout;
+mod tensors;
+mod visible;
+
+pub use backend::run;
+pub use flashtile_core::HostInputs as Inputs;
+
+use dropout::Dropout;
+use flashtile_core::bound::RowTerms;
+use flashtile_core::{Problem, ProblemError, ResolvedCall, check_host_inputs};
+use tensors::{Dense, MaskValues};
+use visible::Visible;
+
+/// What attention is, in float64, for the lengths of one call: Sq is the call's, not the capacity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The output, densely packed (B, H, Sq, Dv).
+    pub out: Vec<f64>,
+    /// The natural logarithm of the sum of exponentials of the scores, (B, H, Sq); -inf where no key is allowed.
+    pub lse: Vec<f64>,
+    /// What the error bound of each row is made of, (B, H, Sq).
+    pub rows: Vec<RowTerms>,
+}
+
+/// Attention in float64.
+///
+/// s = scale * q.k; with softcap c, s = c * tanh(s / c); then s += additive mask; p = softmax over the allowed keys; dropout on p;
+/// o = p v. The scale is the call's f32, and so is the factor 1 / (1 - dropout_p) of kept weights.
+///
+/// # Errors
+/// Those of [`check_host_args`](flashtile_core::check_host_args).
+pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Answer, ProblemError> {
+    let call = check_host_inputs(problem, inputs)?;
+    let oracle = Oracle {
+        problem,
+        call,
+        q: Dense::new(problem.q(), inputs.q),
+        k: Dense::new(problem.k(), inputs.k),
+        v: Dense::new(problem.v(), inputs.v),
+        mask: problem.mask().zip(inputs.mask).map(|(mask, bytes)| MaskValues::new(mask, bytes)),
+        kv_lens: inputs.kv_lens,
+        dropout: Dropout::new(problem, &call),
+    };
+    let mut answer = Answer { out: Vec::new(), lse: Vec::new(), rows: Vec::new() };
+    for b in 0..problem.batch() {
+        for h in 0..problem.heads() {
+            for i in 0..call.seq_q {
+                let (out, row) = oracle.row(b, h, i);
+                answer.out.extend(out);
+                answer.lse.push(row.lse);
+                answer.rows.push(row);
+            }
+        }
+    }
+    Ok(answer)
+}
+
+struct Oracle<'a> {
+    problem: &'a Problem,
+    call: ResolvedCall,
+    q: Dense,
+    k: Dense,
+    v: Dense,
+    mask: Option<MaskValues<'a>>,
+    kv_lens: Option<&'a [i32]>,
+    dropout: Option<Dropout>,
+}
+
+/// A key that a query sees.
+struct Key<'a> {
+    /// The score, with softcap and mask.
+    score: f64,
+    /// a_j of the bound: the size of what was summed to the score.
+    size: f64,
+    /// c_j: 1, or with dropout 0 or 1 / (1 - p).
+    factor: f64,
+    /// The row of v.
+    value: &'a [f64],
+}
+
+impl Oracle<'_> {
+    /// The output of one query, and what its bound is made of.
+    fn row(&self, b: usize, h: usize, i: usize) -> (Vec<f64>, RowTerms) {
+        let width = self.problem.head_dim_v();
+        let keys = self.keys(b, h, i);
+        if keys.is_empty() {
+            return (vec![0.0; width], RowTerms { lse: f64::NEG_INFINITY, ..RowTerms::default() });
+        }
+        let max = keys.iter().map(|key| key.score).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = keys.iter().map(|key| (key.score - max).exp()).sum();
+        let p: Vec<f64> = keys.iter().map(|key| (key.score - max).exp() / sum).collect();
+
+        let mut out = vec![0.0; width];
+        for (key, p) in keys.iter().zip(&p) {
+            // A dropped key contributes nothing, whatever its value.
+            if key.factor != 0.0 {
+                for (o, v) in out.iter_mut().zip(key.value) {
+                    *o += p * key.factor * v;
+                }
+            }
+        }
+
+        let (mut kappa, mut mu, mut rho) = (vec![0.0; width], vec![0.0; width], vec![0.0; width]);
+        let mut alpha = 0.0;
+        for (key, p) in keys.iter().zip(&p) {
+            alpha += p * key.size;
+            for d in 0..width {
+                let value = if key.factor == 0.0 { 0.0 } else { key.factor * key.value[d] };
+                kappa[d] += p * key.size * (value - out[d]).abs();
+                mu[d] += p * value.abs();
+                rho[d] += (p * value) * (p * value);
+            }
+        }
+        // Columns that are NaN are compared as NaN; f64::max leaves them out of the others' bound.
+        let largest = |terms: &[f64]| terms.iter().fold(0.0, |a: f64, &x| a.max(x.abs()));
+        let row = RowTerms {
+            keys: keys.len(),
+            max_out: largest(&out),
+            kappa: largest(&kappa),
+            mu: largest(&mu),
+            rho: largest(&rho).sqrt(),
+            alpha,
+            lse: max + sum.ln(),
+        };
+        (out, row)
+    }
+
+    /// The keys that query `i` sees.
+    fn keys(&self, b: usize, h: usize, i: usize) -> Vec<Key<'_>> {
+        let Self { problem, call, .. } = self;
+        let valid = self.kv_lens.map_or(call.seq_kv, |lens| lens[b] as usize);
+        let visible = Visible::new(problem, call, valid, i);
+        let kv_head = h / (problem.heads() / problem.kv_heads());
+        let scale = f64::from(call.scale);
+        let q = self.q.row(b, h, i);
+        let mut keys = Vec::new();
+        for j in 0..call.seq_kv {
+            if !visible.sees(j) || self.mask.as_ref().is_some_and(|mask| !mask.allows(b, h, i, j)) {
+                continue;
+            }
+            let (mut dot, mut size) = (0.0, 0.0);
+            for (q, k) in q.iter().zip(self.k.row(b, kv_head, j)) {
+                dot += q * k;
+                size += (q * k).abs();
+            }
+            let mut score = scale * dot;
+            size *= scale.abs();
+            if let Some(cap) = problem.softcap().map(f64::from) {
+                score = cap * (score / cap).tanh();
+            }
+            if let Some(added) = self.mask.as_ref().and_then(|mask| mask.added(b, h, i, j)) {
+                // A mask near the lowest finite number absorbs the score whole, in float32 as here, and its size says nothing about
+                // errors. Left in, it would make the bound of a row that holds only such numbers void.
+                let absorbs = added.abs() >= ABSORBING && score + added == added;
+                size += if absorbs { 0.0 } else { added.abs() };
+                score += added;
+            }
+            let factor = self.dropout.as_ref().map_or(1.0, |d| d.factor(b * problem.heads() + h, i, j));
+            keys.push(Key { score, size, factor, value: self.v.row(b, kv_head, j) });
+        }
+        keys
+    }
+}
+
+/// 2^100: beyond any mask that is meant as a number, and below the lowest of f32 and bf16.
+const ABSORBING: f64 = 1_267_650_600_228_229_401_496_703_205_376.0;
