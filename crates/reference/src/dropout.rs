@@ -61,6 +61,20 @@ mod tests {
         assert_eq!(philox(pi, [0xa409_3822, 0x299f_31d0]), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
     }
 
+    /// Core's, written apart for the other backends, drops the same weights.
+    #[test]
+    fn agrees_with_core() {
+        for (n, p) in [1e-9, 0.1, 0.3, 0.5, 0.999, 1.0].into_iter().enumerate() {
+            let (seed, offset) = (0x0123_4567_89ab_cdef << n, 77 * n as u32);
+            let dropout = Dropout { threshold: (p * 2f64.powi(32)).floor(), keep: 1.0, seed, offset };
+            let core = flashtile_core::Dropout::new(p).expect("drops");
+            for (bh, i, j) in (0..4000).map(|n| (n % 7, n / 7 % 31, n * 13 % 1009)) {
+                let kept = dropout.factor(bh, i, j) != 0.0;
+                assert_eq!(kept, core.keeps(seed, offset, bh as u32, i as u32, j as u32), "{p} {bh} {i} {j}");
+            }
+        }
+    }
+
     #[test]
     fn thresholds_are_exact_at_the_edges() {
         let dropout = |p: f64| Dropout { threshold: (p * 2f64.powi(32)).floor(), keep: 1.0, seed: 1, offset: 0 };

@@ -1,0 +1,75 @@
+//! Small problems in f32 and bhsd.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use flashtile_core::{Call, DType, HostArgs, Layout, Problem, ProblemBuilder, TensorView};
+use flashtile_reference::{Answer, Inputs, attention, run};
+
+pub fn view(shape: [usize; 4]) -> TensorView {
+    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+}
+
+pub fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// A problem with its inputs, to be changed field by field.
+pub struct Case {
+    pub problem: Problem,
+    pub q: Vec<u8>,
+    pub k: Vec<u8>,
+    pub v: Vec<u8>,
+    pub mask: Option<Vec<u8>>,
+    pub kv_lens: Option<Vec<i32>>,
+    pub call: Call,
+}
+
+impl Case {
+    /// `shapes` of q, k and v.
+    pub fn new(
+        shapes: [[usize; 4]; 3],
+        [q, k, v]: [&[f32]; 3],
+        describe: impl FnOnce(ProblemBuilder) -> ProblemBuilder,
+    ) -> Self {
+        let [qs, ks, vs] = shapes.map(view);
+        let problem = describe(Problem::builder(qs, ks, vs)).build().expect("valid");
+        let call = Call { scale: Some(1.0), ..Call::default() };
+        Self { problem, q: bytes(q), k: bytes(k), v: bytes(v), mask: None, kv_lens: None, call }
+    }
+
+    /// One query [1] over keys whose scores are `scores`, one value a key.
+    pub fn scores(scores: &[f32], values: &[f32], describe: impl FnOnce(ProblemBuilder) -> ProblemBuilder) -> Self {
+        let n = scores.len();
+        Self::new([[1, 1, 1, 1], [1, 1, n, 1], [1, 1, n, 1]], [&[1.0], scores, values], describe)
+    }
+
+    pub fn inputs(&self) -> Inputs<'_> {
+        let Self { q, k, v, mask, kv_lens, call, .. } = self;
+        Inputs { q, k, v, mask: mask.as_deref(), kv_lens: kv_lens.as_deref(), call: *call }
+    }
+
+    pub fn answer(&self) -> Answer {
+        attention(&self.problem, &self.inputs()).expect("valid inputs")
+    }
+
+    /// Through the backend, over `out` and `lse` that held `before`.
+    pub fn run(&self, before: f32) -> (Vec<f32>, Vec<f32>) {
+        let mut out = bytes(&vec![before; self.problem.out().span().expect("small")]);
+        let mut lse = vec![before; self.problem.lse_shape().iter().product()];
+        let Self { q, k, v, mask, kv_lens, call, .. } = self;
+        let (mask, kv_lens) = (mask.as_deref(), kv_lens.as_deref());
+        let lse_arg = self.problem.lse().then_some(&mut lse[..]);
+        let args = HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse_arg, call: *call };
+        run(&self.problem, args).expect("valid arguments");
+        (out.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four"))).collect(), lse)
+    }
+}
+
+/// Holds to a few units in the last place of f64.
+#[track_caller]
+pub fn close(got: &[f64], expected: &[f64]) {
+    assert_eq!(got.len(), expected.len());
+    for (at, (g, e)) in got.iter().zip(expected).enumerate() {
+        let fine = g == e || (g - e).abs() <= 1e-13 * e.abs().max(1.0);
+        assert!(fine, "at {at}: got {g}, expected {e}\nall: {got:?}\nexpected: {expected:?}");
+    }
+}
