@@ -61,7 +61,7 @@ impl Band {
             Align::Offset(n) => i128::from(n),
             _ => 0,
         };
-        let right = if causal { Some(window_right.unwrap_or(0).min(0)) } else { window_right };
+        let right = if causal { Some(0) } else { window_right };
         let limit = i128::from(Self::UNBOUNDED);
         let end = |width: Option<usize>, sign: i128| {
             let end = match width {

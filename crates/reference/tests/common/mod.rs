@@ -1,5 +1,5 @@
 //! Small problems in f32 and bhsd.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use flashtile_core::{Call, DType, HostArgs, Layout, Problem, ProblemBuilder, TensorView};
 use flashtile_reference::{Answer, Inputs, attention, run};
