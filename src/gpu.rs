@@ -3,7 +3,7 @@ use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Reason, Verdict
 use flashtile_wgpu::{AdapterChoice, Context, Plan, PlanOptions};
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 /// Plans that a session keeps; the least recently used goes first.
@@ -16,7 +16,7 @@ pub(crate) struct Gpu {
     /// The device, or why there is none.
     context: OnceLock<Result<Context, String>>,
     /// Most recently used last. Few and cheap to compare, and [`Problem`] holds floats: a list, not a map.
-    plans: Mutex<Vec<Arc<Plan>>>,
+    plans: Mutex<Vec<Plan>>,
 }
 
 impl fmt::Debug for Gpu {
@@ -54,7 +54,7 @@ impl Gpu {
             Error::Refused(flashtile_core::Explanation { verdicts: vec![(BackendKind::Wgpu, kernel, refused)] })
         })?;
         let plan = self.plan(context, problem, kernel)?;
-        let run = context.run_host_blocking(&plan, args)?;
+        let stats = context.run_host_blocking(&plan, args)?;
         Ok(Report {
             backend: BackendKind::Wgpu,
             kernel,
@@ -62,14 +62,13 @@ impl Gpu {
             plan: plan.to_string(),
             why: String::new(),
             first_ms: 0.0,
-            run_ms: run.wall_ms,
-            gpu_ms: run.gpu_ms,
+            run_ms: stats.run.as_secs_f64() * 1e3,
             workspace_bytes: plan.workspace_bytes(),
-            peak_bytes: run.peak_bytes,
+            peak_bytes: stats.device_bytes,
         })
     }
 
-    fn plan(&self, context: &Context, problem: &Problem, kernel: KernelKind) -> Result<Arc<Plan>, Error> {
+    fn plan(&self, context: &Context, problem: &Problem, kernel: KernelKind) -> Result<Plan, Error> {
         let lock = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut plans = lock();
         if let Some(at) = plans.iter().position(|plan| plan.kernel() == kernel && plan.problem() == problem) {
@@ -79,8 +78,7 @@ impl Gpu {
         }
         // Compiling takes long: other threads go on meanwhile.
         drop(plans);
-        let options = PlanOptions { kernel: Some(kernel), ..PlanOptions::default() };
-        let plan = Arc::new(context.plan_blocking(problem, &options)?);
+        let plan = context.plan_blocking(problem, &PlanOptions::kernel(kernel))?;
         let mut plans = lock();
         plans.push(plan.clone());
         if plans.len() > KEPT_PLANS {

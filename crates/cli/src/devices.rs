@@ -1,0 +1,32 @@
+use crate::args::DevicesArgs;
+use anyhow::Result;
+use serde_json::json;
+use std::io::Write;
+
+/// Lists the adapters that wgpu finds, and the backends that need none.
+pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
+    let adapters = flashtile::wgpu::adapters_blocking();
+    for (n, adapter) in adapters.iter().enumerate() {
+        let info = &adapter.info;
+        let [api, kind] = [format!("{:?}", info.backend), format!("{:?}", info.device_type)];
+        if args.json {
+            let driver = format!("{} {}", info.driver, info.driver_info);
+            let line = json!({
+                "backend": "wgpu", "index": n, "name": info.name, "api": api, "type": kind, "driver": driver.trim(),
+            });
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "wgpu       {n}: {} ({api}, {kind}; {} {})", info.name, info.driver, info.driver_info)?;
+        }
+    }
+    if adapters.is_empty() && !args.json {
+        writeln!(out, "wgpu       no adapter: no Vulkan, Metal or DX12 driver was found")?;
+    }
+    if args.json {
+        writeln!(out, "{}", json!({ "backend": "reference", "name": "CPU" }))?;
+    } else {
+        writeln!(out, "reference  CPU, in float64: the oracle, slow and right")?;
+        writeln!(out, "cuda, cpu  not part of this version")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+use crate::{args::ExplainArgs, input, run};
+use anyhow::Result;
+use flashtile::{Reason, Verdict};
+use serde_json::json;
+use std::io::Write;
+
+/// What every backend and kernel has to say to the problem of a file; runs nothing.
+pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
+    let bytes = input::load(&args.input)?;
+    let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
+    let explanation = run::session(&args.choice).explain(&input.problem);
+    let choice = args.choice.choice();
+    let chosen = explanation.choose(choice.backend, choice.kernel).ok();
+    if !args.json {
+        writeln!(out, "{}", input.problem)?;
+        writeln!(out, "{explanation}")?;
+        match chosen {
+            Some((backend, kernel)) => writeln!(out, "chosen: {backend} {kernel}")?,
+            None => writeln!(out, "chosen: nothing, for what was asked for is refused")?,
+        }
+        return Ok(());
+    }
+    let verdicts = explanation.verdicts.iter().map(|(backend, kernel, verdict)| {
+        let (how, reasons) = match verdict {
+            Verdict::Runs(how) => (Some(how), vec![]),
+            Verdict::Refused(reasons) => (None, reasons.iter().map(Reason::to_string).collect()),
+        };
+        json!({
+            "backend": backend.name(), "kernel": kernel.name(), "runs": verdict.runs(), "how": how, "reasons": reasons,
+        })
+    });
+    let report = json!({
+        "problem": input.problem.to_string(),
+        "chosen": chosen.map(|(backend, kernel)| json!({ "backend": backend.name(), "kernel": kernel.name() })),
+        "verdicts": verdicts.collect::<Vec<_>>(),
+    });
+    writeln!(out, "{report}")?;
+    Ok(())
+}

@@ -1,0 +1,87 @@
+use anyhow::{Context as _, Result, ensure};
+use flashtile::{DType, Layout, Problem};
+use safetensors::{Dtype, tensor::TensorView as Stored};
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+use tempfile::NamedTempFile;
+
+/// Where the result goes. It takes its name only when it is complete: whoever looks sees the whole file or none.
+#[derive(Debug)]
+pub(crate) enum Destination {
+    /// A new file in the folder of the last one, which it replaces.
+    File { path: PathBuf, temporary: NamedTempFile },
+    /// A pipe or a device, which nothing must replace.
+    Stream { path: PathBuf },
+}
+
+impl Destination {
+    /// Makes sure, before anything is computed, that `path` can be written to.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::create(path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn create(path: &Path) -> Result<Self> {
+        // A link stays a link: what it points to is replaced.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if let Ok(metadata) = fs::metadata(&path) {
+            ensure!(!metadata.is_dir(), "it is a folder");
+            if !metadata.is_file() {
+                return Ok(Destination::Stream { path });
+            }
+            // Renaming onto a file asks nobody, not even the file.
+            ensure!(!metadata.permissions().readonly(), "it is read-only");
+        }
+        ensure!(path.file_name().is_some(), "it names no file");
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".flashtile-");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            builder.permissions(fs::Permissions::from_mode(0o666)); // less what umask takes, as for any new file
+        }
+        let temporary = builder.tempfile_in(folder).map_err(plain)?;
+        Ok(Destination::File { path, temporary })
+    }
+
+    /// Writes `out` and `lse` of `problem`.
+    pub(crate) fn write(self, problem: &Problem, layout: Layout, out: &[u8], lse: Option<&[u8]>) -> Result<()> {
+        let dtype = match problem.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+        };
+        let mut tensors = vec![("out", Stored::new(dtype, layout.dims(problem.out().shape), out)?)];
+        if let Some(lse) = lse {
+            tensors.push(("lse", Stored::new(Dtype::F32, problem.lse_shape().to_vec(), lse)?));
+        }
+        let bytes = safetensors::serialize(tensors, None)?;
+        let (path, written) = match self {
+            Destination::Stream { path } => {
+                let written = fs::write(&path, bytes);
+                (path, written)
+            }
+            Destination::File { path, temporary } => {
+                let written = replace(&path, temporary, &bytes);
+                (path, written)
+            }
+        };
+        written.with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Fills the new file, then lets it take the name `path`.
+fn replace(path: &Path, mut temporary: NamedTempFile, bytes: &[u8]) -> io::Result<()> {
+    temporary.write_all(bytes)?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// The error without tempfile's own path: users never heard of that file.
+fn plain(e: io::Error) -> io::Error {
+    let text = e.to_string();
+    text.split_once(" at path ").map_or(e, |(reason, _)| io::Error::other(reason.to_owned()))
+}

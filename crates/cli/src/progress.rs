@@ -1,0 +1,24 @@
+//! Bars and spinners on stderr, for people: where stderr is no terminal they are silent.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+
+/// A spinner for work that may take long and cannot say how long.
+pub(crate) fn spinner(message: String) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(message);
+    bar.set_style(style("{spinner} {msg} ({elapsed})"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// A bar over `len` steps.
+pub(crate) fn bar(len: u64) -> ProgressBar {
+    let bar = ProgressBar::new(len);
+    bar.set_style(style("{bar:32} {pos}/{len} {msg} ({elapsed}, {eta} left)"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates are constants of this file")
+}

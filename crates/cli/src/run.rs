@@ -1,0 +1,71 @@
+use crate::{
+    args::{ChoiceArgs, RunArgs},
+    complain,
+    input::{self, Input},
+    output::Destination,
+    progress, text, verify,
+};
+use anyhow::{Context as _, Result};
+use flashtile::{Attention, BackendKind, Report, wgpu::AdapterChoice, zeroed_bytes};
+use std::io::Write;
+
+/// Runs attention on a file, writes its result, and tells what ran and what it took.
+pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
+    let bytes = input::load(&args.input)?;
+    let input = Input::parse(&bytes, &args.layout, &args.attention)?;
+    let destination = Destination::open(&args.output)?;
+    let mut out = zeroed_bytes(&input.problem)?;
+    let rows = input.problem.lse_shape().iter().product();
+    let mut lse = if input.problem.lse() { zeroed_floats(rows)? } else { vec![] };
+
+    let spinner = progress::spinner(format!("running {}", input.problem));
+    let wanted_lse = input.problem.lse().then_some(&mut lse[..]);
+    let report = session(&args.choice).run(&input.problem, input.args(&mut out, wanted_lse), args.choice.choice());
+    spinner.finish_and_clear();
+    let report = report?;
+    if report.backend == BackendKind::Reference && args.choice.choice().backend.is_none() {
+        complain(&format!("running on the CPU with the float64 reference, which is slow: {}", report.why));
+    }
+    let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
+    destination.write(&input.problem, input.layout, &out, input.problem.lse().then_some(&lse_bytes[..]))?;
+    tell(&input, &report, stdout)?;
+    if args.verify {
+        verify::verify(&input, &bytes, &out, &lse, stdout)?;
+    }
+    Ok(())
+}
+
+/// A session on the adapter that was asked for.
+pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
+    match &choice.adapter {
+        Some(name) => Attention::with_adapter(adapter_choice(name)),
+        None => Attention::new(),
+    }
+}
+
+/// The choice of an adapter by a part of its name.
+pub(crate) fn adapter_choice(name: &str) -> AdapterChoice {
+    AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() }
+}
+
+fn zeroed_floats(len: usize) -> Result<Vec<f32>> {
+    let mut floats = Vec::new();
+    floats.try_reserve_exact(len).context("lse does not fit into memory")?;
+    floats.resize(len, 0.0);
+    Ok(floats)
+}
+
+fn tell(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()> {
+    writeln!(stdout, "problem   {}", input.problem)?;
+    writeln!(stdout, "device    {}", report.device)?;
+    writeln!(stdout, "kernel    {} {}: {}", report.backend, report.kernel, report.why)?;
+    for (n, line) in report.plan.lines().enumerate() {
+        writeln!(stdout, "{:10}{line}", if n == 0 { "plan" } else { "" })?;
+    }
+    let (first, run) = (text::ms(report.first_ms), text::ms(report.run_ms));
+    writeln!(stdout, "time      {run}; {first} to the first result, with opening the device and compiling")?;
+    let (used, workspace) = (text::bytes(report.peak_bytes), text::bytes(report.workspace_bytes));
+    let scores = text::bytes(input.score_table_bytes());
+    writeln!(stdout, "memory    {used}, workspace {workspace}; the score table would take {scores}")?;
+    Ok(())
+}
