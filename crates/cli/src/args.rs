@@ -86,7 +86,7 @@ pub(crate) struct BenchArgs {
     /// One case of this size instead of the named ones: BxHxSxD
     #[arg(long, value_parser = shape)]
     pub(crate) shape: Option<[usize; 4]>,
-    /// Storage type [default: f32]
+    /// Storage type [default: f32 with --shape, f32 and f16 without]
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DTypeArg>,
     /// Only causal cases; with --shape, that case causal

@@ -47,25 +47,15 @@ impl Destination {
         Ok(Destination::File { path, temporary })
     }
 
-    /// Writes `out` and `lse` of `problem`.
-    pub(crate) fn write(self, problem: &Problem, layout: Layout, out: &[u8], lse: Option<&[u8]>) -> Result<()> {
-        let dtype = match problem.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-        };
-        let mut tensors = vec![("out", Stored::new(dtype, layout.dims(problem.out().shape), out)?)];
-        if let Some(lse) = lse {
-            tensors.push(("lse", Stored::new(Dtype::F32, problem.lse_shape().to_vec(), lse)?));
-        }
-        let bytes = safetensors::serialize(tensors, None)?;
+    /// Writes all of it, or nothing.
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
         let (path, written) = match self {
             Destination::Stream { path } => {
                 let written = fs::write(&path, bytes);
                 (path, written)
             }
             Destination::File { path, temporary } => {
-                let written = replace(&path, temporary, &bytes);
+                let written = replace(&path, temporary, bytes);
                 (path, written)
             }
         };
@@ -84,4 +74,18 @@ fn replace(path: &Path, mut temporary: NamedTempFile, bytes: &[u8]) -> io::Resul
 fn plain(e: io::Error) -> io::Error {
     let text = e.to_string();
     text.split_once(" at path ").map_or(e, |(reason, _)| io::Error::other(reason.to_owned()))
+}
+
+/// `out` and `lse` of `problem` as a safetensors file.
+pub(crate) fn serialize(problem: &Problem, layout: Layout, out: &[u8], lse: Option<&[u8]>) -> Result<Vec<u8>> {
+    let dtype = match problem.dtype() {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+    };
+    let mut tensors = vec![("out", Stored::new(dtype, layout.dims(problem.out().shape), out)?)];
+    if let Some(lse) = lse {
+        tensors.push(("lse", Stored::new(Dtype::F32, problem.lse_shape().to_vec(), lse)?));
+    }
+    Ok(safetensors::serialize(tensors, None)?)
 }

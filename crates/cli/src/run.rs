@@ -2,7 +2,7 @@ use crate::{
     args::{ChoiceArgs, RunArgs},
     complain,
     input::{self, Input},
-    output::Destination,
+    output::{self, Destination},
     progress, text, verify,
 };
 use anyhow::{Context as _, Result};
@@ -26,12 +26,16 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
     if report.backend == BackendKind::Reference && args.choice.choice().backend.is_none() {
         complain(&format!("running on the CPU with the float64 reference, which is slow: {}", report.why));
     }
-    let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
-    destination.write(&input.problem, input.layout, &out, input.problem.lse().then_some(&lse_bytes[..]))?;
-    tell(&input, &report, stdout)?;
+    let mut told = Vec::new();
+    tell(&input, &report, &mut told)?;
     if args.verify {
-        verify::verify(&input, &bytes, &out, &lse, stdout)?;
+        verify::verify(&input, &bytes, &out, &lse, &mut told)?;
     }
+    let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let lse_bytes = input.problem.lse().then_some(&lse_bytes[..]);
+    destination.write(&output::serialize(&input.problem, input.layout, &out, lse_bytes)?)?;
+    // The file is what was asked for: it stands, even where nobody reads this.
+    let _ = stdout.write_all(&told);
     Ok(())
 }
 

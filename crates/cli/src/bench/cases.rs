@@ -1,0 +1,67 @@
+use crate::args::BenchArgs;
+use anyhow::Result;
+use flashtile::{Call, Cost, DType, Layout, Problem, TensorView};
+
+/// Shapes (B, H, S, D) that models have, smallest first.
+const NAMED: [[usize; 4]; 4] = [
+    [8, 12, 197, 64],   // ViT-B on 224 x 224: an odd length
+    [4, 12, 1024, 64],  // GPT-2
+    [1, 32, 2048, 128], // Llama
+    [1, 8, 8192, 64],   // long
+];
+
+/// Lengths of the curves, at 8 heads of 64.
+const CURVE: [usize; 7] = [256, 512, 1024, 2048, 4096, 8192, 16384];
+
+/// One kind of attention to measure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Case {
+    /// (B, H, S, D).
+    pub(crate) shape: [usize; 4],
+    pub(crate) dtype: DType,
+    pub(crate) causal: bool,
+    /// Whether it is a point of the curves.
+    pub(crate) on_curve: bool,
+}
+
+impl Case {
+    /// `BxHxSxD`.
+    pub(crate) fn name(&self) -> String {
+        self.shape.map(|n| n.to_string()).join("x")
+    }
+
+    pub(crate) fn problem(&self) -> Result<Problem> {
+        let x = TensorView::contiguous(self.dtype, Layout::Bhsd, self.shape)?;
+        Ok(Problem::builder(x, x, x).causal(self.causal).build()?)
+    }
+
+    /// Operations and bytes at the least; the tiles do not matter for these.
+    pub(crate) fn cost(&self) -> Result<Cost> {
+        let problem = self.problem()?;
+        Ok(Cost::new(&problem, &Call::default().resolve(&problem)?, 64, 64, None))
+    }
+}
+
+/// What is to be measured: with --shape one case; without, the named ones, and with --plot the points of the curves.
+pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
+    let dtype = args.dtype.map(|dtype| dtype.dtype());
+    if let Some(shape) = args.shape {
+        return vec![Case { shape, dtype: dtype.unwrap_or(DType::F32), causal: args.causal, on_curve: true }];
+    }
+    let dtypes = dtype.map_or(vec![DType::F32, DType::F16], |dtype| vec![dtype]);
+    let mut cases = Vec::new();
+    for shape in NAMED {
+        for &dtype in &dtypes {
+            for causal in [false, true] {
+                if causal || !args.causal {
+                    cases.push(Case { shape, dtype, causal, on_curve: false });
+                }
+            }
+        }
+    }
+    if args.plot.is_some() {
+        let point = |s| Case { shape: [1, 8, s, 64], dtype: dtypes[0], causal: args.causal, on_curve: true };
+        cases.extend(CURVE.map(point));
+    }
+    cases
+}

@@ -1,0 +1,167 @@
+//! The picture: speed and memory against sequence length.
+
+use super::measure::Row;
+use crate::text;
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use std::ops::Range;
+
+const SIZE: (u32, u32) = (1100, 460);
+
+/// Colours that stay apart for colour-blind eyes, on light and dark pages (Okabe and Ito, 2008).
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+const INK: RGBColor = RGBColor(60, 60, 67);
+const GRID: RGBColor = RGBColor(225, 225, 230);
+
+/// The points of one kernel on one device.
+struct Curve<'a> {
+    name: String,
+    colour: RGBColor,
+    rows: Vec<&'a Row>,
+}
+
+/// One half of the picture: what stands above it, how a row's value is read, and how it is written.
+struct Panel {
+    title: &'static str,
+    value: fn(&Row) -> f64,
+    label: fn(f64) -> String,
+}
+
+/// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
+pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
+    let mut document = String::new();
+    draw(&mut document, rows).map_err(|e| anyhow!("cannot draw: {e}"))?;
+    Ok(document)
+}
+
+fn draw(document: &mut String, rows: &[&Row]) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(document, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let title = rows.first().map_or(String::new(), |row| {
+        let [batch, heads, _, width] = row.case.shape;
+        let causal = if row.case.causal { ", causal" } else { "" };
+        format!("Forward attention, {batch} x {heads} heads of {width}, {}{causal}", row.case.dtype)
+    });
+    let root = root.titled(&title, ("sans-serif", 20).into_font().color(&INK))?;
+    let speed = Panel { title: "speed, GFLOP/s (higher is better)", value: |row| row.gflops, label: text::digits };
+    let memory = Panel {
+        title: "memory of tensors and workspace (lower is better)",
+        value: |row| row.peak_bytes as f64,
+        label: |bytes| text::bytes(bytes as u64),
+    };
+    let curves = curves(rows);
+    for (area, panel) in root.split_evenly((1, 2)).iter().zip([speed, memory]) {
+        draw_panel(area, &panel, &curves)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn draw_panel(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    panel: &Panel,
+    curves: &[Curve<'_>],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let rows = || curves.iter().flat_map(|curve| &curve.rows);
+    let xs = around(rows().map(|row| row.case.shape[2] as f64), 1.2);
+    let ys = around(rows().map(|row| (panel.value)(row)), 1.6);
+    let small = ("sans-serif", 13).into_font().color(&INK);
+    let mut chart = ChartBuilder::on(area)
+        .margin(14)
+        .caption(panel.title, ("sans-serif", 15).into_font().color(&INK))
+        .x_label_area_size(42)
+        .y_label_area_size(74)
+        .build_cartesian_2d(xs.log_scale().base(2.0), ys.log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .x_desc("sequence length")
+        .x_label_formatter(&|&n| format!("{n:.0}"))
+        .y_label_formatter(&|&y| (panel.label)(y))
+        .y_labels(8)
+        .label_style(small.clone())
+        .draw()?;
+    for curve in curves {
+        let points: Vec<_> =
+            curve.rows.iter().map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
+        let colour = curve.colour;
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?
+            .label(&curve.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .border_style(TRANSPARENT)
+        .label_font(small)
+        .draw()?;
+    Ok(())
+}
+
+/// The rows of each kernel of each device, by length.
+fn curves<'a>(rows: &[&'a Row]) -> Vec<Curve<'a>> {
+    let mut curves: Vec<Curve<'a>> = Vec::new();
+    for &row in rows {
+        let name = format!("{} {}, {}", row.backend, row.kernel, row.device);
+        match curves.iter_mut().find(|curve| curve.name == name) {
+            Some(curve) => curve.rows.push(row),
+            None => {
+                let colour = COLOURS[curves.len() % COLOURS.len()];
+                curves.push(Curve { name, colour, rows: vec![row] });
+            }
+        }
+    }
+    for curve in &mut curves {
+        curve.rows.sort_by_key(|row| row.case.shape[2]);
+    }
+    curves
+}
+
+/// A range that holds all values, with room of a factor at both ends.
+fn around(values: impl Iterator<Item = f64>, room: f64) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, 0f64), |(low, high), x| (low.min(x), high.max(x)));
+    let low = if low.is_finite() { low.max(1e-6) } else { 1.0 };
+    low / room..high.max(low) * room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases::Case;
+    use flashtile::DType;
+
+    fn row(kernel: &'static str, seq: usize, gflops: f64) -> Row {
+        let case = Case { shape: [1, 8, seq, 64], dtype: DType::F32, causal: true, on_curve: true };
+        let (backend, device, first_ms) = ("wgpu", "a <card> & more".to_owned(), 1.0);
+        let peak_bytes = (seq * seq) as u64;
+        Row { case, backend, kernel, device, ms: 1.0, gflops, gbps: 1.0, peak_bytes, first_ms }
+    }
+
+    #[test]
+    fn the_picture_names_its_curves_and_escapes_them() {
+        let rows = [row("flash", 256, 10.0), row("flash", 512, 20.0), row("unfused", 256, 5.0)];
+        let svg = svg(&rows.iter().collect::<Vec<_>>()).expect("draws");
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        for text in ["1 x 8 heads of 64, f32, causal", "wgpu flash, a &lt;card&gt; &amp; more", "sequence length"] {
+            assert!(svg.contains(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_point_and_none_are_pictures_too() {
+        assert!(svg(&[&row("flash", 1, 0.0)]).is_ok());
+        assert!(svg(&[]).is_ok());
+    }
+}

@@ -1,0 +1,176 @@
+use super::cases::Case;
+use crate::{args::BenchArgs, run::adapter_choice};
+use anyhow::{Result, bail};
+use flashtile::{
+    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict,
+    wgpu::{Context, HostRun, Plan, PlanOptions},
+    zeroed_bytes,
+};
+use pollster::block_on;
+use std::time::Instant;
+
+/// One kernel of one device.
+pub(crate) struct Target {
+    pub(crate) backend: BackendKind,
+    pub(crate) kernel: KernelKind,
+    /// Name of the device.
+    pub(crate) device: String,
+    context: Option<Context>,
+}
+
+/// A case made ready to be run again and again.
+pub(crate) struct Prepared<'a> {
+    runner: Runner<'a>,
+    /// From the plan's begin to the first result: compiling, copying, running.
+    pub(crate) first_ms: f64,
+    /// That first run alone, as [`run`](Self::run) measures.
+    pub(crate) first_run_ms: f64,
+    /// Inputs, output and workspace together.
+    pub(crate) peak_bytes: u64,
+}
+
+enum Runner<'a> {
+    Gpu(HostRun),
+    Reference { problem: Box<Problem>, data: &'a Data, out: Vec<u8> },
+}
+
+/// Tensors of a case in host memory.
+pub(crate) struct Data {
+    q: Vec<u8>,
+    k: Vec<u8>,
+    v: Vec<u8>,
+}
+
+/// Every kernel of every device here that the arguments leave.
+pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
+    let choice = args.choice.choice();
+    let wanted = |backend| choice.backend.is_none_or(|b| b == backend);
+    let kernels = || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
+    let mut targets = Vec::new();
+    if wanted(BackendKind::Wgpu) {
+        for context in contexts(args)? {
+            let info = context.adapter_info();
+            let device = format!("{} ({:?})", info.name, info.backend);
+            targets.extend(kernels().map(|kernel| Target {
+                backend: BackendKind::Wgpu,
+                kernel,
+                device: device.clone(),
+                context: Some(context.clone()),
+            }));
+        }
+    }
+    if wanted(BackendKind::Reference) && args.choice.adapter.is_none() {
+        let device = "CPU".to_owned();
+        let unfused = kernels().filter(|&kernel| kernel == KernelKind::Unfused);
+        targets.extend(unfused.map(|kernel| Target {
+            backend: BackendKind::Reference,
+            kernel,
+            device: device.clone(),
+            context: None,
+        }));
+    }
+    if targets.is_empty() {
+        // Somebody asked for what cannot run: the reasons are those that `run` gives.
+        let problem = Case { shape: [1; 4], dtype: flashtile::DType::F32, causal: false, on_curve: false }.problem()?;
+        bail!(flashtile::Error::Refused(Attention::new().explain_within(&problem, choice)));
+    }
+    Ok(targets)
+}
+
+/// A context on every adapter, or on the one that was named.
+fn contexts(args: &BenchArgs) -> Result<Vec<Context>> {
+    if let Some(name) = &args.choice.adapter {
+        return Ok(vec![flashtile::wgpu::open_blocking(&adapter_choice(name))?]);
+    }
+    let mut names: Vec<String> = Vec::new();
+    for adapter in flashtile::wgpu::adapters_blocking() {
+        if !names.contains(&adapter.info.name) {
+            names.push(adapter.info.name);
+        }
+    }
+    Ok(names.iter().map(|name| flashtile::wgpu::open_blocking(&adapter_choice(name))).collect::<Result<_, _>>()?)
+}
+
+impl Target {
+    /// The reasons why it cannot run `problem`, if it cannot.
+    pub(crate) fn refusal(&self, problem: &Problem) -> Option<String> {
+        match self.context.as_ref()?.verdict(problem, self.kernel) {
+            Verdict::Refused(reasons) => Some(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+            Verdict::Runs(_) => None,
+        }
+    }
+
+    /// Plans, compiles, copies and runs for the first time.
+    pub(crate) fn prepare<'a>(&self, case: &Case, data: &'a Data) -> Result<Prepared<'a>> {
+        let problem = case.problem()?;
+        let mut out = zeroed_bytes(&problem)?;
+        let Some(context) = &self.context else {
+            let mut runner = Runner::Reference { problem: Box::new(problem), data, out };
+            let report = runner.run_reference()?;
+            return Ok(Prepared {
+                runner,
+                first_ms: report.first_ms,
+                first_run_ms: report.run_ms,
+                peak_bytes: report.peak_bytes,
+            });
+        };
+        // A fresh context has compiled nothing yet, so that every case pays what its first user would.
+        let context = Context::new_blocking(context.device().clone(), context.queue().clone())?;
+        let begin = Instant::now();
+        let plan = context.plan_blocking(&problem, &PlanOptions::kernel(self.kernel))?;
+        let (run, first_run_ms) = first(&plan, data.args(&mut out))?;
+        let first_ms = begin.elapsed().as_secs_f64() * 1e3;
+        let peak_bytes = run.device_bytes();
+        Ok(Prepared { runner: Runner::Gpu(run), first_ms, first_run_ms, peak_bytes })
+    }
+}
+
+/// Copies, runs, reads back; what was copied stays for later runs.
+fn first(plan: &Plan, mut args: HostArgs<'_>) -> Result<(HostRun, f64)> {
+    let run = block_on(HostRun::upload(plan, &args))?;
+    let took = block_on(run.run())?;
+    block_on(run.download(&mut args))?;
+    Ok((run, took.as_secs_f64() * 1e3))
+}
+
+impl Prepared<'_> {
+    /// Runs once more: milliseconds from submission to completion.
+    pub(crate) fn run(&mut self) -> Result<f64> {
+        match &mut self.runner {
+            Runner::Gpu(run) => Ok(block_on(run.run())?.as_secs_f64() * 1e3),
+            reference => Ok(reference.run_reference()?.run_ms),
+        }
+    }
+}
+
+impl Runner<'_> {
+    fn run_reference(&mut self) -> Result<flashtile::Report> {
+        let Runner::Reference { problem, data, out } = self else { bail!("this runs on a GPU") };
+        Ok(Attention::global().run(problem, data.args(out), Choice::backend(BackendKind::Reference))?)
+    }
+}
+
+impl Data {
+    /// Numbers spread evenly over -1..1: scores of a size that attention sees. The same in every run.
+    pub(crate) fn new(case: &Case) -> Self {
+        let len: usize = case.shape.iter().product();
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut fill = || {
+            let mut bytes = vec![0; len * case.dtype.size()];
+            for index in 0..len {
+                // xorshift64, Marsaglia 2003.
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                case.dtype.write(&mut bytes, index, (state >> 40) as f64 / f64::from(1 << 23) - 1.0);
+            }
+            bytes
+        };
+        Self { q: fill(), k: fill(), v: fill() }
+    }
+
+    fn args<'a>(&'a self, out: &'a mut [u8]) -> HostArgs<'a> {
+        let Self { q, k, v } = self;
+        HostArgs { q, k, v, mask: None, kv_lens: None, out, lse: None, call: Call::default() }
+    }
+}
