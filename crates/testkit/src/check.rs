@@ -1,0 +1,295 @@
+use crate::backend::Backend;
+use crate::case::Case;
+use crate::inputs::{SLACK, Tensors};
+use flashtile_core::{DType, KernelKind, ProblemError, Reason, TensorView, Verdict, bound};
+use flashtile_reference::{Answer, attention};
+use std::fmt;
+
+/// The number that comes nearest to its bound, or farthest beyond it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Worst {
+    /// |got - expected| / bound: at most 1 where the rule holds.
+    pub share: f64,
+    /// Batch entry, head, query and column (0 for lse).
+    pub at: [usize; 4],
+    /// What the backend wrote.
+    pub got: f64,
+    /// What the oracle says.
+    pub expected: f64,
+    /// The largest difference allowed.
+    pub bound: f64,
+}
+
+impl Worst {
+    fn take(&mut self, other: Worst) {
+        if other.share > self.share {
+            *self = other;
+        }
+    }
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { share, at: [b, h, i, d], got, expected, bound } = self;
+        write!(
+            f,
+            "{share:.3} of the bound at (b {b}, h {h}, i {i}, d {d}): got {got:e}, expected {expected:e} +- {bound:.2e}"
+        )
+    }
+}
+
+/// How near a run came to the bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// The worst number of the output.
+    pub out: Worst,
+    /// The worst number of lse, where it was asked for.
+    pub lse: Option<Worst>,
+}
+
+/// A case that a backend did not pass, with all it takes to see it again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{backend}, {kernel}: {wrong}\n    replay with FLASHTILE_CASE=\"{case}\"")]
+pub struct Failure {
+    /// Name of the backend.
+    pub backend: String,
+    /// Which kernel.
+    pub kernel: KernelKind,
+    /// The case, as it was or made smaller.
+    pub case: Box<Case>,
+    /// What went wrong.
+    pub wrong: Wrong,
+}
+
+/// What can go wrong with a case.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Wrong {
+    /// The case itself is not a problem.
+    #[error("the case is not valid: {0}")]
+    Case(#[from] ProblemError),
+    /// The backend does not run such problems.
+    #[error("the backend refuses it: {}", .0.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Reason>),
+    /// The backend reports an error.
+    #[error("the run failed: {0}")]
+    Run(String),
+    /// An output is farther from the oracle than the bound allows.
+    #[error("out is at {0}")]
+    Out(Worst),
+    /// An lse is farther from the oracle than the bound allows.
+    #[error("lse is at {0}")]
+    Lse(Worst),
+    /// An output still holds what was there before.
+    #[error("out is not written at (b {}, h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
+    OutNotWritten {
+        /// Batch entry, head, query and column.
+        at: [usize; 4],
+    },
+    /// An lse still holds what was there before.
+    #[error("lse is not written at (b {}, h {}, i {})", at[0], at[1], at[2])]
+    LseNotWritten {
+        /// Batch entry, head and query.
+        at: [usize; 3],
+    },
+    /// Memory was written that belongs to no element of the result.
+    #[error(
+        "byte {byte} of {buffer} lies outside the result (between strides, beyond the queries of the call, or behind the end), and was written"
+    )]
+    Touched {
+        /// `out` or `lse`.
+        buffer: &'static str,
+        /// Which byte.
+        byte: usize,
+    },
+    /// Two runs on the same inputs gave other bits.
+    #[error("a second run gave other bits at (b {}, h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
+    NotRepeated {
+        /// Batch entry, head, query and column.
+        at: [usize; 4],
+    },
+    /// A batch entry alone gave other bits than among its neighbours.
+    #[error("batch entry {} alone gave other bits at (h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
+    Neighbours {
+        /// Batch entry, head, query and column.
+        at: [usize; 4],
+    },
+}
+
+/// What out and lse hold before a run: a NaN in every storage type, and not the one that arithmetic gives.
+const BEFORE: u16 = 0x7FE5;
+const LSE_BEFORE: f32 = f32::from_bits(0x7FE5_7FE5);
+
+/// The results of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Results {
+    pub(crate) out: Vec<u8>,
+    pub(crate) lse: Option<Vec<f32>>,
+}
+
+/// Runs a backend over poisoned results and checks that it writes what it should, and only that.
+pub(crate) fn execute(backend: &dyn Backend, kernel: KernelKind, tensors: &Tensors) -> Result<Results, Wrong> {
+    let problem = &tensors.problem;
+    if let Verdict::Refused(reasons) = backend.verdict(problem, kernel) {
+        return Err(Wrong::Refused(reasons));
+    }
+    let elements = problem.out().span().unwrap_or(0) + SLACK;
+    let pattern = BEFORE.to_le_bytes();
+    let mut out: Vec<u8> = (0..elements * problem.dtype().size()).map(|byte| pattern[byte % 2]).collect();
+    let rows: usize = problem.lse_shape().iter().product();
+    let mut lse = problem.lse().then(|| vec![LSE_BEFORE; rows + SLACK]);
+    backend.run(problem, kernel, tensors.args(&mut out, lse.as_deref_mut())).map_err(|e| Wrong::Run(chain(&*e)))?;
+
+    let call = tensors.call.resolve(problem)?;
+    let size = problem.dtype().size();
+    let mut belongs = vec![false; out.len()];
+    for ([b, h, i, d], at) in elements_of(problem.out(), call.seq_q) {
+        let bytes = at * size..(at + 1) * size;
+        if out[bytes.clone()].iter().zip(pattern.iter().cycle()).all(|(a, b)| a == b) {
+            return Err(Wrong::OutNotWritten { at: [b, h, i, d] });
+        }
+        belongs[bytes].fill(true);
+    }
+    if let Some(byte) = (0..out.len()).find(|&byte| !belongs[byte] && out[byte] != pattern[byte % 2]) {
+        return Err(Wrong::Touched { buffer: "out", byte });
+    }
+    if let Some(lse) = &lse {
+        let [_, heads, seq_q] = problem.lse_shape();
+        for (row, lse) in lse.iter().enumerate() {
+            let written = lse.to_bits() != LSE_BEFORE.to_bits();
+            match row < rows && row % seq_q < call.seq_q {
+                true if !written => {
+                    return Err(Wrong::LseNotWritten { at: [row / seq_q / heads, row / seq_q % heads, row % seq_q] });
+                }
+                false if written => return Err(Wrong::Touched { buffer: "lse", byte: 4 * row }),
+                _ => {}
+            }
+        }
+    }
+    Ok(Results { out, lse })
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Each element of the first `seq` positions with its place.
+pub(crate) fn elements_of(view: &TensorView, seq: usize) -> impl Iterator<Item = ([usize; 4], usize)> + '_ {
+    let [batch, heads, _, dim] = view.shape;
+    let rows = (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..seq).map(move |i| [b, h, i])));
+    rows.flat_map(move |[b, h, i]| (0..dim).map(move |d| ([b, h, i, d], view.index(b, h, i, d))))
+}
+
+/// A case with its inputs and the oracle's answer, for any number of backends.
+#[derive(Debug)]
+pub struct Prepared {
+    case: Case,
+    tensors: Tensors,
+    answer: Answer,
+}
+
+impl Prepared {
+    /// Builds the inputs and asks the oracle.
+    ///
+    /// # Errors
+    /// Where the case breaks a rule of [`Problem`](flashtile_core::Problem) or its call.
+    pub fn new(case: &Case) -> Result<Self, ProblemError> {
+        let tensors = case.build()?;
+        let answer = attention(&tensors.problem, &tensors.inputs())?;
+        Ok(Self { case: case.clone(), tensors, answer })
+    }
+
+    /// The case.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// The problem and its inputs.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// What the oracle says.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Runs the case and measures how far the results are from the oracle, whether or not that is within the bound.
+    ///
+    /// # Errors
+    /// A [`Failure`] where there are no results to measure, or memory was written that should not have been.
+    pub fn measure(&self, backend: &dyn Backend, kernel: KernelKind) -> Result<Outcome, Failure> {
+        let results = execute(backend, kernel, &self.tensors).map_err(|wrong| self.failure(backend, kernel, wrong))?;
+        Ok(self.compare(&results))
+    }
+
+    /// As [`measure`](Self::measure), and holds the results to the bound.
+    ///
+    /// # Errors
+    /// A [`Failure`] that says what is wrong and how to see it again.
+    pub fn check(&self, backend: &dyn Backend, kernel: KernelKind) -> Result<Outcome, Failure> {
+        let outcome = self.measure(backend, kernel)?;
+        if outcome.out.share > 1.0 {
+            return Err(self.failure(backend, kernel, Wrong::Out(outcome.out)));
+        }
+        match outcome.lse {
+            Some(lse) if lse.share > 1.0 => Err(self.failure(backend, kernel, Wrong::Lse(lse))),
+            _ => Ok(outcome),
+        }
+    }
+
+    fn failure(&self, backend: &dyn Backend, kernel: KernelKind, wrong: Wrong) -> Failure {
+        Failure { backend: backend.name(), kernel, case: Box::new(self.case.clone()), wrong }
+    }
+
+    fn compare(&self, results: &Results) -> Outcome {
+        let problem = &self.tensors.problem;
+        let (dtype, dim) = (problem.dtype(), problem.head_dim());
+        let seq_q = self.case.call_q.unwrap_or(problem.seq_q());
+        let heads = problem.heads();
+        let bounds: Vec<f64> = self.answer.rows.iter().map(|row| row.out_bound(dtype, dim)).collect();
+        let mut outcome = Outcome::default();
+        for (n, (at, place)) in elements_of(problem.out(), seq_q).enumerate() {
+            let (got, expected) = (dtype.read(&results.out, place), self.answer.out[n]);
+            let bound = bounds[n / problem.head_dim_v()];
+            let share = bound::share(got, expected, bound, dtype);
+            outcome.out.take(Worst { share, at, got, expected, bound });
+        }
+        outcome.lse = results.lse.as_ref().map(|lse| {
+            let mut worst = Worst::default();
+            for (n, (row, &expected)) in self.answer.rows.iter().zip(&self.answer.lse).enumerate() {
+                let (b, h, i) = (n / seq_q / heads, n / seq_q % heads, n % seq_q);
+                let got = f64::from(lse[(b * heads + h) * problem.seq_q() + i]);
+                let bound = row.lse_bound(dim);
+                let share = bound::share(got, expected, bound, DType::F32);
+                worst.take(Worst { share, at: [b, h, i, 0], got, expected, bound });
+            }
+            worst
+        });
+        outcome
+    }
+}
+
+/// Runs one case on one kernel of a backend and holds it to the oracle's bound.
+///
+/// Outputs begin as NaN: each must be written, and no byte between strides, beyond the call's queries or behind the end may be.
+///
+/// # Errors
+/// A [`Failure`] that says what is wrong and how to see it again.
+pub fn run_case(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> Result<Outcome, Failure> {
+    let prepared = Prepared::new(case).map_err(|error| Failure {
+        backend: backend.name(),
+        kernel,
+        case: Box::new(case.clone()),
+        wrong: error.into(),
+    })?;
+    prepared.check(backend, kernel)
+}

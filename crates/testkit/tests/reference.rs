@@ -1,0 +1,30 @@
+//! The oracle as a backend passes the whole catalogue: a rounded answer is within its own bound, it touches nothing else, and what no
+//! query sees does not reach it.
+
+use flashtile_core::KernelKind;
+use flashtile_testkit::{ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case};
+
+#[test]
+fn the_oracle_passes_its_own_catalogue() {
+    let (mut out, mut lse) = (0.0f64, 0.0f64);
+    for (group, case) in catalogue() {
+        match run_case(&ReferenceBackend, KernelKind::Unfused, &case) {
+            Ok(outcome) => {
+                out = out.max(outcome.out.share);
+                lse = lse.max(outcome.lse.map_or(0.0, |worst| worst.share));
+            }
+            Err(failure) => panic!("{group}: {failure}"),
+        }
+    }
+    println!("worst shares: out {out:.3}, lse {lse:.3}");
+    assert!(out <= 0.5 && lse <= 0.5, "rounding once is half an ulp: {out} {lse}");
+}
+
+#[test]
+fn the_oracle_repeats_itself_whatever_the_neighbours() {
+    for (group, case) in catalogue().into_iter().filter(|(_, case)| case.batch > 1 && case.flops() < 1_000_000) {
+        for check in [check_repeats, check_neighbours] {
+            check(&ReferenceBackend, KernelKind::Unfused, &case).unwrap_or_else(|failure| panic!("{group}: {failure}"));
+        }
+    }
+}
