@@ -126,7 +126,7 @@ impl Attention {
         let why = why(&explanation, choice, backend, kernel);
         let mut report = match backend {
             #[cfg(feature = "wgpu")]
-            BackendKind::Wgpu => self.gpu.run(problem, args, kernel)?,
+            BackendKind::Wgpu => self.gpu.run(problem, args, kernel, choice.kernel.is_some())?,
             _ => run_reference(problem, args)?,
         };
         report.why = why;

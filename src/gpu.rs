@@ -16,7 +16,7 @@ pub(crate) struct Gpu {
     /// The device, or why there is none.
     context: OnceLock<Result<Context, String>>,
     /// Most recently used last. Few and cheap to compare, and [`Problem`] holds floats: a list, not a map.
-    plans: Mutex<Vec<Plan>>,
+    plans: Mutex<Vec<(PlanOptions, Plan)>>,
 }
 
 impl fmt::Debug for Gpu {
@@ -47,17 +47,24 @@ impl Gpu {
         }
     }
 
-    /// Runs with a kernel that [`verdict`](Self::verdict) said runs.
-    pub(crate) fn run(&self, problem: &Problem, args: HostArgs<'_>, kernel: KernelKind) -> Result<Report, Error> {
+    /// Runs with `kernel`, which [`verdict`](Self::verdict) said runs; `forced` where the caller asked for it by name.
+    pub(crate) fn run(
+        &self,
+        problem: &Problem,
+        args: HostArgs<'_>,
+        kernel: KernelKind,
+        forced: bool,
+    ) -> Result<Report, Error> {
         let context = self.context().map_err(|why| {
             let refused = Verdict::Refused(vec![Reason::NoDevice(why.clone())]);
             Error::Refused(flashtile_core::Explanation { verdicts: vec![(BackendKind::Wgpu, kernel, refused)] })
         })?;
-        let plan = self.plan(context, problem, kernel)?;
+        let plan =
+            self.plan(context, problem, if forced { PlanOptions::kernel(kernel) } else { PlanOptions::default() })?;
         let stats = context.run_host_blocking(&plan, args)?;
         Ok(Report {
             backend: BackendKind::Wgpu,
-            kernel,
+            kernel: plan.kernel(),
             device: device_name(context),
             plan: plan.to_string(),
             why: String::new(),
@@ -68,19 +75,20 @@ impl Gpu {
         })
     }
 
-    fn plan(&self, context: &Context, problem: &Problem, kernel: KernelKind) -> Result<Plan, Error> {
+    fn plan(&self, context: &Context, problem: &Problem, options: PlanOptions) -> Result<Plan, Error> {
         let lock = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut plans = lock();
-        if let Some(at) = plans.iter().position(|plan| plan.kernel() == kernel && plan.problem() == problem) {
-            let plan = plans.remove(at);
-            plans.push(plan.clone());
+        if let Some(at) = plans.iter().position(|(made_for, plan)| *made_for == options && plan.problem() == problem) {
+            let found = plans.remove(at);
+            let plan = found.1.clone();
+            plans.push(found);
             return Ok(plan);
         }
         // Compiling takes long: other threads go on meanwhile.
         drop(plans);
-        let plan = context.plan_blocking(problem, &PlanOptions::kernel(kernel))?;
+        let plan = context.plan_blocking(problem, &options)?;
         let mut plans = lock();
-        plans.push(plan.clone());
+        plans.push((options, plan.clone()));
         if plans.len() > KEPT_PLANS {
             plans.remove(0);
         }

@@ -32,6 +32,8 @@ struct Panel {
     title: &'static str,
     value: fn(&Row) -> f64,
     label: fn(f64) -> String,
+    /// Whether the curves' names stand here: in one half, where rising curves leave the corner free.
+    legend: bool,
 }
 
 /// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
@@ -50,11 +52,17 @@ fn draw(document: &mut String, rows: &[&Row]) -> Result<(), Box<dyn std::error::
         format!("Forward attention, {batch} x {heads} heads of {width}, {}{causal}", row.case.dtype)
     });
     let root = root.titled(&title, ("sans-serif", 20).into_font().color(&INK))?;
-    let speed = Panel { title: "speed, GFLOP/s (higher is better)", value: |row| row.gflops, label: text::digits };
+    let speed = Panel {
+        title: "speed, GFLOP/s (higher is better)",
+        value: |row| row.gflops,
+        label: |y| short(&text::digits(y)),
+        legend: false,
+    };
     let memory = Panel {
         title: "memory of tensors and workspace (lower is better)",
         value: |row| row.peak_bytes as f64,
-        label: |bytes| text::bytes(bytes as u64),
+        label: |bytes| short(&text::bytes(bytes.round() as u64)),
+        legend: true,
     };
     let curves = curves(rows);
     for (area, panel) in root.split_evenly((1, 2)).iter().zip([speed, memory]) {
@@ -78,7 +86,7 @@ fn draw_panel(
         .caption(panel.title, ("sans-serif", 15).into_font().color(&INK))
         .x_label_area_size(42)
         .y_label_area_size(74)
-        .build_cartesian_2d(xs.log_scale().base(2.0), ys.log_scale())?;
+        .build_cartesian_2d(xs.log_scale().base(2.0), ys.log_scale().base(2.0))?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -100,6 +108,9 @@ fn draw_panel(
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
     }
+    if !panel.legend {
+        return Ok(());
+    }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
@@ -108,6 +119,13 @@ fn draw_panel(
         .label_font(small)
         .draw()?;
     Ok(())
+}
+
+/// Without the zeroes of a power of two's fraction: `4.00 MiB` is `4 MiB`.
+fn short(number: &str) -> String {
+    let (number, unit) = number.split_once(' ').unwrap_or((number, ""));
+    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
+    format!("{number} {unit}").trim_end().to_owned()
 }
 
 /// The rows of each kernel of each device, by length.
