@@ -120,7 +120,8 @@ pub(crate) struct ChoiceArgs {
 impl ChoiceArgs {
     pub(crate) fn choice(&self) -> Choice {
         let backend = match self.backend {
-            BackendArg::Auto => None,
+            // An adapter by name is nothing that another backend could stand in for.
+            BackendArg::Auto => self.adapter.as_ref().map(|_| BackendKind::Wgpu),
             BackendArg::Wgpu => Some(BackendKind::Wgpu),
             BackendArg::Cuda => Some(BackendKind::Cuda),
             BackendArg::Cpu => Some(BackendKind::Cpu),

@@ -59,7 +59,7 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
             }));
         }
     }
-    if wanted(BackendKind::Reference) && args.choice.adapter.is_none() {
+    if wanted(BackendKind::Reference) {
         let device = "CPU".to_owned();
         let unfused = kernels().filter(|&kernel| kernel == KernelKind::Unfused);
         targets.extend(unfused.map(|kernel| Target {

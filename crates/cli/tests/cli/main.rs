@@ -1,0 +1,120 @@
+//! The program as other programs see it: real processes, real files, exit codes and the one line on stderr.
+//!
+//! Numbers are worked out by hand, and run on the reference, so that these tests need no GPU and prove the program, not the kernels;
+//! `auto` is asked too, whatever it finds here.
+
+mod errors;
+mod reports;
+mod results;
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+use tempfile::TempDir;
+
+/// A tensor to put into a file.
+#[derive(Clone)]
+struct Tensor {
+    name: &'static str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// `values` as a tensor of floats, I32, I64, BOOL or anything of one byte.
+fn tensor(name: &'static str, dtype: Dtype, shape: &[usize], values: &[f64]) -> Tensor {
+    let bytes = values.iter().flat_map(|&x| match dtype {
+        Dtype::F32 => (x as f32).to_le_bytes().to_vec(),
+        Dtype::F16 => half::f16::from_f64(x).to_le_bytes().to_vec(),
+        Dtype::BF16 => half::bf16::from_f64(x).to_le_bytes().to_vec(),
+        Dtype::F64 => x.to_le_bytes().to_vec(),
+        Dtype::I32 => (x as i32).to_le_bytes().to_vec(),
+        Dtype::I64 => (x as i64).to_le_bytes().to_vec(),
+        _ => vec![x as u8],
+    });
+    Tensor { name, dtype, shape: shape.to_vec(), bytes: bytes.collect() }
+}
+
+/// A folder for one run of the program: IN, and whatever it writes.
+struct Scene {
+    folder: TempDir,
+}
+
+impl Scene {
+    fn new(tensors: &[Tensor]) -> Self {
+        let views = tensors
+            .iter()
+            .map(|t| (t.name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("bytes fit the shape")));
+        Self::with_bytes(&safetensors::serialize(views, None).expect("a valid file"))
+    }
+
+    fn with_bytes(bytes: &[u8]) -> Self {
+        let scene = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        fs::write(scene.path("in.safetensors"), bytes).expect("writable");
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `flashtile run in.safetensors --output out.safetensors ARGS`.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut all = vec!["run", "in.safetensors", "--output", "out.safetensors"];
+        all.extend(args);
+        self.flashtile(&all)
+    }
+
+    /// `flashtile ARGS` in the scene's folder.
+    fn flashtile(&self, args: &[&str]) -> Output {
+        flashtile_in(self.folder.path(), args)
+    }
+
+    /// A tensor of out.safetensors, if it was written.
+    fn out(&self, name: &str) -> Option<(Dtype, Vec<usize>, Vec<f64>)> {
+        let bytes = fs::read(self.path("out.safetensors")).ok()?;
+        let file = SafeTensors::deserialize(&bytes).expect("a valid file");
+        let stored = file.tensor(name).ok()?;
+        let chunks = stored.data().chunks(stored.dtype().bitsize() / 8);
+        let values = chunks.map(|b| match stored.dtype() {
+            Dtype::F32 => f32::from_le_bytes(b.try_into().expect("4 bytes")).into(),
+            Dtype::F16 => half::f16::from_le_bytes(b.try_into().expect("2 bytes")).to_f64(),
+            Dtype::BF16 => half::bf16::from_le_bytes(b.try_into().expect("2 bytes")).to_f64(),
+            other => panic!("{name} is {other}"),
+        });
+        Some((stored.dtype(), stored.shape().to_vec(), values.collect()))
+    }
+
+    /// Names of the files in the folder.
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).expect("readable");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn flashtile_in(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flashtile")).args(args).current_dir(folder).output().expect("the program starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// One query and three keys of width 1: scores 0, ln 2 and ln 5, values 8, 16 and 24. All keys: (8 + 32 + 120) / 8 = 20, lse ln 8.
+fn three_keys() -> Vec<Tensor> {
+    vec![
+        tensor("q", Dtype::F32, &[1, 1, 1, 1], &[1.0]),
+        tensor("k", Dtype::F32, &[1, 3, 1, 1], &[0.0, 2f64.ln(), 5f64.ln()]),
+        tensor("v", Dtype::F32, &[1, 3, 1, 1], &[8.0, 16.0, 24.0]),
+    ]
+}

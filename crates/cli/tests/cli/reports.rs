@@ -1,0 +1,120 @@
+//! What `explain`, `devices` and `bench` say, as programs read it.
+
+use crate::{Scene, stderr, stdout, three_keys};
+use serde_json::Value;
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+#[test]
+fn explain_lists_every_backend_and_kernel_with_verdicts() {
+    let scene = Scene::new(&three_keys());
+    let output = scene.flashtile(&["explain", "in.safetensors", "--causal", "--json", "--output", "ignored"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = &lines(&stdout(&output))[0];
+    assert!(report["problem"].as_str().expect("text").contains("causal"));
+    let verdicts = report["verdicts"].as_array().expect("a list");
+    let named = |backend: &str, kernel: &str| {
+        let found = verdicts.iter().find(|v| v["backend"] == backend && v["kernel"] == kernel);
+        found.unwrap_or_else(|| panic!("{backend} {kernel} is missing"))
+    };
+    for backend in ["cuda", "wgpu", "cpu", "reference"] {
+        for kernel in ["flash", "unfused"] {
+            let verdict = named(backend, kernel);
+            let reasons = verdict["reasons"].as_array().expect("a list");
+            assert_eq!(verdict["runs"] == true, reasons.is_empty(), "{verdict}");
+            assert_eq!(verdict["runs"] == true, verdict["how"].is_string(), "{verdict}");
+        }
+    }
+    assert_eq!(named("reference", "unfused")["runs"], true);
+    let chosen = &report["chosen"];
+    let first = verdicts.iter().find(|v| v["runs"] == true).expect("the reference, at the least");
+    assert_eq!((&chosen["backend"], &chosen["kernel"]), (&first["backend"], &first["kernel"]));
+    assert_eq!(scene.files(), ["in.safetensors"], "nothing was run or written");
+}
+
+#[test]
+fn explain_tells_people_too_and_what_was_refused() {
+    let scene = Scene::new(&three_keys());
+    let output = scene.flashtile(&["explain", "in.safetensors", "--backend", "cuda"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stdout(&output);
+    assert!(told.contains("cuda flash: refused: the cuda backend is not part of this version"), "{told}");
+    assert!(told.contains("reference unfused: runs"), "{told}");
+    assert!(told.contains("chosen: nothing, for what was asked for is refused"), "{told}");
+}
+
+#[test]
+fn devices_always_has_the_reference() {
+    let scene = Scene::new(&three_keys());
+    let output = scene.flashtile(&["devices", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(lines(&stdout(&output)).iter().any(|device| device["backend"] == "reference"));
+    let output = scene.flashtile(&["devices"]);
+    assert!(stdout(&output).contains("reference"), "{}", stdout(&output));
+}
+
+#[test]
+fn bench_of_one_shape_is_one_case() {
+    let scene = Scene::new(&three_keys());
+    for (more, causal, dtype) in
+        [(&[][..], false, "f32"), (&["--causal", "--dtype", "bf16", "--threads", "1"], true, "bf16")]
+    {
+        let args = ["bench", "--json", "--shape", "1x2x64x16", "--backend", "reference", "--kernel=unfused"];
+        let output = scene.flashtile(&[&args[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let rows = lines(&stdout(&output));
+        assert_eq!(rows.len(), 1, "exactly one case");
+        let row = &rows[0];
+        for (key, value) in [("case", "1x2x64x16"), ("backend", "reference"), ("kernel", "unfused"), ("dtype", dtype)] {
+            assert_eq!(row[key], value, "{row}");
+        }
+        assert_eq!(row["causal"], causal);
+        for key in ["ms", "gflops", "gbps", "peak_bytes", "first_ms"] {
+            assert!(row[key].as_f64().expect("a number") > 0.0, "{key} of {row}");
+        }
+        assert!(row["peak_bytes"].is_u64() && row["device"].is_string(), "{row}");
+    }
+}
+
+#[test]
+fn bench_prints_a_table_and_draws() {
+    let scene = Scene::new(&three_keys());
+    let output = scene.flashtile(&["bench", "--shape", "1x1x32x8", "--backend", "reference", "--plot", "curves.svg"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stdout(&output);
+    assert!(told.starts_with("| case ") && told.contains("| 1x1x32x8 |"), "{told}");
+    let svg = fs::read_to_string(scene.path("curves.svg")).expect("drawn");
+    assert!(svg.starts_with("<svg") && svg.contains("reference unfused"), "{svg}");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let scene = Scene::new(&three_keys());
+    for args in [&["--help"][..], &["run", "--help"], &["bench", "--help"], &["help"], &["--version"]] {
+        let output = scene.flashtile(args);
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
+        assert!(stdout(&output).contains("flashtile"), "{args:?}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let scene = Scene::new(&three_keys());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
+        .args(["explain", "in.safetensors"])
+        .current_dir(scene.folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
