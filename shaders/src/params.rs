@@ -40,7 +40,9 @@ pub struct Params {
     pub dropout_offset: u32,
     pub seed: [u32; 2],
     pub score_stride: u32,
-    pub pad: u32,
+    pub rolled: u32,
+    /// To the size of the uniform, a multiple of 16.
+    pub pad: [u32; 4],
 }
 
 #[cfg(test)]
@@ -50,6 +52,6 @@ mod tests {
     /// One slot of a uniform buffer at the strictest alignment holds it.
     #[test]
     fn fits_a_slot() {
-        assert_eq!(size_of::<Params>(), 208);
+        assert_eq!(size_of::<Params>(), 224);
     }
 }

@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// The tile shape of a kernel: `tx` x `ty` threads, each with 4 queries and 4 keys.
+/// The tile shape of a kernel: `tx` x `ty` threads, each with 4 queries and 4 keys; or, where there are `lanes`, `tx` threads with one query each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Threads along keys and along columns of V.
@@ -13,6 +13,8 @@ pub struct Tiles {
     pub qw4: u32,
     /// Blocks of four columns of O that a thread holds for each of its queries: reaches a head_dim_v of `4 * tx * ot`.
     pub ot: u32,
+    /// Lanes of a subgroup that spread keys by broadcast (for software adapters); 0 where workgroup memory does.
+    pub lanes: u32,
 }
 
 /// What every WebGPU device gives a workgroup.
@@ -22,7 +24,7 @@ pub const BASELINE_WORKGROUP_BYTES: u32 = 16 * 1024;
 pub const MAX_HEAD_DIM: usize = 512;
 
 const fn tiles(tx: u32, ty: u32, kc: u32, qw4: u32, ot: u32) -> Tiles {
-    Tiles { tx, ty, kc, qw4, ot }
+    Tiles { tx, ty, kc, qw4, ot, lanes: 0 }
 }
 
 /// Every tile shape of the flash kernel. A plan takes the first that fits its heads, its queries and the device.
@@ -46,6 +48,17 @@ pub const FLASH_TILES: [Tiles; 10] = [
     tiles(16, 8, 16, 4, 4),
 ];
 
+/// Subgroup sizes that [`row_tiles`] are made for: those of the software adapters there are.
+pub const ROW_LANES: [u32; 3] = [4, 8, 16];
+
+/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the widest head they hold (64, 128, 256, 512).
+pub const fn row_tiles(lanes: u32) -> [Tiles; 4] {
+    const fn rows(lanes: u32, width: u32) -> Tiles {
+        Tiles { tx: 64, ty: 1, kc: 64, qw4: width / 4, ot: width / 4, lanes }
+    }
+    [rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
+}
+
 /// Tiles of the unfused products: 32 x 32.
 pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
 
@@ -55,12 +68,12 @@ pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
 impl Tiles {
     /// Br: queries a workgroup holds.
     pub const fn rows(&self) -> u32 {
-        4 * self.ty
+        if self.lanes > 0 { self.tx } else { 4 * self.ty }
     }
 
     /// Bc: keys of a tile.
     pub const fn keys(&self) -> u32 {
-        4 * self.tx
+        if self.lanes > 0 { 32 } else { 4 * self.tx }
     }
 
     /// Threads of a workgroup.
@@ -70,11 +83,19 @@ impl Tiles {
 
     /// The widest V whose O stays in registers.
     pub const fn max_head_dim_v(&self) -> u32 {
-        4 * self.tx * self.ot
+        if self.lanes > 0 { 4 * self.ot } else { 4 * self.tx * self.ot }
+    }
+
+    /// The widest Q that the kernel takes: any, where it goes through workgroup memory in chunks.
+    pub const fn max_head_dim(&self) -> u32 {
+        if self.lanes > 0 { 4 * self.qw4 } else { u32::MAX }
     }
 
     /// Bytes of workgroup memory of the flash kernel, the one formula that plan and kernel share: Q tile, K or V chunk, weights, row reductions, a flag.
     pub const fn flash_workgroup_bytes(&self) -> u32 {
+        if self.lanes > 0 {
+            return 4 * self.keys() * self.kc + 4;
+        }
         let q_tile = 16 * self.rows() * self.qw4;
         let kv_tile = 16 * self.kc * self.tx;
         let p_tile = 16 * self.rows() * self.tx;

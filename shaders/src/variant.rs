@@ -1,4 +1,4 @@
-use crate::{FLASH_TILES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, wgsl};
+use crate::{FLASH_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles, wgsl};
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
 
@@ -147,7 +147,9 @@ impl Variant {
         let flags = || [(false, false), (false, true), (true, false), (true, true)];
         let masks = || std::iter::once(None).chain(MaskKind::ALL.map(Some));
         let tiles = |operation| match operation {
-            Operation::FlashForward => FLASH_TILES.to_vec(),
+            Operation::FlashForward => {
+                FLASH_TILES.into_iter().chain(ROW_LANES.into_iter().flat_map(row_tiles)).collect()
+            }
             Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![UNFUSED_TILES],
         };
@@ -202,7 +204,7 @@ impl Variant {
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tiles { tx, ty, kc, qw4, ot } = self.tiles;
+        let Tiles { tx, ty, kc, qw4, ot, lanes } = self.tiles;
         write!(f, "{} {}", self.operation, self.dtype)?;
         if let Some(mask) = self.mask {
             write!(f, " {mask} mask")?;
@@ -213,6 +215,7 @@ impl fmt::Display for Variant {
         if self.lse {
             f.write_str(" lse")?;
         }
-        write!(f, " {tx}x{ty} kc{kc} qw{qw4} ot{ot}")
+        write!(f, " {tx}x{ty} kc{kc} qw{qw4} ot{ot}")?;
+        if lanes > 0 { write!(f, " lanes{lanes}") } else { Ok(()) }
     }
 }

@@ -16,6 +16,8 @@ const TILE: &str = include_str!("../wgsl/tile.wgsl");
 const LOAD_K_CHUNK: &str = include_str!("../wgsl/load_k_chunk.wgsl");
 const LOAD_V_CHUNK: &str = include_str!("../wgsl/load_v_chunk.wgsl");
 const FLASH_FORWARD: &str = include_str!("../wgsl/flash_forward.wgsl");
+const LOAD4_ROLLED: &str = include_str!("../wgsl/load4_rolled.wgsl");
+const FLASH_FORWARD_ROWS: &str = include_str!("../wgsl/flash_forward_rows.wgsl");
 const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
 const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
 const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
@@ -23,13 +25,18 @@ const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
 pub(crate) fn assemble(variant: &Variant) -> String {
     let mut parts = vec![constants(variant), bindings(variant), NUMERICS.into(), PARAMS.into()];
     parts.push(valid_keys(variant).into());
-    let loads = |tensor, width| [load(variant.dtype, tensor), load4(tensor, width)];
+    let rows = variant.tiles.lanes > 0;
+    let loads = |tensor, width| [load(variant.dtype, tensor), load4(rows, tensor, width)];
     let (q, k, v) = (loads("q", "HEAD_DIM"), loads("k", "HEAD_DIM"), loads("v", "HEAD_DIM_V"));
     match variant.operation {
         Operation::FlashForward => {
             parts.extend([PHILOX.into(), mask(variant.mask), store_lse(variant.lse).into(), store(variant.dtype)]);
             parts.extend(q.into_iter().chain(k).chain(v));
-            parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
+            if rows {
+                parts.extend([spread(&variant.tiles), FLASH_FORWARD_ROWS.into()]);
+            } else {
+                parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
+            }
         }
         Operation::UnfusedScores => {
             parts.extend([mask(variant.mask), SCORE_ROW.into()]);
@@ -49,7 +56,7 @@ pub(crate) fn assemble(variant: &Variant) -> String {
 }
 
 fn constants(variant: &Variant) -> String {
-    let Tiles { tx, ty, kc, qw4, ot } = variant.tiles;
+    let Tiles { tx, ty, kc, qw4, ot, lanes: _ } = variant.tiles;
     let mut text = format!("// {variant}\n");
     for (name, value) in [
         ("TX", tx),
@@ -123,8 +130,45 @@ fn load(dtype: DType, tensor: &str) -> String {
     }
 }
 
-fn load4(tensor: &str, width: &str) -> String {
-    LOAD4.replace("TENSOR", tensor).replace("WIDTH", width)
+fn load4(rolled: bool, tensor: &str, width: &str) -> String {
+    let text = if rolled { LOAD4_ROLLED } else { LOAD4 };
+    text.replace("TENSOR", tensor).replace("WIDTH", width)
+}
+
+/// The two inner products of the row kernel, written out: the lane of a broadcast must be a constant.
+fn spread(tiles: &Tiles) -> String {
+    let keys = tiles.keys();
+    let mut scores = String::new();
+    let mut values = String::new();
+    for key in 0..keys {
+        let lane = key % tiles.lanes;
+        if lane == 0 {
+            let load = format!("    x = kv_tile[at + {key}u];\n");
+            scores += &load;
+            values += &load;
+        }
+        let place = format!("(*s)[{key}]");
+        scores += &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
+        values += &format!("    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n");
+    }
+    format!(
+        "fn dot_add(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {{
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}}
+
+// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's place in kv_tile.
+fn add_scores(s: ptr<function, array<f32, BC>>, q: vec4<f32>, at: u32) {{
+    var x: vec4<f32>;
+{scores}}}
+
+// Adds the weighted values of all keys of the tile to four columns.
+fn add_values(start: vec4<f32>, s: ptr<function, array<f32, BC>>, at: u32) -> vec4<f32> {{
+    var sum = start;
+    var x: vec4<f32>;
+{values}    return sum;
+}}
+"
+    )
 }
 
 fn store(dtype: DType) -> String {
@@ -140,6 +184,10 @@ fn mask(kind: Option<MaskKind>) -> String {
         None => {
             return "fn mask4(item: Item, i: u32, j: u32) -> vec4<u32> {
     return vec4<u32>(0u);
+}
+
+fn mask_at(item: Item, i: u32, j: u32) -> u32 {
+    return 0u;
 }
 "
             .into();

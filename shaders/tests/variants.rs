@@ -14,7 +14,13 @@ const CONSTANTS: Constants = Constants { head_dim: 33, head_dim_v: 17, softcap: 
 fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
     let text = variant.wgsl();
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if variant.tiles.lanes > 0 {
+        capabilities |= Capabilities::SUBGROUP;
+    }
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::BASIC | naga::valid::SubgroupOperationSet::BALLOT)
         .validate(&module)
         .map_err(|e| e.emit_to_string(&text))?;
     let constants = CONSTANTS.entries().map(|(name, value)| (name.to_string(), value)).into_iter().collect();
@@ -55,6 +61,10 @@ fn translate_everywhere() {
         naga::back::hlsl::Writer::new(&mut String::new(), &options, &pipeline)
             .write(&module, &info, None)
             .map_err(|e| format!("HLSL: {e}"))?;
+        // ES has no subgroup operations.
+        if variant.tiles.lanes > 0 {
+            return Ok(());
+        }
         naga::back::glsl::Writer::new(
             &mut String::new(),
             &module,

@@ -65,7 +65,7 @@ fn flash_forward(
             load_k_chunk(item, j_begin, d_begin, thread);
             workgroupBarrier();
             let place = q_place(d_begin);
-            for (var d4 = 0u; d4 < KC / 4u; d4++) {
+            for (var d4 = 0u; d4 < params.pad; d4++) {
                 let k = kv_block(d4, tx);
                 let at = 4u * ty * QW4 + place + d4;
                 s[0] = multiply_add(s[0], q_tile[at], k);
@@ -131,7 +131,7 @@ fn flash_forward(
                 }
                 workgroupBarrier();
                 let select_weights = edge && atomicLoad(&v_dirty) != 0u;
-                for (var j4 = 0u; j4 < KC / 4u; j4++) {
+                for (var j4 = 0u; j4 < params.pad; j4++) {
                     let v = kv_block(j4, tx);
                     let at = 4u * ty * TX + depth / 4u + j4;
                     if (select_weights) {

@@ -36,6 +36,7 @@ struct Params {
     dropout_offset: u32,
     seed: vec2<u32>,
     score_stride: u32,  // unfused: scores from row to row of the workspace
+    rolled: u32,        // keys of a tile, for loops that must stay loops
     pad: u32,
 }
 

@@ -1,1 +1,46 @@
-//! TODO
+//! Attention on a wgpu device that the caller owns: Vulkan, Metal, DX12, WebGPU.
+//!
+//! ```no_run
+//! use flashtile_core::{DType, Layout, Problem, TensorView};
+//! use flashtile_wgpu::{Args, BufferView, Context, PlanOptions, wgpu};
+//!
+//! # async fn f(device: wgpu::Device, queue: wgpu::Queue, q: wgpu::Buffer, k: wgpu::Buffer, v: wgpu::Buffer, out: wgpu::Buffer)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! let context = Context::new(device.clone(), queue.clone()).await?; // once: caches pipelines
+//! let view = TensorView::contiguous(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?;
+//! let problem = Problem::builder(view, view, view).causal(true).build()?;
+//! let plan = context.plan(&problem, &PlanOptions::default()).await?; // once a kind of attention
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! plan.encode(&mut encoder, &Args::new(&q, &k, &v, &out))?; // every call: records, does not wait
+//! queue.submit([encoder.finish()]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Context`] holds what is shared on one device: compiled pipelines and a ring of uniform slots. Clone it freely.
+//! - [`Plan`] says how a [`Problem`](flashtile_core::Problem) is done here: dispatches, tiles, workspace, reasons. Reusable from several threads.
+//! - [`Args`] are a call's buffers and values; [`Plan::encode`] and [`Plan::encode_in_pass`] record them.
+//! - [`HostRun`] does all of it for tensors in host memory; [`open`] finds an adapter for programs that own none.
+//!
+//! `wgpu` is re-exported: use the same version as this crate does.
+
+mod adapters;
+mod args;
+mod bind;
+mod context;
+mod encode;
+mod error;
+mod host;
+mod parts;
+mod plan;
+mod ring;
+mod schedule;
+mod scope;
+
+pub use adapters::{AdapterChoice, AdapterEntry, adapters, adapters_blocking, open, open_blocking};
+pub use args::{Args, BufferView};
+pub use context::Context;
+pub use error::Error;
+pub use host::{HostRun, HostStats};
+pub use plan::{Dispatch, Plan, PlanOptions};
+pub use wgpu;

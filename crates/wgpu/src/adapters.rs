@@ -1,0 +1,101 @@
+use crate::{Context, Error};
+use wgpu::{DeviceType, Instance, InstanceDescriptor};
+
+/// An adapter of this machine.
+#[derive(Clone, Debug)]
+pub struct AdapterEntry {
+    /// Name, driver, graphics API.
+    pub info: wgpu::AdapterInfo,
+    /// What it could give a device.
+    pub limits: wgpu::Limits,
+    /// The optional features it has.
+    pub features: wgpu::Features,
+}
+
+/// Which adapter to open, and how.
+#[derive(Clone, Debug, Default)]
+pub struct AdapterChoice {
+    /// Part of the name, any case; `None` for the best: discrete before integrated before software.
+    pub name: Option<String>,
+    /// Only WebGPU's default limits and no feature: the device that a browser gives.
+    pub baseline: bool,
+}
+
+fn instance() -> Instance {
+    // The environment's WGPU_BACKEND and the like are honoured, as in every wgpu program.
+    Instance::new(InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// Every adapter that can compute, best first.
+async fn compute_adapters() -> Vec<wgpu::Adapter> {
+    let mut found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    found.retain(|adapter| {
+        adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+            && adapter.get_info().backend != wgpu::Backend::Noop
+    });
+    found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    found
+}
+
+fn rank(kind: DeviceType) -> u32 {
+    match kind {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    }
+}
+
+/// Every adapter of this machine that can compute, best first.
+pub async fn adapters() -> Vec<AdapterEntry> {
+    let entry = |adapter: wgpu::Adapter| AdapterEntry {
+        info: adapter.get_info(),
+        limits: adapter.limits(),
+        features: adapter.features(),
+    };
+    compute_adapters().await.into_iter().map(entry).collect()
+}
+
+/// As [`adapters`], blocking.
+pub fn adapters_blocking() -> Vec<AdapterEntry> {
+    pollster::block_on(adapters())
+}
+
+/// Opens an adapter for a program that owns no device: with all its limits, and timestamps where it has them.
+///
+/// # Errors
+/// [`Error::NoAdapter`], [`Error::NoDevice`].
+pub async fn open(choice: &AdapterChoice) -> Result<Context, Error> {
+    let found = compute_adapters().await;
+    let names: Vec<_> = found.iter().map(|adapter| adapter.get_info().name).collect();
+    let reason = match names.len() {
+        0 => "no Vulkan, Metal or DX12 driver was found".to_string(),
+        _ => format!("there is {}", names.join(", ")),
+    };
+    let wanted = choice.name.as_ref().map(|name| name.to_lowercase());
+    let adapter = found
+        .into_iter()
+        .find(|adapter| wanted.as_ref().is_none_or(|w| adapter.get_info().name.to_lowercase().contains(w)))
+        .ok_or(Error::NoAdapter { wanted: choice.name.clone(), reason })?;
+    let (required_features, required_limits) = if choice.baseline {
+        (wgpu::Features::empty(), wgpu::Limits::default())
+    } else {
+        (adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP), adapter.limits())
+    };
+    let descriptor =
+        wgpu::DeviceDescriptor { label: Some("flashtile"), required_features, required_limits, ..Default::default() };
+    let (device, queue) = adapter
+        .request_device(&descriptor)
+        .await
+        .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+    Context::new(device, queue).await
+}
+
+/// As [`open`], blocking.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_blocking(choice: &AdapterChoice) -> Result<Context, Error> {
+    pollster::block_on(open(choice))
+}

@@ -1,0 +1,90 @@
+use flashtile_core::{Argument, KernelKind, ProblemError, Reason};
+
+/// What can go wrong on a wgpu device.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no adapter, or none with the wanted name.
+    #[error("no graphics adapter{}: {reason}", wanted.as_deref().map(|w| format!(" named like `{w}`")).unwrap_or_default())]
+    NoAdapter {
+        /// Part of the name that was asked for.
+        wanted: Option<String>,
+        /// What was looked for and found.
+        reason: String,
+    },
+    /// The adapter gave no device.
+    #[error("adapter {adapter} gave no device: {reason}")]
+    NoDevice {
+        /// Name of the adapter.
+        adapter: String,
+        /// wgpu's reason.
+        reason: String,
+    },
+    /// The problem cannot run with this kernel, for all of these reasons.
+    #[error("the {kernel} kernel cannot run this: {}", reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    Refused {
+        /// Which kernel.
+        kernel: KernelKind,
+        /// Why.
+        reasons: Vec<Reason>,
+    },
+    /// The arguments break a rule of the problem.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// A kernel did not compile on this device.
+    #[error("kernel {variant} did not compile: {message}")]
+    Compile {
+        /// The variant's name.
+        variant: String,
+        /// What the compiler said.
+        message: String,
+    },
+    /// The device is out of memory.
+    #[error("the device is out of memory for {what}")]
+    OutOfMemory {
+        /// What did not fit.
+        what: String,
+    },
+    /// A buffer lacks a usage.
+    #[error("the buffer of {argument} must have usage {expected}, but has {given:?}")]
+    Usage {
+        /// Whose buffer.
+        argument: Argument,
+        /// The usage that is needed.
+        expected: &'static str,
+        /// What it has.
+        given: wgpu::BufferUsages,
+    },
+    /// A buffer is written and also bound otherwise, which wgpu's usage rules forbid in one dispatch even at disjoint ranges.
+    #[error("{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one dispatch")]
+    Aliased {
+        /// The output.
+        written: Argument,
+        /// The other argument.
+        other: Argument,
+    },
+    /// An offset is not a multiple of the element size.
+    #[error("{argument} begins at byte {offset}, which is not a multiple of its {size}-byte elements")]
+    Misaligned {
+        /// Whose offset.
+        argument: Argument,
+        /// Where it begins.
+        offset: u64,
+        /// Bytes an element takes.
+        size: u64,
+    },
+    /// Too many encoded calls wait for their submission.
+    #[error(
+        "all {slots} parameter slots belong to encoded calls that have not finished: submit them, or poll the device"
+    )]
+    TooManyCalls {
+        /// Dispatches that may be in flight.
+        slots: u32,
+    },
+    /// The device is lost.
+    #[error("the device was lost: {0}")]
+    DeviceLost(String),
+    /// wgpu refused a command: a buffer of another device, say.
+    #[error("wgpu refused: {0}")]
+    Validation(String),
+}

@@ -1,0 +1,150 @@
+// The same algorithm as flash_forward.wgsl for processors that pose as GPUs, where indexed loads and long programs cost most: a thread holds one
+// query, with its Q, O, m and l to itself. Each lane of a subgroup loads four columns of one key, and broadcasts spread them over the lanes.
+//
+// Loops that must not be unrolled (compiling is part of the cost here) end at a uniform.
+var<workgroup> kv_tile: array<vec4<f32>, BC * KC / 4u>; // [column / 4][key]
+var<workgroup> v_dirty: atomic<u32>;                    // 1 once an edge tile's V held NaN or infinity
+
+// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KC]. Zeros stand beyond the valid keys and beyond head_dim.
+fn load_k_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) {
+    for (var block = thread; block < BC * (KC / 4u); block += THREADS) {
+        let j = j_begin + block / (KC / 4u);
+        let d4 = block % (KC / 4u);
+        var x = vec4<f32>(0.0);
+        if (j < item.kv_len) {
+            x = load4_k(k_row(item, j), d_begin + 4u * d4);
+        }
+        kv_tile[d4 * BC + block / (KC / 4u)] = x;
+    }
+}
+
+// Loads V[j_begin .. j_begin + BC, d_begin .. d_begin + KC]. True where this thread met a NaN or an infinity.
+fn load_v_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) -> bool {
+    var finite = true;
+    for (var block = thread; block < BC * (KC / 4u); block += THREADS) {
+        let j = j_begin + block / (KC / 4u);
+        let d4 = block % (KC / 4u);
+        var x = vec4<f32>(0.0);
+        if (j < item.kv_len) {
+            x = load4_v(v_row(item, j), d_begin + 4u * d4);
+        }
+        finite = finite && is_finite4(x);
+        kv_tile[d4 * BC + block / (KC / 4u)] = x;
+    }
+    return !finite;
+}
+
+@compute @workgroup_size(TX)
+fn flash_forward(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let index = workgroup.y * params.grid_width + workgroup.x;
+    if (index >= params.item_count) {
+        return;
+    }
+    let item = work_item(index, BR);
+    let row_end = min(item.row_begin + BR, params.row_end);
+    let range = kv_range(item, row_end);
+    let i = item.row_begin + thread;
+    if (thread == 0u) {
+        atomicStore(&v_dirty, 0u); // before the first barrier
+    }
+
+    var q: array<vec4<f32>, QW4>;
+    if (i < row_end) {
+        for (var d4 = 0u; 4u * d4 < HEAD_DIM; d4++) {
+            q[d4] = load4_q(q_row(item, i), 4u * d4);
+        }
+    }
+    var o: array<vec4<f32>, OT>;
+    var m = LOWEST;
+    var l = 0.0;
+
+    for (var j_begin = range.x / BC * BC; j_begin < range.y; j_begin += BC) {
+        // S = Q K^T
+        var s: array<f32, BC>;
+        for (var c = 0u; c < BC; c++) {
+            s[c] = 0.0;
+        }
+        for (var d_begin = 0u; d_begin < HEAD_DIM; d_begin += KC) {
+            load_k_tile(item, j_begin, d_begin, thread);
+            workgroupBarrier();
+            let end = (min(KC, HEAD_DIM - d_begin) + 3u) / 4u;
+            for (var d4 = 0u; d4 < end; d4++) {
+                add_scores(&s, q[d_begin / 4u + d4], d4 * BC + lane);
+            }
+            workgroupBarrier();
+        }
+
+        // Masks, and the largest score of the row.
+        let edge = HAS_MASK || DROPOUT || !tile_is_full(item, row_end, j_begin, j_begin + BC);
+        let top_before = m;
+        var absent = 0u; // a bit for each key
+        for (var c = 0u; c < params.rolled; c++) {
+            var bias = 0u;
+            if (HAS_MASK) {
+                bias = mask_at(item, i, j_begin + c);
+            }
+            let x = score(s[c] * params.scale, bias);
+            s[c] = x;
+            if (edge && !allowed(item, i, j_begin + c, bias)) {
+                absent |= 1u << c;
+            } else {
+                m = max(m, x);
+            }
+        }
+
+        // P = exp(S - m), and what the row so far is worth beside it.
+        let alpha = exp_nonpositive(top_before - m);
+        l *= alpha;
+        var keep = vec4<bool>(true);
+        for (var c = 0u; c < params.rolled; c++) {
+            if (DROPOUT && c % 4u == 0u) {
+                keep = kept(item, i, j_begin + c);
+            }
+            let p = exp_nonpositive(s[c] - m);
+            let missing = ((absent >> c) & 1u) != 0u;
+            l += select(p, 0.0, missing);
+            s[c] = select(p, bitcast<f32>(ABSENT), missing || !keep[c % 4u]);
+        }
+
+        // O = alpha O + P V
+        for (var d_begin = 0u; d_begin < HEAD_DIM_V; d_begin += KC) {
+            let dirty = load_v_tile(item, j_begin, d_begin, thread);
+            if (edge && dirty) {
+                atomicStore(&v_dirty, 1u);
+            }
+            workgroupBarrier();
+            let end = (min(KC, HEAD_DIM_V - d_begin) + 3u) / 4u;
+            if (edge && atomicLoad(&v_dirty) != 0u) {
+                // Keys that are masked or dropped may hold NaN, and contribute nothing.
+                for (var d4 = 0u; d4 < end; d4++) {
+                    var sum = o[d_begin / 4u + d4] * alpha;
+                    for (var c = 0u; c < params.rolled; c++) {
+                        if (bitcast<u32>(s[c]) != ABSENT) {
+                            sum = fma(vec4<f32>(s[c]), kv_tile[d4 * BC + c], sum);
+                        }
+                    }
+                    o[d_begin / 4u + d4] = sum;
+                }
+            } else {
+                for (var d4 = 0u; d4 < end; d4++) {
+                    o[d_begin / 4u + d4] = add_values(o[d_begin / 4u + d4] * alpha, &s, d4 * BC + lane);
+                }
+            }
+            workgroupBarrier();
+        }
+    }
+
+    // O / l, and lse = m + ln l.
+    if (i < row_end) {
+        let empty = l == 0.0; // a row that sees any key has l >= 1
+        let factor = select(params.keep_scale / l, 0.0, empty);
+        for (var d4 = 0u; 4u * d4 < HEAD_DIM_V; d4++) {
+            store4_out(out_row(item, i), 4u * d4, o[d4] * factor);
+        }
+        store_lse(item.lse_base + i - params.row_begin, select(bitcast<u32>(m + ln(l)), NEG_INF, empty));
+    }
+}
