@@ -71,9 +71,15 @@ pub(crate) struct DevicesArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) choice: ChoiceArgs,
-    /// Only cases whose name contains this
+    /// Only cases whose group or line contains this
     #[arg(long)]
     pub(crate) filter: Option<String>,
+    /// One case, as a failure prints it
+    #[arg(long, env = "FLASHTILE_CASE", value_name = "LINE")]
+    pub(crate) case: Option<String>,
+    /// Open adapters with WebGPU's default limits and no features, as a browser does
+    #[arg(long)]
+    pub(crate) baseline: bool,
     /// One JSON object a line instead of text
     #[arg(long)]
     pub(crate) json: bool,

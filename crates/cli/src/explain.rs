@@ -1,4 +1,4 @@
-use crate::{args::ExplainArgs, input, run};
+use crate::{adapters::session, args::ExplainArgs, input};
 use anyhow::Result;
 use flashtile::{Reason, Verdict};
 use serde_json::json;
@@ -8,7 +8,7 @@ use std::io::Write;
 pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
     let bytes = input::load(&args.input)?;
     let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
-    let explanation = run::session(&args.choice).explain(&input.problem);
+    let explanation = session(&args.choice).explain(&input.problem);
     let choice = args.choice.choice();
     let chosen = explanation.choose(choice.backend, choice.kernel).ok();
     if !args.json {

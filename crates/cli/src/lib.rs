@@ -7,6 +7,7 @@
 //!
 //! The library exists for the program's own tests and fuzz targets; use the crate `flashtile` instead.
 
+mod adapters;
 mod args;
 mod bench;
 mod check;

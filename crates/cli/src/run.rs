@@ -1,12 +1,13 @@
 use crate::{
-    args::{ChoiceArgs, RunArgs},
+    adapters::session,
+    args::RunArgs,
     complain,
     input::{self, Input},
     output::{self, Destination},
     progress, text, verify,
 };
 use anyhow::{Context as _, Result};
-use flashtile::{Attention, BackendKind, Report, wgpu::AdapterChoice, zeroed_bytes};
+use flashtile::{BackendKind, Report, zeroed_bytes};
 use std::io::Write;
 
 /// Runs attention on a file, writes its result, and tells what ran and what it took.
@@ -37,19 +38,6 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
     // The file is what was asked for: it stands, even where nobody reads this.
     let _ = stdout.write_all(&told);
     Ok(())
-}
-
-/// A session on the adapter that was asked for.
-pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
-    match &choice.adapter {
-        Some(name) => Attention::with_adapter(adapter_choice(name)),
-        None => Attention::new(),
-    }
-}
-
-/// The choice of an adapter by a part of its name.
-pub(crate) fn adapter_choice(name: &str) -> AdapterChoice {
-    AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() }
 }
 
 fn zeroed_floats(len: usize) -> Result<Vec<f32>> {

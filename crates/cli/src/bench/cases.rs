@@ -2,13 +2,16 @@ use crate::args::BenchArgs;
 use anyhow::Result;
 use flashtile::{Call, Cost, DType, Layout, Problem, TensorView};
 
-/// Shapes (B, H, S, D) that models have, smallest first.
-const NAMED: [[usize; 4]; 4] = [
-    [8, 12, 197, 64],   // ViT-B on 224 x 224: an odd length
-    [4, 12, 1024, 64],  // GPT-2
-    [1, 32, 2048, 128], // Llama
-    [1, 8, 8192, 64],   // long
-];
+/// The testkit's named shapes (B, H, S, D), those of plain self-attention, smallest first: `case` tells them apart.
+fn named() -> Vec<[usize; 4]> {
+    let plain = |case: &flashtile_testkit::Case| {
+        case.kv_heads == case.heads && case.seq_kv == case.seq_q && case.softcap.is_none() && case.seq_q > 1
+    };
+    let named = flashtile_testkit::named_shapes().into_iter().map(|(_, case)| case).filter(plain);
+    let mut shapes: Vec<_> = named.map(|case| [case.batch, case.heads, case.seq_q, case.head_dim]).collect();
+    shapes.sort_by_key(|[b, h, s, d]| b * h * s * s * d);
+    shapes
+}
 
 /// Lengths of the curves, at 8 heads of 64.
 const CURVE: [usize; 7] = [256, 512, 1024, 2048, 4096, 8192, 16384];
@@ -50,7 +53,7 @@ pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
     }
     let dtypes = dtype.map_or(vec![DType::F32, DType::F16], |dtype| vec![dtype]);
     let mut cases = Vec::new();
-    for shape in NAMED {
+    for shape in named() {
         for &dtype in &dtypes {
             for causal in [false, true] {
                 if causal || !args.causal {

@@ -1,5 +1,9 @@
 use super::cases::Case;
-use crate::{args::BenchArgs, run::adapter_choice};
+use crate::{
+    adapters::{contexts, device_name},
+    args::BenchArgs,
+    complain,
+};
 use anyhow::{Result, bail};
 use flashtile::{
     Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict,
@@ -48,9 +52,8 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     let kernels = || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
     let mut targets = Vec::new();
     if wanted(BackendKind::Wgpu) {
-        for context in contexts(args)? {
-            let info = context.adapter_info();
-            let device = format!("{} ({:?})", info.name, info.backend);
+        for context in contexts(&args.choice)? {
+            let device = device_name(&context);
             targets.extend(kernels().map(|kernel| Target {
                 backend: BackendKind::Wgpu,
                 kernel,
@@ -58,6 +61,9 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
                 context: Some(context.clone()),
             }));
         }
+    }
+    if targets.is_empty() && choice.backend.is_none() {
+        complain("no graphics adapter was found: only the CPU is measured");
     }
     if wanted(BackendKind::Reference) {
         let device = "CPU".to_owned();
@@ -75,20 +81,6 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
         bail!(flashtile::Error::Refused(Attention::new().explain_within(&problem, choice)));
     }
     Ok(targets)
-}
-
-/// A context on every adapter, or on the one that was named.
-fn contexts(args: &BenchArgs) -> Result<Vec<Context>> {
-    if let Some(name) = &args.choice.adapter {
-        return Ok(vec![flashtile::wgpu::open_blocking(&adapter_choice(name))?]);
-    }
-    let mut names: Vec<String> = Vec::new();
-    for adapter in flashtile::wgpu::adapters_blocking() {
-        if !names.contains(&adapter.info.name) {
-            names.push(adapter.info.name);
-        }
-    }
-    Ok(names.iter().map(|name| flashtile::wgpu::open_blocking(&adapter_choice(name))).collect::<Result<_, _>>()?)
 }
 
 impl Target {

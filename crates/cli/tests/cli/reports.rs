@@ -118,3 +118,16 @@ fn a_closed_pipe_is_no_error() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
 }
+
+#[test]
+fn check_holds_the_reference_to_its_own_bound() {
+    let scene = Scene::new(&three_keys());
+    let output = scene.flashtile(&["check", "--backend", "reference", "--filter", "dropout", "--json"]);
+    assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
+    let rows = lines(&stdout(&output));
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0]["passed"].as_u64() > Some(10) && rows[0]["failed"] == 0, "{}", rows[0]);
+    let output = scene.flashtile(&["check", "--backend", "reference", "--case", "shape=1x4x17x64 hkv=2 causal=yes"]);
+    let told = stdout(&output);
+    assert!(output.status.success() && told.contains("| reference | unfused |      1 |"), "{told}");
+}
