@@ -37,7 +37,7 @@ pub(crate) struct RunArgs {
     pub(crate) layout: LayoutArgs,
     #[command(flatten)]
     pub(crate) attention: AttentionArgs,
-    /// Run the oracle too, and print the largest error as a share of the promised bound (`expected` in IN is compared as well)
+    /// Run twice and ask the oracle: print the largest error as a share of the promised bound (`expected` in IN is compared as well)
     #[arg(long)]
     pub(crate) verify: bool,
 }
