@@ -41,8 +41,10 @@ pub struct Params {
     pub seed: [u32; 2],
     pub score_stride: u32,
     pub rolled: u32,
+    pub head_dim: u32,
+    pub head_dim_v: u32,
     /// To the size of the uniform, a multiple of 16.
-    pub pad: [u32; 4],
+    pub pad: [u32; 2],
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub struct Tiles {
     pub qw4: u32,
     /// Blocks of four columns of O that a thread holds for each of its queries: reaches a head_dim_v of `4 * tx * ot`.
     pub ot: u32,
-    /// Lanes of a subgroup that spread keys by broadcast (for software adapters); 0 where workgroup memory does.
+    /// Lanes of a subgroup that spread keys by broadcast, 1 for none: a query a thread, for software adapters. 0: the shapes for GPUs.
     pub lanes: u32,
 }
 
@@ -48,15 +48,15 @@ pub const FLASH_TILES: [Tiles; 10] = [
     tiles(16, 8, 16, 4, 4),
 ];
 
-/// Subgroup sizes that [`row_tiles`] are made for: those of the software adapters there are.
-pub const ROW_LANES: [u32; 3] = [4, 8, 16];
+/// Subgroup sizes that [`row_tiles`] are made for: those of the software adapters there are, and 1 for a device without subgroups.
+pub const ROW_LANES: [u32; 4] = [1, 4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the widest head they hold (64, 128, 256, 512).
-pub const fn row_tiles(lanes: u32) -> [Tiles; 4] {
+/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the widest V whose O they hold (32, 64, 128, 256, 512).
+pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     const fn rows(lanes: u32, width: u32) -> Tiles {
-        Tiles { tx: 64, ty: 1, kc: 64, qw4: width / 4, ot: width / 4, lanes }
+        Tiles { tx: 64, ty: 1, kc: 64, qw4: 1, ot: width / 4, lanes }
     }
-    [rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
+    [rows(lanes, 32), rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
 }
 
 /// Tiles of the unfused products: 32 x 32.
@@ -84,11 +84,6 @@ impl Tiles {
     /// The widest V whose O stays in registers.
     pub const fn max_head_dim_v(&self) -> u32 {
         if self.lanes > 0 { 4 * self.ot } else { 4 * self.tx * self.ot }
-    }
-
-    /// The widest Q that the kernel takes: any, where it goes through workgroup memory in chunks.
-    pub const fn max_head_dim(&self) -> u32 {
-        if self.lanes > 0 { 4 * self.qw4 } else { u32::MAX }
     }
 
     /// Bytes of workgroup memory of the flash kernel, the one formula that plan and kernel share: Q tile, K or V chunk, weights, row reductions, a flag.

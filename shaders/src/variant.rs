@@ -98,27 +98,24 @@ pub struct Variant {
     pub tiles: Tiles,
 }
 
-/// Values of a variant's overridable constants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Values of a variant's overridable constants: what is worth a pipeline of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Constants {
-    /// D.
-    pub head_dim: u32,
-    /// Dv.
-    pub head_dim_v: u32,
     /// Whether scores are softcapped.
     pub softcap: bool,
     /// Whether weights are dropped.
     pub dropout: bool,
+    /// Whether head_dim and head_dim_v are multiples of 4, so that loads of four need no guard.
+    pub by_four: bool,
 }
 
 impl Constants {
     /// Names and values as WebGPU's pipelines take them.
-    pub fn entries(&self) -> [(&'static str, f64); 4] {
+    pub fn entries(&self) -> [(&'static str, f64); 3] {
         [
-            ("HEAD_DIM", self.head_dim.into()),
-            ("HEAD_DIM_V", self.head_dim_v.into()),
             ("SOFTCAP", u32::from(self.softcap).into()),
             ("DROPOUT", u32::from(self.dropout).into()),
+            ("BY_FOUR", u32::from(self.by_four).into()),
         ]
     }
 }

@@ -27,13 +27,13 @@ pub(crate) fn assemble(variant: &Variant) -> String {
     parts.push(valid_keys(variant).into());
     let rows = variant.tiles.lanes > 0;
     let loads = |tensor, width| [load(variant.dtype, tensor), load4(rows, tensor, width)];
-    let (q, k, v) = (loads("q", "HEAD_DIM"), loads("k", "HEAD_DIM"), loads("v", "HEAD_DIM_V"));
+    let (q, k, v) = (loads("q", "params.head_dim"), loads("k", "params.head_dim"), loads("v", "params.head_dim_v"));
     match variant.operation {
         Operation::FlashForward => {
             parts.extend([PHILOX.into(), mask(variant.mask), store_lse(variant.lse).into(), store(variant.dtype)]);
             parts.extend(q.into_iter().chain(k).chain(v));
             if rows {
-                parts.extend([spread(&variant.tiles), FLASH_FORWARD_ROWS.into()]);
+                parts.extend([spread(&variant.tiles), rows_kernel(&variant.tiles)]);
             } else {
                 parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
             }
@@ -135,21 +135,39 @@ fn load4(rolled: bool, tensor: &str, width: &str) -> String {
     text.replace("TENSOR", tensor).replace("WIDTH", width)
 }
 
+/// The row kernel; without subgroups every lane reads every key.
+fn rows_kernel(tiles: &Tiles) -> String {
+    if tiles.lanes > 1 {
+        return FLASH_FORWARD_ROWS.into();
+    }
+    FLASH_FORWARD_ROWS.replace("    @builtin(subgroup_invocation_id) lane: u32,\n", "").replace(" + lane", "")
+}
+
 /// The two inner products of the row kernel, written out: the lane of a broadcast must be a constant.
 fn spread(tiles: &Tiles) -> String {
-    let keys = tiles.keys();
     let mut scores = String::new();
     let mut values = String::new();
-    for key in 0..keys {
-        let lane = key % tiles.lanes;
-        if lane == 0 {
-            let load = format!("    x = kv_tile[at + {key}u];\n");
-            scores += &load;
-            values += &load;
+    if tiles.lanes == 1 {
+        scores += "    for (var c = 0u; c < params.rolled; c++) {
+        (*s)[c] = dot_add((*s)[c], q, kv_tile[at + c]);
+    }
+";
+        values += "    for (var c = 0u; c < params.rolled; c++) {
+        sum = fma(vec4<f32>((*s)[c]), kv_tile[at + c], sum);
+    }
+";
+    } else {
+        for key in 0..tiles.keys() {
+            let lane = key % tiles.lanes;
+            if lane == 0 {
+                let load = format!("    x = kv_tile[at + {key}u];\n");
+                scores += &load;
+                values += &load;
+            }
+            let place = format!("(*s)[{key}]");
+            scores += &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
+            values += &format!("    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n");
         }
-        let place = format!("(*s)[{key}]");
-        scores += &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
-        values += &format!("    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n");
     }
     format!(
         "fn dot_add(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {{

@@ -8,14 +8,14 @@ use flashtile_core::{DType, MaskKind};
 use flashtile_shaders::{Constants, Slot, Tiles, Variant};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-const CONSTANTS: Constants = Constants { head_dim: 33, head_dim_v: 17, softcap: true, dropout: true };
+const CONSTANTS: Constants = Constants { softcap: true, dropout: true, by_four: false };
 
 /// Parses and validates with no capability beyond core WebGPU's (which has unpack2x16float), then fixes the overridable constants.
 fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
     let text = variant.wgsl();
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    if variant.tiles.lanes > 0 {
+    if variant.tiles.lanes > 1 {
         capabilities |= Capabilities::SUBGROUP;
     }
     let info = Validator::new(ValidationFlags::all(), capabilities)
@@ -62,7 +62,7 @@ fn translate_everywhere() {
             .write(&module, &info, None)
             .map_err(|e| format!("HLSL: {e}"))?;
         // ES has no subgroup operations.
-        if variant.tiles.lanes > 0 {
+        if variant.tiles.lanes > 1 {
             return Ok(());
         }
         naga::back::glsl::Writer::new(

@@ -24,7 +24,7 @@ fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
 
 // Where a chunk of Q lies in its row of q_tile: behind the chunks before it if all of Q stays, else at the begin.
 fn q_place(d_begin: u32) -> u32 {
-    return select(0u, d_begin / 4u, HEAD_DIM <= 4u * QW4);
+    return select(0u, d_begin / 4u, params.head_dim <= 4u * QW4);
 }
 
 @compute @workgroup_size(TX, TY)
@@ -42,7 +42,7 @@ fn flash_forward(
     let range = kv_range(item, row_end);
     let tx = local.x;
     let ty = local.y;
-    let q_stays = HEAD_DIM <= 4u * QW4;
+    let q_stays = params.head_dim <= 4u * QW4;
 
     var m = vec4<f32>(LOWEST); // of the thread's 4 queries
     var l = vec4<f32>(0.0);    // over the thread's own columns; summed along the row at the end
@@ -58,14 +58,14 @@ fn flash_forward(
     for (var j_begin = range.x / BC * BC; j_begin < range.y; j_begin += BC) {
         // S = Q K^T
         var s = mat4x4<f32>(); // s[r]: query r, keys j_begin + 4 tx ..
-        for (var d_begin = 0u; d_begin < HEAD_DIM; d_begin += KC) {
+        for (var d_begin = 0u; d_begin < params.head_dim; d_begin += KC) {
             if (first || !q_stays) {
                 load_q_chunk(item, d_begin, thread);
             }
             load_k_chunk(item, j_begin, d_begin, thread);
             workgroupBarrier();
             let place = q_place(d_begin);
-            for (var d4 = 0u; d4 < params.pad; d4++) {
+            for (var d4 = 0u; d4 < KC / 4u; d4++) {
                 let k = kv_block(d4, tx);
                 let at = 4u * ty * QW4 + place + d4;
                 s[0] = multiply_add(s[0], q_tile[at], k);
@@ -131,7 +131,7 @@ fn flash_forward(
                 }
                 workgroupBarrier();
                 let select_weights = edge && atomicLoad(&v_dirty) != 0u;
-                for (var j4 = 0u; j4 < params.pad; j4++) {
+                for (var j4 = 0u; j4 < KC / 4u; j4++) {
                     let v = kv_block(j4, tx);
                     let at = 4u * ty * TX + depth / 4u + j4;
                     if (select_weights) {
@@ -170,7 +170,7 @@ fn flash_forward(
         let factor = select(params.keep_scale / sum, 0.0, empty);
         for (var t = 0u; t < OT; t++) {
             let d = 4u * (t * TX + tx);
-            if (d < HEAD_DIM_V) {
+            if (d < params.head_dim_v) {
                 store4_out(out_row(item, i), d, o[t][r] * factor);
             }
         }

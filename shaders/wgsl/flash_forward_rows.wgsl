@@ -52,12 +52,7 @@ fn flash_forward(
         atomicStore(&v_dirty, 0u); // before the first barrier
     }
 
-    var q: array<vec4<f32>, QW4>;
-    if (i < row_end) {
-        for (var d4 = 0u; 4u * d4 < HEAD_DIM; d4++) {
-            q[d4] = load4_q(q_row(item, i), 4u * d4);
-        }
-    }
+    let q_base = q_row(item, min(i, row_end - 1u)); // Q is read where it is: a row's own copy would be long to compile
     var o: array<vec4<f32>, OT>;
     var m = LOWEST;
     var l = 0.0;
@@ -68,12 +63,12 @@ fn flash_forward(
         for (var c = 0u; c < BC; c++) {
             s[c] = 0.0;
         }
-        for (var d_begin = 0u; d_begin < HEAD_DIM; d_begin += KC) {
+        for (var d_begin = 0u; d_begin < params.head_dim; d_begin += KC) {
             load_k_tile(item, j_begin, d_begin, thread);
             workgroupBarrier();
-            let end = (min(KC, HEAD_DIM - d_begin) + 3u) / 4u;
+            let end = (min(KC, params.head_dim - d_begin) + 3u) / 4u;
             for (var d4 = 0u; d4 < end; d4++) {
-                add_scores(&s, q[d_begin / 4u + d4], d4 * BC + lane);
+                add_scores(&s, load4_q(q_base, d_begin + 4u * d4), d4 * BC + lane);
             }
             workgroupBarrier();
         }
@@ -111,13 +106,13 @@ fn flash_forward(
         }
 
         // O = alpha O + P V
-        for (var d_begin = 0u; d_begin < HEAD_DIM_V; d_begin += KC) {
+        for (var d_begin = 0u; d_begin < params.head_dim_v; d_begin += KC) {
             let dirty = load_v_tile(item, j_begin, d_begin, thread);
             if (edge && dirty) {
                 atomicStore(&v_dirty, 1u);
             }
             workgroupBarrier();
-            let end = (min(KC, HEAD_DIM_V - d_begin) + 3u) / 4u;
+            let end = (min(KC, params.head_dim_v - d_begin) + 3u) / 4u;
             if (edge && atomicLoad(&v_dirty) != 0u) {
                 // Keys that are masked or dropped may hold NaN, and contribute nothing.
                 for (var d4 = 0u; d4 < end; d4++) {
@@ -142,7 +137,7 @@ fn flash_forward(
     if (i < row_end) {
         let empty = l == 0.0; // a row that sees any key has l >= 1
         let factor = select(params.keep_scale / l, 0.0, empty);
-        for (var d4 = 0u; 4u * d4 < HEAD_DIM_V; d4++) {
+        for (var d4 = 0u; 4u * d4 < params.head_dim_v; d4++) {
             store4_out(out_row(item, i), 4u * d4, o[d4] * factor);
         }
         store_lse(item.lse_base + i - params.row_begin, select(bitcast<u32>(m + ln(l)), NEG_INF, empty));

@@ -37,15 +37,16 @@ struct Params {
     seed: vec2<u32>,
     score_stride: u32,  // unfused: scores from row to row of the workspace
     rolled: u32,        // keys of a tile, for loops that must stay loops
+    head_dim: u32,
+    head_dim_v: u32,
     pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 
-override HEAD_DIM: u32;
-override HEAD_DIM_V: u32;
 override SOFTCAP: bool = false;
 override DROPOUT: bool = false;
+override BY_FOUR: bool = false; // head_dim and head_dim_v are multiples of 4
 
 // What one workgroup works on.
 struct Item {

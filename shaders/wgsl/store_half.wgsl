@@ -3,7 +3,7 @@
 fn store4_out(row: u32, d: u32, x: vec4<f32>) {
     let step = params.out_strides.w;
     let at = row + d * step;
-    let count = min(4u, HEAD_DIM_V - d);
+    let count = min(4u, params.head_dim_v - d);
     if (count == 4u && step == 1u && at % 2u == 0u) {
         atomicStore(&out[at / 2u], HALF_bits(x.x) | (HALF_bits(x.y) << 16u));
         atomicStore(&out[at / 2u + 1u], HALF_bits(x.z) | (HALF_bits(x.w) << 16u));

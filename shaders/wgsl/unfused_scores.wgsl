@@ -21,7 +21,7 @@ fn unfused_scores(
     let ty = local.y;
 
     var s = mat4x4<f32>();
-    for (var d_begin = 0u; d_begin < HEAD_DIM; d_begin += KC) {
+    for (var d_begin = 0u; d_begin < params.head_dim; d_begin += KC) {
         for (var block = thread; block < BR * (KC / 4u); block += THREADS) {
             let i = item.row_begin + block / (KC / 4u);
             var x = vec4<f32>(0.0);

@@ -12,7 +12,7 @@ fn unfused_values(
     if (index >= params.item_count) {
         return;
     }
-    let column_tiles = (HEAD_DIM_V + 4u * TX - 1u) / (4u * TX);
+    let column_tiles = (params.head_dim_v + 4u * TX - 1u) / (4u * TX);
     let tile = index % params.tile_count;
     let head = index / params.tile_count;
     let item = work_item(head * params.tile_count + tile / column_tiles, BR);
@@ -66,7 +66,7 @@ fn unfused_values(
     let d = d_begin + 4u * tx;
     for (var r = 0u; r < 4u; r++) {
         let i = item.row_begin + 4u * ty + r;
-        if (i < params.row_end && d < HEAD_DIM_V) {
+        if (i < params.row_end && d < params.head_dim_v) {
             store4_out(out_row(item, i), d, o[r]);
         }
     }

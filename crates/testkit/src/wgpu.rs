@@ -1,12 +1,13 @@
 use crate::Backend;
 use flashtile_core::{HostArgs, KernelKind, Problem, Verdict};
-use flashtile_wgpu::{AdapterChoice, Context, Error, PlanOptions, open_blocking};
+use flashtile_wgpu::{AdapterChoice, Context, Error, PlanOptions, Tiles, open_blocking};
 
 /// Kernels on one wgpu device.
 #[derive(Clone, Debug)]
 pub struct WgpuBackend {
     context: Context,
     name: String,
+    tiles: Option<Tiles>,
 }
 
 impl WgpuBackend {
@@ -14,7 +15,7 @@ impl WgpuBackend {
     pub fn new(context: Context, what: &str) -> Self {
         let info = context.adapter_info();
         let name = format!("wgpu {what} on {} ({})", info.name, info.backend);
-        Self { context, name }
+        Self { context, name, tiles: None }
     }
 
     /// The best adapter of this machine, with all that it offers.
@@ -32,6 +33,11 @@ impl WgpuBackend {
     pub fn baseline() -> Result<Self, Error> {
         let choice = AdapterChoice { baseline: true, ..AdapterChoice::default() };
         Ok(Self::new(open_blocking(&choice)?, "baseline"))
+    }
+
+    /// The same device, with a tile shape forced on its flash kernel.
+    pub fn with_tiles(&self, tiles: Tiles) -> Self {
+        Self { tiles: Some(tiles), name: format!("{}, {tiles:?}", self.name), ..self.clone() }
     }
 
     /// The device's context.
@@ -55,7 +61,9 @@ impl Backend for WgpuBackend {
         kernel: KernelKind,
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let plan = self.context.plan_blocking(problem, &PlanOptions::kernel(kernel))?;
+        let mut options = PlanOptions::kernel(kernel);
+        options.tiles = self.tiles;
+        let plan = self.context.plan_blocking(problem, &options)?;
         self.context.run_host_blocking(&plan, args)?;
         Ok(())
     }

@@ -30,6 +30,7 @@ mod bind;
 mod context;
 mod encode;
 mod error;
+mod export;
 mod host;
 mod parts;
 mod plan;
@@ -41,6 +42,8 @@ pub use adapters::{AdapterChoice, AdapterEntry, adapters, adapters_blocking, ope
 pub use args::{Args, BufferView};
 pub use context::Context;
 pub use error::Error;
+pub use export::{ExportedBinding, ExportedCall, ExportedDispatch, export_baseline};
+pub use flashtile_shaders::{FLASH_TILES, Tiles};
 pub use host::{HostRun, HostStats};
 pub use plan::{Dispatch, Plan, PlanOptions};
 pub use wgpu;

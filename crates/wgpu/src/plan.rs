@@ -15,12 +15,19 @@ use std::{fmt, ops::Range, sync::Arc};
 pub struct PlanOptions {
     /// Forces a kernel. Default: flash where it runs, else unfused.
     pub kernel: Option<KernelKind>,
+    /// Forces a tile shape of the flash kernel, one of [`FLASH_TILES`](flashtile_shaders::FLASH_TILES): for measuring. Default: the plan's choice.
+    pub tiles: Option<Tiles>,
 }
 
 impl PlanOptions {
+    /// The flash kernel with a tile shape of one's own.
+    pub fn tiles(tiles: Tiles) -> Self {
+        Self { kernel: Some(KernelKind::Flash), tiles: Some(tiles) }
+    }
+
     /// Forces `kernel`.
     pub fn kernel(kernel: KernelKind) -> Self {
-        Self { kernel: Some(kernel) }
+        Self { kernel: Some(kernel), ..Self::default() }
     }
 }
 
@@ -67,7 +74,7 @@ impl Context {
 
     /// Whether `kernel` runs `problem` here, without compiling anything.
     pub fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        match schedule(problem, kernel, &self.machine()) {
+        match schedule(problem, kernel, &PlanOptions::default(), &self.machine()) {
             Ok(schedule) => Verdict::Runs(format!("{}, {}", self.inner.info.name, schedule.tiles)),
             Err(reasons) => Verdict::Refused(reasons),
         }
@@ -85,7 +92,7 @@ impl Context {
         };
         let mut refused: Option<(KernelKind, Vec<Reason>)> = None;
         for &kernel in wanted {
-            match schedule(problem, kernel, &machine) {
+            match schedule(problem, kernel, options, &machine) {
                 Ok(mut schedule) => {
                     let first = match (&refused, options.kernel) {
                         (_, Some(_)) => format!("{kernel}: asked for"),

@@ -1,5 +1,6 @@
 //! What will be dispatched, decided from the problem and a few numbers about the machine: no device is needed to ask.
 
+use crate::PlanOptions;
 use crate::parts::{FLASH_SLOTS, Part, UNFUSED_SLOTS, score_stride, split};
 use flashtile_core::{KernelKind, Problem, Reason, ResolvedCall};
 use flashtile_shaders::{
@@ -17,7 +18,7 @@ pub(crate) struct Machine {
     pub(crate) invocations: u32,
     pub(crate) grid: u32,
     pub(crate) software: bool,
-    /// Lanes of every subgroup where kernels may use them and they are known; else 0.
+    /// Lanes of every subgroup where kernels may use them and they are known; else 1.
     pub(crate) lanes: u32,
     pub(crate) watchdog: bool,
 }
@@ -37,13 +38,13 @@ impl Machine {
                 .min(limits.max_compute_workgroup_size_y.saturating_mul(64)),
             grid: limits.max_compute_workgroups_per_dimension,
             software,
-            lanes: if known { info.subgroup_min_size } else { 0 },
+            lanes: if known { info.subgroup_min_size } else { 1 },
             watchdog: !software,
         }
     }
 
     /// WebGPU's default limits.
-    #[cfg(test)]
+    /// WebGPU's default limits, and no features.
     pub(crate) fn baseline() -> Self {
         let limits = wgpu::Limits::default();
         Self {
@@ -54,7 +55,7 @@ impl Machine {
             invocations: limits.max_compute_invocations_per_workgroup,
             grid: limits.max_compute_workgroups_per_dimension,
             software: false,
-            lanes: 0,
+            lanes: 1,
             watchdog: true,
         }
     }
@@ -81,7 +82,12 @@ pub(crate) struct Step {
     pub(crate) part: usize,
 }
 
-pub(crate) fn schedule(problem: &Problem, kernel: KernelKind, machine: &Machine) -> Result<Schedule, Vec<Reason>> {
+pub(crate) fn schedule(
+    problem: &Problem,
+    kernel: KernelKind,
+    options: &PlanOptions,
+    machine: &Machine,
+) -> Result<Schedule, Vec<Reason>> {
     let mut reasons = too_large(problem, machine);
     let (slots, operations): (&[Slot], &[Operation]) = match kernel {
         KernelKind::Flash => (&FLASH_SLOTS, &[Operation::FlashForward]),
@@ -89,7 +95,7 @@ pub(crate) fn schedule(problem: &Problem, kernel: KernelKind, machine: &Machine)
     };
     let mut why = Vec::new();
     let tiles = match kernel {
-        KernelKind::Flash => choose_tiles(problem, machine, &mut why),
+        KernelKind::Flash => choose_tiles(problem, machine, options.tiles, &mut why),
         _ => Ok(UNFUSED_TILES),
     };
     let tiles = tiles.map_err(|reason| reasons.push(reason)).unwrap_or(UNFUSED_TILES);
@@ -129,10 +135,9 @@ pub(crate) fn schedule(problem: &Problem, kernel: KernelKind, machine: &Machine)
         kernel,
         tiles,
         constants: Constants {
-            head_dim: problem.head_dim() as u32,
-            head_dim_v: problem.head_dim_v() as u32,
             softcap: problem.softcap().is_some(),
             dropout: problem.dropout().is_some(),
+            by_four: (problem.head_dim() | problem.head_dim_v()).is_multiple_of(4),
         },
         steps,
         parts,
@@ -165,22 +170,27 @@ fn too_large(problem: &Problem, machine: &Machine) -> Vec<Reason> {
 }
 
 /// The first tile shape, in order of preference, that fits the heads and the device.
-fn choose_tiles(problem: &Problem, machine: &Machine, why: &mut Vec<String>) -> Result<Tiles, Reason> {
+fn choose_tiles(
+    problem: &Problem,
+    machine: &Machine,
+    forced: Option<Tiles>,
+    why: &mut Vec<String>,
+) -> Result<Tiles, Reason> {
     let width = problem.head_dim_v() as u32;
     if problem.head_dim_v() > MAX_HEAD_DIM {
         let (given, max) = (problem.head_dim_v(), MAX_HEAD_DIM);
         return Err(Reason::HeadDim { axis: "head_dim_v", given, max });
     }
+    let reaches = |tiles: &Tiles| tiles.max_head_dim_v() >= width;
     // Software adapters want few indexed loads and short programs: lanes that spread keys by broadcast.
-    let by_rows = machine.software && ROW_LANES.contains(&machine.lanes);
-    let rows = by_rows.then(|| row_tiles(machine.lanes)).into_iter().flatten();
-    let reaches =
-        |tiles: &Tiles| tiles.max_head_dim_v() >= width && tiles.max_head_dim() as usize >= problem.head_dim();
-    if let Some(tiles) = rows.into_iter().find(reaches) {
-        why.push(format!("{tiles}, a query a thread: a software adapter with subgroups of {}", machine.lanes));
+    let lanes = if ROW_LANES.contains(&machine.lanes) { machine.lanes } else { 1 };
+    let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software && forced.is_none());
+    if let Some(tiles) = rows {
+        why.push(format!("{tiles}, a query a thread: a software adapter, {lanes} lanes share what they load"));
         return Ok(tiles);
     }
-    let wide_enough = || FLASH_TILES.into_iter().filter(reaches);
+    let wide_enough =
+        || FLASH_TILES.into_iter().filter(reaches).filter(|tiles| forced.is_none_or(|forced| forced == *tiles));
     let fits = |tiles: &Tiles| {
         tiles.flash_workgroup_bytes() <= machine.workgroup_bytes && tiles.threads() <= machine.invocations
     };
@@ -225,7 +235,7 @@ impl Schedule {
         let tile_rows = if step.variant.operation == Operation::UnfusedSoftmax { 1 } else { tiles.rows() };
         let across = match step.variant.operation {
             Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys()),
-            Operation::UnfusedValues => self.constants.head_dim_v.div_ceil(tiles.keys()),
+            Operation::UnfusedValues => (problem.head_dim_v() as u32).div_ceil(tiles.keys()),
             _ => 1,
         };
         let tile_count = (rows.len() as u32).div_ceil(tile_rows) * across;
@@ -278,7 +288,9 @@ impl Schedule {
             seed: [call.seed as u32, (call.seed >> 32) as u32],
             score_stride: score_stride(problem) as u32,
             rolled: tiles.keys(),
-            pad: [0; 4],
+            head_dim: problem.head_dim() as u32,
+            head_dim_v: problem.head_dim_v() as u32,
+            pad: [0; 2],
         };
         Some((params, [width, height]))
     }
@@ -292,7 +304,7 @@ mod tests {
     fn flash(shape: [usize; 4], machine: &Machine) -> Schedule {
         let view = TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
-        schedule(&problem, KernelKind::Flash, machine).expect("runs")
+        schedule(&problem, KernelKind::Flash, &PlanOptions::default(), machine).expect("runs")
     }
 
     #[test]
@@ -317,9 +329,10 @@ mod tests {
     fn heads_wider_than_registers_are_refused() {
         let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 4, 513]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
-        let refused = schedule(&problem, KernelKind::Flash, &Machine::baseline()).expect_err("too wide");
+        let refused =
+            schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &Machine::baseline()).expect_err("too wide");
         assert_eq!(refused, [Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }]);
-        assert!(schedule(&problem, KernelKind::Unfused, &Machine::baseline()).is_ok());
+        assert!(schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &Machine::baseline()).is_ok());
     }
 
     #[test]
@@ -327,7 +340,7 @@ mod tests {
         let machine = Machine { grid: 7, ..Machine::baseline() };
         let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 5, 64, 8]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
-        let plan = schedule(&problem, KernelKind::Flash, &machine).expect("runs");
+        let plan = schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &machine).expect("runs");
         let call = flashtile_core::Call::default().resolve(&problem).expect("valid");
         let (params, [x, y]) = plan.dispatch(&problem, &plan.steps[0], &call, |_| 0).expect("has work");
         assert!(x <= 7 && x * y >= params.item_count && params.grid_width == x);

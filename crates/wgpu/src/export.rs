@@ -1,0 +1,80 @@
+use crate::PlanOptions;
+use crate::schedule::{Machine, schedule};
+use flashtile_core::{Call, KernelKind, Problem};
+use flashtile_shaders::{Access, Slot};
+
+/// A call worked out for another WebGPU implementation: texts, numbers and bindings, with no device involved.
+///
+/// Every tensor is one buffer, bound whole, that begins with the tensor's first element.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExportedCall {
+    /// In order.
+    pub dispatches: Vec<ExportedDispatch>,
+    /// Bytes of the workspace buffer; 0 for none.
+    pub workspace_bytes: u64,
+}
+
+/// One dispatch of an [`ExportedCall`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExportedDispatch {
+    /// Name of the variant.
+    pub variant: String,
+    /// The whole kernel text.
+    pub wgsl: String,
+    /// Its entry point.
+    pub entry_point: &'static str,
+    /// Pipeline-overridable constants.
+    pub constants: Vec<(&'static str, f64)>,
+    /// Bindings of group 0.
+    pub bindings: Vec<ExportedBinding>,
+    /// Contents of the uniform buffer at binding 0, as little-endian words.
+    pub params: Vec<u32>,
+    /// Workgroups along x and y.
+    pub workgroups: [u32; 2],
+}
+
+/// One storage binding of an [`ExportedDispatch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportedBinding {
+    /// Its number.
+    pub binding: u32,
+    /// What is bound.
+    pub slot: Slot,
+    /// Whether the kernel writes it.
+    pub written: bool,
+}
+
+/// Works `call` out for a device with WebGPU's default limits and no features, as a browser gives it.
+///
+/// # Errors
+/// [`Error::Refused`](crate::Error::Refused), and [`Error::Problem`](crate::Error::Problem) for the call's values.
+pub fn export_baseline(problem: &Problem, kernel: KernelKind, call: &Call) -> Result<ExportedCall, crate::Error> {
+    let call = call.resolve(problem)?;
+    let schedule = schedule(problem, kernel, &PlanOptions::default(), &Machine::baseline())
+        .map_err(|reasons| crate::Error::Refused { kernel, reasons })?;
+    let mut dispatches = Vec::new();
+    for step in &schedule.steps {
+        let part = &schedule.parts[step.part];
+        let offset = |slot| part.window(problem, slot).begin as u32;
+        let Some((params, workgroups)) = schedule.dispatch(problem, step, &call, offset) else {
+            continue;
+        };
+        let bindings = step.variant.bindings().into_iter().filter(|binding| binding.slot != Slot::Params);
+        dispatches.push(ExportedDispatch {
+            variant: step.variant.to_string(),
+            wgsl: step.variant.wgsl(),
+            entry_point: step.variant.entry_point(),
+            constants: schedule.constants.entries().to_vec(),
+            bindings: bindings
+                .map(|binding| ExportedBinding {
+                    binding: binding.slot as u32,
+                    slot: binding.slot,
+                    written: binding.access == Access::ReadWrite,
+                })
+                .collect(),
+            params: bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec(),
+            workgroups,
+        });
+    }
+    Ok(ExportedCall { dispatches, workspace_bytes: schedule.workspace_bytes })
+}
