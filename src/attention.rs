@@ -101,6 +101,7 @@ impl Attention {
         Explanation { verdicts: asked.map(|(b, k)| (b, k, self.verdict(problem, b, k))).collect() }
     }
 
+    #[cfg_attr(not(feature = "wgpu"), expect(unused_variables, reason = "the others run anything"))]
     fn verdict(&self, problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdict {
         match (backend, kernel) {
             #[cfg(feature = "wgpu")]

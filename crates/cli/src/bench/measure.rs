@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::time::Instant;
 
 /// Seconds that the repetitions of one case may take together.
-const BUDGET_S: f64 = 1.5;
+const BUDGET_S: f64 = 1.0;
 /// Seconds that a single run may be expected to take before it is left out.
 const LIMIT_S: f64 = 8.0;
 

@@ -3,10 +3,15 @@
 use super::measure::Row;
 use crate::text;
 use anyhow::{Result, anyhow};
-use plotters::prelude::*;
+use plotters::{
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 use std::ops::Range;
 
-const SIZE: (u32, u32) = (1100, 460);
+const SIZE: (u32, u32) = (1100, 480);
+/// Height of a line of curves' names, two to a line.
+const LINE: i32 = 22;
 
 /// Colours that stay apart for colour-blind eyes, on light and dark pages (Okabe and Ito, 2008).
 const COLOURS: [RGBColor; 6] = [
@@ -32,8 +37,6 @@ struct Panel {
     title: &'static str,
     value: fn(&Row) -> f64,
     label: fn(f64) -> String,
-    /// Whether the curves' names stand here: in one half, where rising curves leave the corner free.
-    legend: bool,
 }
 
 /// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
@@ -56,15 +59,20 @@ fn draw(document: &mut String, rows: &[&Row]) -> Result<(), Box<dyn std::error::
         title: "speed, GFLOP/s (higher is better)",
         value: |row| row.gflops,
         label: |y| short(&text::digits(y)),
-        legend: false,
     };
     let memory = Panel {
         title: "memory of tensors and workspace (lower is better)",
         value: |row| row.peak_bytes as f64,
         label: |bytes| short(&text::bytes(bytes.round() as u64)),
-        legend: true,
     };
     let curves = curves(rows);
+    let (names, root) = root.split_vertically(LINE * curves.len().div_ceil(2) as i32);
+    for (n, curve) in curves.iter().enumerate() {
+        let (x, y) = (90 + n as i32 % 2 * SIZE.0 as i32 / 2, LINE * (n as i32 / 2) + LINE / 2);
+        names.draw(&PathElement::new([(x, y), (x + 22, y)], curve.colour.stroke_width(3)))?;
+        let style = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+        names.draw(&Text::new(curve.name.clone(), (x + 30, y), style))?;
+    }
     for (area, panel) in root.split_evenly((1, 2)).iter().zip([speed, memory]) {
         draw_panel(area, &panel, &curves)?;
     }
@@ -102,22 +110,9 @@ fn draw_panel(
         let points: Vec<_> =
             curve.rows.iter().map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
         let colour = curve.colour;
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?
-            .label(&curve.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?;
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
     }
-    if !panel.legend {
-        return Ok(());
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(TRANSPARENT)
-        .label_font(small)
-        .draw()?;
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct Prepared<'a> {
 }
 
 enum Runner<'a> {
-    Gpu(HostRun),
+    Gpu(Box<HostRun>),
     Reference { problem: Box<Problem>, data: &'a Data, out: Vec<u8> },
 }
 
@@ -113,7 +113,7 @@ impl Target {
         let (run, first_run_ms) = first(&plan, data.args(&mut out))?;
         let first_ms = begin.elapsed().as_secs_f64() * 1e3;
         let peak_bytes = run.device_bytes();
-        Ok(Prepared { runner: Runner::Gpu(run), first_ms, first_run_ms, peak_bytes })
+        Ok(Prepared { runner: Runner::Gpu(Box::new(run)), first_ms, first_run_ms, peak_bytes })
     }
 }
 
