@@ -173,13 +173,15 @@ pub enum Values {
     Spread,
     /// Small whole numbers: many ties, exact products.
     Ints,
+    /// Values between 0 and 1: nothing cancels in their sums, whose errors grow with the keys.
+    Positive,
     /// Values near the largest of f16, or of 10^30.
     Vast,
 }
 
 impl Values {
     /// Every distribution.
-    pub const ALL: [Values; 9] = [
+    pub const ALL: [Values; 10] = [
         Values::Normal,
         Values::Large,
         Values::Huge,
@@ -188,6 +190,7 @@ impl Values {
         Values::Constant,
         Values::Spread,
         Values::Ints,
+        Values::Positive,
         Values::Vast,
     ];
 }

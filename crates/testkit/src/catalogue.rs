@@ -378,6 +378,10 @@ fn long() -> Vec<String> {
          shape=1x1x1000x16 causal=yes
          shape=1x1x1000x32 window_left=100 window_right=0 dtype=bf16
          shape=1x1x64x16 skv=9000
+         shape=1x1x32x16 skv=1000 values=positive
+         shape=1x1x32x16 skv=4000 values=positive
+         shape=1x1x32x16 skv=9000 values=positive dtype=f16
+         shape=1x1x32x16 skv=9000 values=positive
          shape=1x1x9000x4 skv=40
          shape=1x1x300x64 skv=700 causal=yes align=bottom-right dtype=f16
          shape=1x1x257x128 causal=yes

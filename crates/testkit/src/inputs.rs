@@ -172,7 +172,8 @@ fn values(case: &Case, rng: &mut Rng, which: Which, shape: [usize; 4]) -> Vec<f6
             let most = if f16 { 60_000.0 } else { 1e30 };
             most * (2.0 * rng.uniform() - 1.0)
         }
-        (Values::Vast, _) => rng.normal(),
+        (Values::Positive, Which::V) => rng.uniform(),
+        (Values::Vast | Values::Positive, _) => rng.normal(),
     };
     (0..shape.iter().product()).map(|_| draw()).collect()
 }

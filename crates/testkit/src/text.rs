@@ -57,6 +57,7 @@ const VALUES: Names<Values> = &[
     (Values::Constant, "constant"),
     (Values::Spread, "spread"),
     (Values::Ints, "ints"),
+    (Values::Positive, "positive"),
     (Values::Vast, "vast"),
 ];
 const POISONS: Names<Poison> = &[(Poison::Gaps, "gaps"), (Poison::Unseen, "unseen")];
