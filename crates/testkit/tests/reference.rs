@@ -2,7 +2,7 @@
 //! query sees does not reach it.
 
 use flashtile_core::KernelKind;
-use flashtile_testkit::{ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case};
+use flashtile_testkit::{ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case, run_random};
 
 #[test]
 fn the_oracle_passes_its_own_catalogue() {
@@ -26,5 +26,13 @@ fn the_oracle_repeats_itself_whatever_the_neighbours() {
         for check in [check_repeats, check_neighbours] {
             check(&ReferenceBackend, KernelKind::Unfused, &case).unwrap_or_else(|failure| panic!("{group}: {failure}"));
         }
+    }
+}
+
+#[test]
+fn the_oracle_passes_random_problems() {
+    match run_random(&ReferenceBackend, KernelKind::Unfused, 0..300) {
+        Ok(tally) => println!("{tally}"),
+        Err(failure) => panic!("{failure}"),
     }
 }

@@ -226,7 +226,7 @@ impl Honest {
             // The tile's sum first: one long sum would lose more the longer it gets.
             let mut tile_sum = 0.0;
             let mut tile_o = vec![0f32; o.len()];
-            if self.has(Sabotage::OneLongSum) {
+            if matches!(self.sabotage, Some(Sabotage::OneLongSum | Sabotage::F16Sums | Sabotage::Bf16Sums)) {
                 std::mem::swap(&mut o, &mut tile_o);
             }
             for (j, score) in tile.keys.zip(scores) {
@@ -243,17 +243,13 @@ impl Honest {
                     continue;
                 }
                 for (o, v) in tile_o.iter_mut().zip(inputs.v.row(b, kv_head, j)) {
-                    *o += weight * v;
+                    *o = self.summed(*o + weight * v);
                 }
             }
             l += tile_sum;
             for (o, tile) in o.iter_mut().zip(&tile_o) {
                 *o += tile;
-                *o = match self.sabotage {
-                    Some(Sabotage::F16Sums) => f16::from_f32(*o).to_f32(),
-                    Some(Sabotage::Bf16Sums) => bf16::from_f32(*o).to_f32(),
-                    _ => *o,
-                };
+                *o = self.summed(*o);
             }
         }
         if !seen {
@@ -289,6 +285,15 @@ impl Honest {
             Some(Sabotage::F16Scores) => f16::from_f32(score).to_f32(),
             Some(Sabotage::Bf16Scores) => bf16::from_f32(score).to_f32(),
             _ => score,
+        }
+    }
+
+    /// A running sum as it is kept.
+    fn summed(&self, sum: f32) -> f32 {
+        match self.sabotage {
+            Some(Sabotage::F16Sums) => f16::from_f32(sum).to_f32(),
+            Some(Sabotage::Bf16Sums) => bf16::from_f32(sum).to_f32(),
+            _ => sum,
         }
     }
 
