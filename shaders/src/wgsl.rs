@@ -154,6 +154,10 @@ fn spread(tiles: &Tiles) -> String {
 ";
         values += "    for (var c = 0u; c < params.rolled; c++) {
         sum = fma(vec4<f32>((*s)[c]), kv_tile[at + c], sum);
+        if (c % 8u == 7u) {
+            total += sum;
+            sum = vec4<f32>(0.0);
+        }
     }
 ";
     } else {
@@ -167,6 +171,9 @@ fn spread(tiles: &Tiles) -> String {
             let place = format!("(*s)[{key}]");
             scores += &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
             values += &format!("    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n");
+            if key % 8 == 7 {
+                values += "    total += sum;\n    sum = vec4<f32>(0.0);\n";
+            }
         }
     }
     format!(
@@ -179,11 +186,12 @@ fn add_scores(s: ptr<function, array<f32, BC>>, q: vec4<f32>, at: u32) {{
     var x: vec4<f32>;
 {scores}}}
 
-// Adds the weighted values of all keys of the tile to four columns.
-fn add_values(start: vec4<f32>, s: ptr<function, array<f32, BC>>, at: u32) -> vec4<f32> {{
-    var sum = start;
+// Four columns of the weighted values of all keys of the tile. Eight keys are summed by themselves, which keeps rounding small.
+fn weighted_values(s: ptr<function, array<f32, BC>>, at: u32) -> vec4<f32> {{
+    var total = vec4<f32>(0.0);
+    var sum = vec4<f32>(0.0);
     var x: vec4<f32>;
-{values}    return sum;
+{values}    return total;
 }}
 "
     )

@@ -119,6 +119,7 @@ fn flash_forward(
 
         // O = alpha O + P V
         for (var t = 0u; t < OT; t++) {
+            // Each chunk is summed by itself: rounding then grows with the number of chunks, not of keys.
             var sum = o[t];
             sum[0] *= alpha.x;
             sum[1] *= alpha.y;
@@ -131,21 +132,23 @@ fn flash_forward(
                 }
                 workgroupBarrier();
                 let select_weights = edge && atomicLoad(&v_dirty) != 0u;
+                var part = mat4x4<f32>();
                 for (var j4 = 0u; j4 < KC / 4u; j4++) {
                     let v = kv_block(j4, tx);
                     let at = 4u * ty * TX + depth / 4u + j4;
                     if (select_weights) {
-                        sum[0] = add_present(sum[0], p_tile[at], v);
-                        sum[1] = add_present(sum[1], p_tile[at + TX], v);
-                        sum[2] = add_present(sum[2], p_tile[at + 2u * TX], v);
-                        sum[3] = add_present(sum[3], p_tile[at + 3u * TX], v);
+                        part[0] = add_present(part[0], p_tile[at], v);
+                        part[1] = add_present(part[1], p_tile[at + TX], v);
+                        part[2] = add_present(part[2], p_tile[at + 2u * TX], v);
+                        part[3] = add_present(part[3], p_tile[at + 3u * TX], v);
                     } else {
-                        sum[0] = multiply_add(sum[0], bitcast<vec4<f32>>(p_tile[at]), v);
-                        sum[1] = multiply_add(sum[1], bitcast<vec4<f32>>(p_tile[at + TX]), v);
-                        sum[2] = multiply_add(sum[2], bitcast<vec4<f32>>(p_tile[at + 2u * TX]), v);
-                        sum[3] = multiply_add(sum[3], bitcast<vec4<f32>>(p_tile[at + 3u * TX]), v);
+                        part[0] = multiply_add(part[0], bitcast<vec4<f32>>(p_tile[at]), v);
+                        part[1] = multiply_add(part[1], bitcast<vec4<f32>>(p_tile[at + TX]), v);
+                        part[2] = multiply_add(part[2], bitcast<vec4<f32>>(p_tile[at + 2u * TX]), v);
+                        part[3] = multiply_add(part[3], bitcast<vec4<f32>>(p_tile[at + 3u * TX]), v);
                     }
                 }
+                sum += part;
                 workgroupBarrier();
             }
             o[t] = sum;

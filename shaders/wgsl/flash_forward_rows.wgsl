@@ -93,7 +93,7 @@ fn flash_forward(
 
         // P = exp(S - m), and what the row so far is worth beside it.
         let alpha = exp_nonpositive(top_before - m);
-        l *= alpha;
+        var tile_sum = 0.0; // by itself, as P V: rounding then grows with the number of tiles, not of keys
         var keep = vec4<bool>(true);
         for (var c = 0u; c < params.rolled; c++) {
             if (DROPOUT && c % 4u == 0u) {
@@ -101,9 +101,10 @@ fn flash_forward(
             }
             let p = exp_nonpositive(s[c] - m);
             let missing = ((absent >> c) & 1u) != 0u;
-            l += select(p, 0.0, missing);
+            tile_sum += select(p, 0.0, missing);
             s[c] = select(p, bitcast<f32>(ABSENT), missing || !keep[c % 4u]);
         }
+        l = l * alpha + tile_sum;
 
         // O = alpha O + P V
         for (var d_begin = 0u; d_begin < params.head_dim_v; d_begin += KC) {
@@ -116,17 +117,17 @@ fn flash_forward(
             if (edge && atomicLoad(&v_dirty) != 0u) {
                 // Keys that are masked or dropped may hold NaN, and contribute nothing.
                 for (var d4 = 0u; d4 < end; d4++) {
-                    var sum = o[d_begin / 4u + d4] * alpha;
+                    var sum = vec4<f32>(0.0);
                     for (var c = 0u; c < params.rolled; c++) {
                         if (bitcast<u32>(s[c]) != ABSENT) {
                             sum = fma(vec4<f32>(s[c]), kv_tile[d4 * BC + c], sum);
                         }
                     }
-                    o[d_begin / 4u + d4] = sum;
+                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + sum;
                 }
             } else {
                 for (var d4 = 0u; d4 < end; d4++) {
-                    o[d_begin / 4u + d4] = add_values(o[d_begin / 4u + d4] * alpha, &s, d4 * BC + lane);
+                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + weighted_values(&s, d4 * BC + lane);
                 }
             }
             workgroupBarrier();

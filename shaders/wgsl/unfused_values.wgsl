@@ -45,21 +45,23 @@ fn unfused_values(
         }
         workgroupBarrier();
         let select_weights = atomicLoad(&v_dirty) != 0u;
+        var part = mat4x4<f32>(); // summed by itself: rounding then grows with the number of chunks, not of keys
         for (var j4 = 0u; j4 < KC / 4u; j4++) {
             let v = kv_block(j4, tx);
             let at = ty * KC + j4;
             if (select_weights) {
-                o[0] = add_present(o[0], p_tile[at], v);
-                o[1] = add_present(o[1], p_tile[at + KC / 4u], v);
-                o[2] = add_present(o[2], p_tile[at + KC / 2u], v);
-                o[3] = add_present(o[3], p_tile[at + 3u * (KC / 4u)], v);
+                part[0] = add_present(part[0], p_tile[at], v);
+                part[1] = add_present(part[1], p_tile[at + KC / 4u], v);
+                part[2] = add_present(part[2], p_tile[at + KC / 2u], v);
+                part[3] = add_present(part[3], p_tile[at + 3u * (KC / 4u)], v);
             } else {
-                o[0] = multiply_add(o[0], bitcast<vec4<f32>>(p_tile[at]), v);
-                o[1] = multiply_add(o[1], bitcast<vec4<f32>>(p_tile[at + KC / 4u]), v);
-                o[2] = multiply_add(o[2], bitcast<vec4<f32>>(p_tile[at + KC / 2u]), v);
-                o[3] = multiply_add(o[3], bitcast<vec4<f32>>(p_tile[at + 3u * (KC / 4u)]), v);
+                part[0] = multiply_add(part[0], bitcast<vec4<f32>>(p_tile[at]), v);
+                part[1] = multiply_add(part[1], bitcast<vec4<f32>>(p_tile[at + KC / 4u]), v);
+                part[2] = multiply_add(part[2], bitcast<vec4<f32>>(p_tile[at + KC / 2u]), v);
+                part[3] = multiply_add(part[3], bitcast<vec4<f32>>(p_tile[at + 3u * (KC / 4u)]), v);
             }
         }
+        o += part;
         workgroupBarrier();
     }
 

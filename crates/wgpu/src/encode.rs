@@ -89,7 +89,10 @@ impl PlanInner {
             let slot = binding.slot;
             let window = self.schedule.parts[step.part].window(&self.problem, slot);
             let (buffer, begin) = match self.argument(args, slot) {
-                Some((_, view)) if window.len > 0 => (view.buffer, view.offset + window.begin * window.size),
+                // The workspace is written, so nothing may stand for it.
+                Some((_, view)) if window.len > 0 || slot == Slot::Scores => {
+                    (view.buffer, view.offset + window.begin * window.size)
+                }
                 _ => (&inner.nothing, 0),
             };
             let offset = begin / alignment * alignment;
