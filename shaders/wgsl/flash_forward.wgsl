@@ -104,7 +104,7 @@ fn flash_forward(
             for (var c = 0u; c < TX; c++) {
                 top = max(top, row_part[(4u * ty + r) * TX + c]);
             }
-            alpha[r] = exp_nonpositive(m[r] - top);
+            alpha[r] = rescale(m[r], top);
             m[r] = top;
             let x = s[r] - top;
             let e = vec4<f32>(exp_nonpositive(x.x), exp_nonpositive(x.y), exp_nonpositive(x.z), exp_nonpositive(x.w));

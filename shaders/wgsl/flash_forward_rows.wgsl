@@ -92,7 +92,7 @@ fn flash_forward(
         }
 
         // P = exp(S - m), and what the row so far is worth beside it.
-        let alpha = exp_nonpositive(top_before - m);
+        let alpha = rescale(top_before, m);
         var tile_sum = 0.0; // by itself, as P V: rounding then grows with the number of tiles, not of keys
         var keep = vec4<bool>(true);
         for (var c = 0u; c < params.rolled; c++) {

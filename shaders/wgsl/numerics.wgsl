@@ -20,6 +20,12 @@ fn exp_nonpositive(x: f32) -> f32 {
     return select(exp2(max(x * LOG2_E, -150.0)), x, is_nan(x));
 }
 
+// What sums under the maximum `before` are worth under `now`. Exactly 1 where nothing changed: WGSL gives exp2(0) an error of 3 ulp, which
+// would pile up from tile to tile.
+fn rescale(before: f32, now: f32) -> f32 {
+    return select(exp_nonpositive(before - now), 1.0, before == now);
+}
+
 // tanh to a few ulp: built-in ones are off by hundreds near 0, which a softcap multiplies back up. Its Taylor series there, exp2 elsewhere.
 fn tanh_accurate(x: f32) -> f32 {
     let a = abs(x);

@@ -6,6 +6,8 @@
 //! FLASHTILE_CASE="shape=..." replays one case on everything; FLASHTILE_RANDOM=N tries N random problems a kernel.
 #![allow(clippy::unwrap_used)]
 
+mod embedding;
+
 use flashtile_core::KernelKind;
 use flashtile_testkit::{
     Backend, Case, Failure, WgpuBackend, catalogue, check_neighbours, check_repeats, chosen_cases, run_case, run_random,
@@ -73,6 +75,9 @@ fn trials(_: &Opened) -> Vec<(String, Test)> {
     }
     for tiles in FLASH_TILES {
         add(format!("tiles: {tiles:?}"), Box::new(move |d| run_tiles(d, tiles)));
+    }
+    for (name, check) in embedding::CHECKS {
+        add(format!("embedding: {name}"), Box::new(move |d| check(d.full.context())));
     }
     add("same bits in a second run".into(), Box::new(|d| same_bits(d, check_repeats)));
     add("same bits beside other batch entries".into(), Box::new(|d| same_bits(d, check_neighbours)));

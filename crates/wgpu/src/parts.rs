@@ -91,7 +91,7 @@ impl Part {
     fn cut(&self, axis: Axis, group: usize, tile_rows: usize) -> Option<[Part; 2]> {
         let halve = |range: &Range<usize>, step: usize| {
             let middle = range.start + (range.len() / 2).next_multiple_of(step);
-            (middle > range.start && middle < range.end).then(|| (range.start..middle, middle..range.end))
+            (middle > range.start && middle < range.end).then_some((range.start..middle, middle..range.end))
         };
         let with = |f: &dyn Fn(Range<usize>) -> Part, (a, b): (Range<usize>, Range<usize>)| [f(a), f(b)];
         Some(match axis {
@@ -146,19 +146,30 @@ pub(crate) fn split(
     let mut open = vec![Part::whole(problem)];
     let mut done = Vec::new();
     while let Some(part) = open.pop() {
-        match too_much(&part, problem, machine, slots) {
+        match too_much(&part, problem, machine, slots, tile_rows) {
             None => done.push(part),
-            Some((slot, reason)) => match cut(&part, problem, slot, tile_rows) {
+            Some(excess) => match cut(&part, problem, excess.slot, tile_rows) {
                 Some([first, second]) => open.extend([second, first]),
-                None => return Err(vec![reason]),
+                None => match excess.reason {
+                    Some(reason) => return Err(vec![reason]),
+                    None => done.push(part),
+                },
             },
         }
     }
     Ok(done)
 }
 
-/// What does not fit in one dispatch: a tensor, or (no slot) the work.
-fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot]) -> Option<(Option<Slot>, Reason)> {
+/// Why a part should be cut.
+struct Excess {
+    /// The tensor that does not fit; `None` where it is the work.
+    slot: Option<Slot>,
+    /// Why the problem is refused where no cut helps; `None` where it may stay as it is.
+    reason: Option<Reason>,
+}
+
+/// What does not fit in one dispatch.
+fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], tile_rows: usize) -> Option<Excess> {
     for &slot in slots {
         let window = part.window(problem, slot);
         // The caller's offset is only known at the call: what it is off the binding alignment comes on top.
@@ -169,20 +180,27 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot]) -
         };
         let argument = argument(slot);
         if needed > limit {
-            return Some((Some(slot), Reason::BindingSize { argument, needed, limit }));
+            let reason = Reason::BindingSize { argument, needed, limit };
+            return Some(Excess { slot: Some(slot), reason: Some(reason) });
         }
         let indexed = window.len + machine.offset_alignment;
         if indexed > u64::from(u32::MAX) {
-            return Some((Some(slot), Reason::IndexRange { argument, needed: indexed }));
+            let reason = Reason::IndexRange { argument, needed: indexed };
+            return Some(Excess { slot: Some(slot), reason: Some(reason) });
         }
     }
     let rows = part.batch.len() as u64 * part.heads.len() as u64 * part.rows.len() as u64;
-    let flops = rows * problem.seq_kv() as u64 * 2 * (problem.head_dim() + problem.head_dim_v()) as u64;
-    if machine.watchdog && flops > MAX_DISPATCH_FLOPS {
-        // Never refused: see `cut`.
-        return Some((None, Reason::NoDevice("a dispatch would run too long".into())));
+    // The most workgroups of any operation: a row each for softmax, a tile each for scores.
+    let tiles = rows.div_ceil(tile_rows as u64) * (problem.seq_kv() as u64).div_ceil(32);
+    let (needed, limit) = (rows.max(tiles), u64::from(machine.grid) * u64::from(machine.grid));
+    if needed > limit {
+        let given = machine.grid.into();
+        let reason =
+            Reason::DeviceLimit { limit: "max_compute_workgroups_per_dimension", given, needed: needed.isqrt() + 1 };
+        return Some(Excess { slot: None, reason: Some(reason) });
     }
-    None
+    let flops = rows * problem.seq_kv() as u64 * 2 * (problem.head_dim() + problem.head_dim_v()) as u64;
+    (machine.watchdog && flops > MAX_DISPATCH_FLOPS).then_some(Excess { slot: None, reason: None })
 }
 
 fn cut(part: &Part, problem: &Problem, slot: Option<Slot>, tile_rows: usize) -> Option<[Part; 2]> {

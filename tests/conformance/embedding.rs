@@ -1,0 +1,382 @@
+//! What an app that owns its device relies on: its buffers and offsets, its encoders and passes, its threads, and errors instead of panics.
+
+use flashtile_core::{
+    Argument, Call, DType, HostArgs, HostInputs, KernelKind, Layout, Mask, MaskKind, Problem, ProblemError, Reason,
+    TensorView,
+};
+use flashtile_reference::attention;
+use flashtile_testkit::{Rng, WgpuBackend};
+use flashtile_wgpu::{AdapterChoice, Args, BufferView, Context, Error, PlanOptions, open_blocking, wgpu};
+use wgpu::BufferUsages as Usage;
+
+pub(crate) type Check = fn(&Context) -> Result<(), String>;
+
+pub(crate) const CHECKS: [(&str, Check); 10] = [
+    ("packed q, k and v in one buffer, two plans in one pass", packed_in_one_pass),
+    ("a decode loop plans once", decode_loop),
+    ("threads share a plan", threads),
+    ("lengths on the device are clamped", device_kv_lens),
+    ("bad buffers are typed errors", bad_buffers),
+    ("slots run out and come back", slots),
+    ("a buffer of another device is an error", foreign_buffer),
+    ("a lost device is an error", lost_device),
+    ("kernels that do not fit are refused", refused),
+    ("small bindings and grids split the work", small_limits),
+];
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn floats(seed: u64, count: usize) -> Vec<f32> {
+    let mut rng = Rng::new(seed, 0);
+    (0..count).map(|_| rng.normal() as f32).collect()
+}
+
+fn bytes(floats: &[f32]) -> Vec<u8> {
+    floats.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn buffer(context: &Context, contents: &[u8], usage: Usage) -> wgpu::Buffer {
+    let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("test"),
+        size: contents.len().max(4).next_multiple_of(4) as u64,
+        usage: usage | Usage::COPY_DST | Usage::COPY_SRC,
+        mapped_at_creation: false,
+    });
+    context.queue().write_buffer(&buffer, 0, contents);
+    buffer
+}
+
+fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, String> {
+    let copy = context.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("test readback"),
+        size: source.size(),
+        usage: Usage::MAP_READ | Usage::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(source, 0, &copy, 0, source.size());
+    context.queue().submit([encoder.finish()]);
+    copy.map_async(wgpu::MapMode::Read, .., |result| result.expect("mapping what was just made"));
+    context.device().poll(wgpu::PollType::wait_indefinitely()).map_err(text)?;
+    let view = copy.get_mapped_range(..).map_err(text)?;
+    Ok(view.to_vec())
+}
+
+/// Holds dense f32 results to the oracle's bound.
+fn hold(problem: &Problem, inputs: &HostInputs<'_>, got: &[u8]) -> Result<(), String> {
+    let answer = attention(problem, inputs).map_err(text)?;
+    let width = problem.head_dim_v();
+    for (n, &expected) in answer.out.iter().enumerate() {
+        let row = n / width;
+        let seq_q = answer.out.len() / width / problem.batch() / problem.heads();
+        let (b, h, i) = (row / seq_q / problem.heads(), row / seq_q % problem.heads(), row % seq_q);
+        let got = problem.dtype().read(got, problem.out().index(b, h, i, n % width));
+        let bound = answer.rows[row].out_bound(problem.dtype(), problem.head_dim());
+        if (got - expected).abs() > bound || got.is_nan() {
+            return Err(format!("({b}, {h}, {i}, {}): got {got}, expected {expected} +- {bound:e}", n % width));
+        }
+    }
+    Ok(())
+}
+
+fn dense(shape: [usize; 4]) -> TensorView {
+    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+}
+
+/// One buffer (S, 3, H, D) at an odd offset, as a fused projection leaves it; two problems recorded into one pass.
+fn packed_in_one_pass(context: &Context) -> Result<(), String> {
+    let (heads, seq, dim, lead) = (3, 37, 12, 5);
+    let packed = floats(1, lead + seq * 3 * heads * dim);
+    let view = TensorView {
+        dtype: DType::F32,
+        shape: [1, heads, seq, dim],
+        strides: [seq * 3 * heads * dim, dim, 3 * heads * dim, 1],
+    };
+    let host = bytes(&packed);
+    let gpu = buffer(context, &host, Usage::STORAGE);
+    let at = |n: usize| BufferView::new(&gpu, 4 * (lead + n * heads * dim) as u64);
+    let mut runs = Vec::new();
+    for causal in [false, true] {
+        let problem = Problem::builder(view, view, view).causal(causal).out(dense(view.shape)).build().map_err(text)?;
+        let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+        let out = buffer(context, &vec![0xAA; 4 * heads * seq * dim], Usage::STORAGE);
+        runs.push((problem, plan, out));
+    }
+    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for (_, plan, out) in &runs {
+            plan.encode_in_pass(&mut pass, &Args::new(at(0), at(1), at(2), out)).map_err(text)?;
+        }
+    }
+    context.queue().submit([encoder.finish()]);
+    for (problem, _, out) in &runs {
+        let from = |n: usize| &host[4 * (lead + n * heads * dim)..];
+        let inputs =
+            HostInputs { q: from(0), k: from(1), v: from(2), mask: None, kv_lens: None, call: Call::default() };
+        hold(problem, &inputs, &read(context, out)?)?;
+    }
+    Ok(())
+}
+
+/// A cache of fixed capacity fills token by token: one plan, and no pipeline or bind group beyond the first call's.
+fn decode_loop(context: &Context) -> Result<(), String> {
+    let (heads, capacity, dim) = (2, 70, 16);
+    let kv = dense([1, heads, capacity, dim]);
+    let q = dense([1, heads, 1, dim]);
+    let problem = Problem::builder(q, kv, kv).causal(true).align(flashtile_core::Align::BottomRight).build();
+    let problem = problem.map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let pipelines = context.pipeline_count();
+    let [q, k, v] = [1, 2, 3].map(|seed| bytes(&floats(seed, heads * capacity * dim)));
+    let [gpu_q, gpu_k, gpu_v] = [&q, &k, &v].map(|host| buffer(context, host, Usage::STORAGE));
+    let out = buffer(context, &vec![0; 4 * heads * dim], Usage::STORAGE);
+    for filled in [1, 2, 31, 32, 33, 64, 70] {
+        let call = Call { seq_kv: Some(filled), ..Call::default() };
+        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode(&mut encoder, &Args::new(&gpu_q, &gpu_k, &gpu_v, &out).call(call)).map_err(text)?;
+        context.queue().submit([encoder.finish()]);
+        let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call };
+        hold(&problem, &inputs, &read(context, &out)?).map_err(|e| format!("{filled} keys: {e}"))?;
+    }
+    if context.pipeline_count() == pipelines { Ok(()) } else { Err("the loop compiled again".into()) }
+}
+
+fn threads(context: &Context) -> Result<(), String> {
+    let view = dense([1, 2, 33, 8]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let host = bytes(&floats(4, 2 * 33 * 8));
+    let input = buffer(context, &host, Usage::STORAGE);
+    let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
+        let run = || {
+            let out = buffer(context, &vec![0; host.len()], Usage::STORAGE);
+            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out)).map_err(text)?;
+            context.queue().submit([encoder.finish()]);
+            read(context, &out)
+        };
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+        running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let inputs = HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, call: Call::default() };
+    for result in &results {
+        let result = result.as_ref().map_err(Clone::clone)?;
+        hold(&problem, &inputs, result)?;
+        if Some(result) != results[0].as_ref().ok() {
+            return Err("two threads got other bits".into());
+        }
+    }
+    Ok(())
+}
+
+/// The host cannot check what only the device knows: -3 counts as 0, and 1000 as all the keys.
+fn device_kv_lens(context: &Context) -> Result<(), String> {
+    let view = dense([3, 1, 9, 8]);
+    let problem = Problem::builder(view, view, view).kv_lens(true).build().map_err(text)?;
+    let host = bytes(&floats(5, 3 * 9 * 8));
+    let lens = |lens: [i32; 3]| lens.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<u8>>();
+    let (input, gpu_lens) =
+        (buffer(context, &host, Usage::STORAGE), buffer(context, &lens([-3, 1000, 5]), Usage::STORAGE));
+    for kernel in KernelKind::ALL {
+        let plan = context.plan_blocking(&problem, &PlanOptions::kernel(kernel)).map_err(text)?;
+        let out = buffer(context, &vec![0xAA; host.len()], Usage::STORAGE);
+        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out).kv_lens(&gpu_lens)).map_err(text)?;
+        context.queue().submit([encoder.finish()]);
+        let inputs =
+            HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: Some(&[0, 9, 5]), call: Call::default() };
+        hold(&problem, &inputs, &read(context, &out)?)?;
+    }
+    Ok(())
+}
+
+fn bad_buffers(context: &Context) -> Result<(), String> {
+    let view = dense([1, 1, 8, 8]);
+    let mask = Mask::contiguous(MaskKind::Bool, &[8, 8]).map_err(text)?;
+    let plain = Problem::builder(view, view, view).build().map_err(text)?;
+    let full = Problem::builder(view, view, view).mask(mask).lse(true).kv_lens(true).build().map_err(text)?;
+    let [plain, full] =
+        [plain, full].map(|problem| context.plan_blocking(&problem, &PlanOptions::default()).map_err(text));
+    let (plain, full) = (plain?, full?);
+    let make = |size: usize, usage| buffer(context, &vec![0; size], usage);
+    let (x, out, short) = (make(256, Usage::STORAGE), make(256, Usage::STORAGE), make(252, Usage::STORAGE));
+    let uniform = make(256, Usage::UNIFORM);
+    let (lse, lens) = (make(32, Usage::STORAGE), make(4, Usage::STORAGE));
+    let args = || Args::new(&x, &x, &x, &out);
+    let whole = || args().mask(&x).lse(&lse).kv_lens(&lens);
+    let missing = |argument| Error::Problem(ProblemError::Missing { argument });
+    let cases = [
+        (&plain, Args { q: (&out).into(), ..args() }, Error::Aliased { written: Argument::Out, other: Argument::Q }),
+        (&full, whole().lse(&out), Error::Aliased { written: Argument::Out, other: Argument::Lse }),
+        (&full, whole().lse(&x), Error::Aliased { written: Argument::Lse, other: Argument::Q }),
+        (
+            &plain,
+            Args { v: (&short).into(), ..args() },
+            ProblemError::TooShort { argument: Argument::V, expected: 256, given: 252 }.into(),
+        ),
+        (
+            &plain,
+            Args { k: BufferView::new(&x, 4), ..args() },
+            ProblemError::TooShort { argument: Argument::K, expected: 260, given: 256 }.into(),
+        ),
+        (
+            &plain,
+            Args { k: BufferView::new(&x, u64::MAX - 3), ..args() },
+            ProblemError::TooShort { argument: Argument::K, expected: usize::MAX, given: 256 }.into(),
+        ),
+        (
+            &plain,
+            Args { q: BufferView::new(&x, 2), ..args() },
+            Error::Misaligned { argument: Argument::Q, offset: 2, size: 4 },
+        ),
+        (
+            &plain,
+            Args { k: (&uniform).into(), ..args() },
+            Error::Usage { argument: Argument::K, expected: "STORAGE", given: uniform.usage() },
+        ),
+        (&plain, args().lse(&lse), ProblemError::Unexpected { argument: Argument::Lse }.into()),
+        (&full, Args { mask: None, ..whole() }, missing(Argument::AttnMask)),
+        (&full, Args { kv_lens: None, ..whole() }, missing(Argument::KvLens)),
+        (&full, Args { lse: None, ..whole() }, missing(Argument::Lse)),
+        (
+            &plain,
+            args().call(Call { seq_kv: Some(9), ..Call::default() }),
+            ProblemError::BeyondCapacity { axis: "seq_kv", capacity: 8, given: 9 }.into(),
+        ),
+    ];
+    for (plan, args, expected) in cases {
+        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        match plan.encode(&mut encoder, &args) {
+            Err(error) if error == expected => {}
+            other => return Err(format!("expected {expected:?}, got {other:?}")),
+        }
+    }
+    let nan = args().call(Call { scale: Some(f32::NAN), ..Call::default() });
+    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    match plain.encode(&mut encoder, &nan) {
+        Err(Error::Problem(ProblemError::Scale { .. })) => Ok(()),
+        other => Err(format!("a NaN scale gave {other:?}")),
+    }
+}
+
+/// Calls that are never submitted hold their slots until their encoder goes. On a device of its own: other tests want slots too.
+fn slots(context: &Context) -> Result<(), String> {
+    let context = &device(&same_adapter(context)?, wgpu::Limits::default())?;
+    let view = dense([1, 1, 2, 4]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let (x, out) = (buffer(context, &[0; 32], Usage::STORAGE), buffer(context, &[0; 32], Usage::STORAGE));
+    let args = Args::new(&x, &x, &x, &out);
+    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let refused = (0..10_000).find_map(|_| plan.encode(&mut encoder, &args).err());
+    match refused {
+        Some(Error::TooManyCalls { .. }) => {}
+        other => return Err(format!("10000 calls in one encoder gave {other:?}")),
+    }
+    drop(encoder);
+    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    plan.encode(&mut encoder, &args).map_err(text)
+}
+
+/// Another device of the same instance. (wgpu itself panics on a buffer of another instance.)
+fn foreign_buffer(context: &Context) -> Result<(), String> {
+    let [one, other] = two_devices(context)?;
+    let view = dense([1, 1, 2, 4]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = one.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let (x, out) = (buffer(&other, &[0; 32], Usage::STORAGE), buffer(&one, &[0; 32], Usage::STORAGE));
+    let mut encoder = one.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    match plan.encode(&mut encoder, &Args::new(&x, &x, &x, &out)) {
+        Err(Error::Validation(_)) => Ok(()),
+        other => Err(format!("got {other:?}")),
+    }
+}
+
+/// The adapter of `context`, in an instance of its own.
+fn same_adapter(context: &Context) -> Result<wgpu::Adapter, String> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let same = adapters.into_iter().find(|adapter| adapter.get_info().name == context.adapter_info().name);
+    same.ok_or("the adapter is gone".into())
+}
+
+fn device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Context, String> {
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(text)?;
+    Context::new_blocking(device, queue).map_err(text)
+}
+
+fn two_devices(context: &Context) -> Result<[Context; 2], String> {
+    let adapter = same_adapter(context)?;
+    Ok([device(&adapter, wgpu::Limits::default())?, device(&adapter, wgpu::Limits::default())?])
+}
+
+/// A device of its own, since it does not survive.
+fn lost_device(_: &Context) -> Result<(), String> {
+    let context = open_blocking(&AdapterChoice::default()).map_err(text)?;
+    let view = dense([1, 1, 2, 4]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    context.device().destroy();
+    let host = [0; 32];
+    let mut out = [0; 32];
+    let args = HostArgs {
+        q: &host,
+        k: &host,
+        v: &host,
+        mask: None,
+        kv_lens: None,
+        out: &mut out,
+        lse: None,
+        call: Call::default(),
+    };
+    if context.run_host_blocking(&plan, args).is_ok() {
+        return Err("a destroyed device ran".into());
+    }
+    // wgpu does not say so when it compiles on a lost device; the run does, and nothing panics.
+    let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
+    let _ = context.plan_blocking(&wider, &PlanOptions::default());
+    Ok(())
+}
+
+fn refused(context: &Context) -> Result<(), String> {
+    let view = dense([1, 1, 2, 600]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    match context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
+        Err(Error::Refused { reasons, .. }) if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+        other => return Err(format!("head_dim_v 600 gave {other:?}")),
+    }
+    // Left to itself, the plan takes the kernel that runs, and says why.
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    match plan.reasons().first() {
+        Some(reason) if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") => Ok(()),
+        other => Err(format!("{:?} because {other:?}", plan.kernel())),
+    }
+}
+
+/// A device that binds 64 KiB at a time and counts 16 workgroups an axis: the plan cuts the problem, and the results stay the same.
+fn small_limits(context: &Context) -> Result<(), String> {
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 64 << 10,
+        max_compute_workgroups_per_dimension: 16,
+        ..wgpu::Limits::default()
+    };
+    let small = WgpuBackend::new(device(&same_adapter(context)?, limits)?, "small");
+    for line in [
+        "shape=3x4x90x32 hkv=2 skv=200 causal=yes mask=f32:bhqk:blocks kv_lens=random",
+        "shape=3x4x90x32 hkv=2 skv=200 q=bsd k=hbsd dtype=f16",
+    ] {
+        let case: flashtile_testkit::Case = line.parse().map_err(text)?;
+        for kernel in KernelKind::ALL {
+            flashtile_testkit::run_case(&small, kernel, &case).map_err(text)?;
+            let plan = small.context().plan_blocking(&case.problem().map_err(text)?, &PlanOptions::kernel(kernel));
+            if plan.map_err(text)?.dispatches().len() < 4 {
+                return Err("64 KiB bindings did not split the problem".into());
+            }
+        }
+    }
+    Ok(())
+}
