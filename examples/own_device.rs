@@ -1,0 +1,146 @@
+//! Attention in an app that already owns a wgpu device: its buffers, its encoder, its compute pass, its submission.
+//!
+//! The device has WebGPU's default limits and no optional feature, as in a browser. Queries, keys and values lie interleaved in
+//! one buffer, as a fused projection writes them, behind a few words of something else. Two plans share one pass: one reads the
+//! whole prompt, the other is planned once for a cache of 48 keys and recorded for several lengths of it.
+//!
+//! `cargo run --release --example own_device`, or behind `scripts/with-vulkan` where the machine has no Vulkan driver.
+
+use flashtile::wgpu::{Args, BufferView, Context, PlanOptions, wgpu};
+use flashtile::{Align, Call, DType, HostInputs, Layout, Problem, TensorView, bound, bytes_of, reference::attention};
+use std::error::Error;
+
+const TOKENS: usize = 48;
+const HEADS: usize = 4;
+/// Numbers in a head's query, key or value.
+const WIDTH: usize = 32;
+/// Words in front of the tensors: no alignment but that of an element is asked for.
+const HEADER: usize = 3;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    pollster::block_on(run())
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    // All of this is the app's own, long before attention comes into it.
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = match instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await {
+        Ok(adapter) => adapter,
+        Err(error) if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") => {
+            return Err(error.into());
+        }
+        Err(error) => {
+            eprintln!("nothing to show without a GPU: {error}");
+            return Ok(());
+        }
+    };
+    let (device, queue) = adapter.request_device(&wgpu::DeviceDescriptor::default()).await?;
+
+    // One token is [q of all heads, k of all heads, v of all heads]. A view of one of the three steps over the other two.
+    let view = |seq| TensorView {
+        dtype: DType::F32,
+        shape: [1, HEADS, seq, WIDTH],
+        strides: [TOKENS * 3 * HEADS * WIDTH, WIDTH, 3 * HEADS * WIDTH, 1],
+    };
+    // What attention is, checked without a device.
+    let prompt = Problem::builder(view(TOKENS), view(TOKENS), view(TOKENS))
+        .out(TensorView::contiguous(DType::F32, Layout::Bshd, [1, HEADS, TOKENS, WIDTH])?)
+        .causal(true)
+        .build()?;
+    let token = Problem::builder(view(1), view(TOKENS), view(TOKENS)).causal(true).align(Align::BottomRight).build()?;
+
+    // How it is done here. A context is made once for a device, a plan once for a kind of attention.
+    let context = Context::new(device.clone(), queue.clone()).await?;
+    let read_prompt = context.plan(&prompt, &PlanOptions::default()).await?;
+    let read_token = context.plan(&token, &PlanOptions::default()).await?;
+    println!("{read_prompt}\n\n{read_token}\n");
+
+    let numbers: Vec<f32> = (0..HEADER + TOKENS * 3 * HEADS * WIDTH).map(|n| (n as f32 * 0.7).sin()).collect();
+    let qkv = buffer(&device, "qkv", numbers.len(), wgpu::BufferUsages::COPY_DST);
+    queue.write_buffer(&qkv, 0, bytes_of(&numbers));
+    // Outputs may share a buffer with each other, though not with what the same call reads.
+    let lengths = [16, 32, 48];
+    let prompt_len = TOKENS * HEADS * WIDTH;
+    let out_len = prompt_len + lengths.len() * HEADS * WIDTH;
+    let out = buffer(&device, "out", out_len, wgpu::BufferUsages::COPY_SRC);
+
+    // Where q, k and v of a token begin, in elements; buffers are addressed in bytes.
+    let [q, k, v] = [0, 1, 2].map(|which| HEADER + which * HEADS * WIDTH);
+    let query_of = |token: usize| q + token * 3 * HEADS * WIDTH;
+    let at = |buffer, element: usize| BufferView::new(buffer, 4 * element as u64);
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        read_prompt.encode_in_pass(&mut pass, &Args::new(at(&qkv, q), at(&qkv, k), at(&qkv, v), &out))?;
+        for (n, length) in lengths.into_iter().enumerate() {
+            // The last of `length` tokens looks back on all of them.
+            let call = Call { seq_kv: Some(length), ..Call::default() };
+            let result = at(&out, prompt_len + n * HEADS * WIDTH);
+            let args = Args::new(at(&qkv, query_of(length - 1)), at(&qkv, k), at(&qkv, v), result).call(call);
+            read_token.encode_in_pass(&mut pass, &args)?;
+        }
+    }
+    // Nothing has been waited for so far, and the app goes on in the same encoder.
+    let readback = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("readback"),
+        size: out.size(),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    encoder.copy_buffer_to_buffer(&out, 0, &readback, 0, out.size());
+    queue.submit([encoder.finish()]);
+    let got = read(&device, &readback)?;
+
+    // The same in float64. Each row has a bound on its error, and must keep it.
+    let (of_prompt, of_tokens) = got.split_at(prompt_len);
+    let slice = |element: usize| bytes_of(&numbers[element..]);
+    let inputs =
+        |query: usize, call| HostInputs { q: slice(query), k: slice(k), v: slice(v), mask: None, kv_lens: None, call };
+    let share = largest_share(&prompt, &inputs(q, Call::default()), of_prompt)?;
+    println!("prompt of {TOKENS}: largest error is {share:.2} of the bound");
+    assert!(share <= 1.0);
+    for (length, got) in lengths.into_iter().zip(of_tokens.chunks_exact(HEADS * WIDTH)) {
+        let call = Call { seq_kv: Some(length), ..Call::default() };
+        let share = largest_share(&token, &inputs(query_of(length - 1), call), got)?;
+        println!("token {}: largest error is {share:.2} of the bound", length - 1);
+        assert!(share <= 1.0);
+        // The prompt's causal rows are the same attention.
+        let row = &of_prompt[(length - 1) * HEADS * WIDTH..][..HEADS * WIDTH];
+        assert!(row.iter().zip(got).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+    Ok(())
+}
+
+fn buffer(device: &wgpu::Device, label: &str, elements: usize, also: wgpu::BufferUsages) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size: 4 * elements as u64,
+        usage: wgpu::BufferUsages::STORAGE | also,
+        mapped_at_creation: false,
+    })
+}
+
+/// Waits for the GPU and copies the numbers out.
+fn read(device: &wgpu::Device, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Box<dyn Error>> {
+    let (done, mapped) = std::sync::mpsc::channel();
+    buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(done.send(result)));
+    device.poll(wgpu::PollType::wait_indefinitely())?;
+    mapped.recv()??;
+    let view = buffer.get_mapped_range(..)?;
+    Ok(view.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+}
+
+/// The largest error of `got` (B, S, H, D) as a share of what its row may have.
+fn largest_share(problem: &Problem, inputs: &HostInputs<'_>, got: &[f32]) -> Result<f64, Box<dyn Error>> {
+    let answer = attention(problem, inputs)?;
+    let mut largest = 0.0;
+    for (row, terms) in answer.rows.iter().enumerate() {
+        let (head, query) = (row / problem.seq_q(), row % problem.seq_q());
+        let bound = terms.out_bound(problem.dtype(), problem.head_dim());
+        for d in 0..WIDTH {
+            let (got, expected) = (got[(query * HEADS + head) * WIDTH + d], answer.out[row * WIDTH + d]);
+            largest = f64::max(largest, bound::share(got.into(), expected, bound, problem.dtype()));
+        }
+    }
+    Ok(largest)
+}
