@@ -99,9 +99,9 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
         ("all of these at once", everything),
         ("no keys at all", bhsd([2, 8, 8, 1024, 0, 64, 64])?),
         ("70000 batch entries", square(DType::F16, [70_000, 1, 16, 64])?),
-        ("8 heads, 65536 long", square(DType::F16, [1, 8, 65_536, 64])?),
-        ("32 heads of 128 in bhsd, 32768 long", bhsd([1, 32, 32, 32_768, 32_768, 128, 128])?),
-        ("32 heads of 128 in bshd, 32768 long", shaped(Layout::Bshd, [1, 32, 32, 32_768, 32_768, 128, 128])?),
+        ("8 heads, 32768 long", square(DType::F16, [1, 8, 32_768, 64])?),
+        ("8 heads of 512 in bhsd, 24576 long", bhsd([1, 8, 8, 24_576, 24_576, 512, 512])?),
+        ("8 heads of 512 in bshd, 24576 long", shaped(Layout::Bshd, [1, 8, 8, 24_576, 24_576, 512, 512])?),
         ("one head of 128, a million keys", bhsd([1, 1, 1, 1024, 1 << 20, 128, 128])?),
         ("32 heads of 128, 65536 queries", bhsd([1, 32, 32, 65_536, 1024, 128, 128])?),
     ];
