@@ -128,3 +128,29 @@ fn variants_are_told_apart_by_name() {
     assert_eq!(names.len(), count);
     assert!(Variant::all().any(|v| v.dtype == DType::BF16 && v.mask == Some(MaskKind::Bool) && v.kv_lens && v.lse));
 }
+
+/// naga's SPIR-V once more, by the validator that drivers' authors use. Texts differ little from each other, so a spread of them is enough.
+#[test]
+fn spirv_val_agrees() {
+    let required = std::env::var("FLASHTILE_REQUIRE_SPIRV_VAL").is_ok_and(|value| value == "1");
+    let Ok(program) = std::env::var("FLASHTILE_SPIRV_VAL") else {
+        assert!(!required, "FLASHTILE_SPIRV_VAL does not name spirv-val");
+        eprintln!("not checked: FLASHTILE_SPIRV_VAL does not name spirv-val (scripts/test fetches it)");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("variant.spv");
+    let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+    let mut checked = 0;
+    for variant in Variant::all().step_by(7) {
+        let (module, info) = compile(&variant).unwrap_or_else(|e| panic!("{variant}: {e}"));
+        let words = naga::back::spv::write_vec(&module, &info, &options, None).unwrap();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        std::fs::write(&file, bytes).unwrap();
+        let output =
+            std::process::Command::new(&program).args(["--target-env", "vulkan1.1"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{variant}: {}", String::from_utf8_lossy(&output.stderr));
+        checked += 1;
+    }
+    assert!(checked > 100);
+}

@@ -115,15 +115,20 @@ fn flash_forward(
             workgroupBarrier();
             let end = (min(KC, params.head_dim_v - d_begin) + 3u) / 4u;
             if (edge && atomicLoad(&v_dirty) != 0u) {
-                // Keys that are masked or dropped may hold NaN, and contribute nothing.
+                // Keys that are masked or dropped may hold NaN, and contribute nothing. The order of sums is that of weighted_values.
                 for (var d4 = 0u; d4 < end; d4++) {
+                    var total = vec4<f32>(0.0);
                     var sum = vec4<f32>(0.0);
                     for (var c = 0u; c < params.rolled; c++) {
                         if (bitcast<u32>(s[c]) != ABSENT) {
                             sum = fma(vec4<f32>(s[c]), kv_tile[d4 * BC + c], sum);
                         }
+                        if (c % 8u == 7u) {
+                            total += sum;
+                            sum = vec4<f32>(0.0);
+                        }
                     }
-                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + sum;
+                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + total;
                 }
             } else {
                 for (var d4 = 0u; d4 < end; d4++) {

@@ -50,8 +50,7 @@ impl BindCache {
 
 fn make(plan: &PlanInner, pipeline: &Pipeline, bound: &[Bound]) -> Result<wgpu::BindGroup, Error> {
     let device = plan.context.device();
-    let mut entries =
-        vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: plan.context.inner.ring.binding() }];
+    let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: plan.ring.binding() }];
     entries.extend(bound.iter().map(|bound| wgpu::BindGroupEntry {
         binding: bound.slot as u32,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {

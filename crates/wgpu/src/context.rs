@@ -21,7 +21,7 @@ pub(crate) struct Inner {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    pub(crate) ring: Ring,
+    pub(crate) ring: Arc<Ring>,
     /// Stands for an input without elements: no binding may be empty.
     pub(crate) nothing: wgpu::Buffer,
     pipelines: Mutex<HashMap<(Variant, Constants), Pipeline>>,
@@ -49,7 +49,7 @@ impl Context {
                 usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
             });
-            (Ring::new(&device), nothing)
+            (Arc::new(Ring::new(&device, Ring::SHARED_SLOTS)), nothing)
         });
         let (ring, nothing) = made.await.map_err(|caught| caught.about(|| "uniform slots".into()))?;
         let (info, limits) = (device.adapter_info(), device.limits());

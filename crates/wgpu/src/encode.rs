@@ -57,14 +57,14 @@ impl PlanInner {
         let inner = &self.context.inner;
         let call = args.call.resolve(&self.problem)?;
         self.check(args)?;
-        let slots = inner.ring.take(&inner.device, self.schedule.steps.len())?;
+        let slots = self.ring.take(&inner.device, self.schedule.steps.len())?;
         let mut ready = Vec::with_capacity(self.schedule.steps.len());
         for (n, step) in self.schedule.steps.iter().enumerate() {
             let (bound, offsets) = self.bind(args, n, step);
             let Some((params, workgroups)) = self.dispatch(step, &call, &offsets) else {
                 continue;
             };
-            inner.ring.write(&inner.queue, slots.offset(ready.len()), &params);
+            self.ring.write(&inner.queue, slots.offset(ready.len()), &params);
             ready.push(Ready { step: n, group: self.bind_cache.get(self, n, bound)?, workgroups });
         }
         Ok((ready, slots))

@@ -2,6 +2,7 @@ use crate::{
     Context, Error,
     bind::BindCache,
     context::Pipeline,
+    ring::Ring,
     schedule::{Machine, Schedule, schedule},
     scope::catch,
 };
@@ -48,6 +49,8 @@ pub(crate) struct PlanInner {
     /// Scores of the unfused kernels. Calls on one queue follow each other, so they can share it.
     pub(crate) workspace: Option<wgpu::Buffer>,
     pub(crate) bind_cache: BindCache,
+    /// The context's, or a larger one of its own for a plan of very many dispatches.
+    pub(crate) ring: Arc<Ring>,
 }
 
 /// One dispatch of a plan.
@@ -139,6 +142,14 @@ impl Context {
         } else {
             None
         };
+        // Two calls at least must fit: one in flight while the next is recorded.
+        let slots = 2 * schedule.steps.len() as u32;
+        let ring = if slots > Ring::SHARED_SLOTS {
+            let ring = catch(self.device(), || Ring::new(self.device(), slots)).await;
+            Arc::new(ring.map_err(|caught| caught.about(|| format!("{slots} parameter slots")))?)
+        } else {
+            self.inner.ring.clone()
+        };
         let inner = PlanInner {
             context: self.clone(),
             problem: problem.clone(),
@@ -146,6 +157,7 @@ impl Context {
             pipelines,
             workspace,
             bind_cache: BindCache::default(),
+            ring,
         };
         Ok(Plan { inner: Arc::new(inner) })
     }

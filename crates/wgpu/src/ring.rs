@@ -18,19 +18,19 @@ pub(crate) struct Slots {
 }
 
 impl Ring {
-    /// Dispatches that may be encoded or in flight at once.
-    const SLOTS: u32 = 4096;
+    /// Dispatches of all plans that may be encoded or in flight at once.
+    pub(crate) const SHARED_SLOTS: u32 = 4096;
 
-    pub(crate) fn new(device: &wgpu::Device) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, slots: u32) -> Self {
         let stride = (size_of::<Params>() as u32).next_multiple_of(device.limits().min_uniform_buffer_offset_alignment);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("flashtile params"),
-            size: u64::from(stride) * u64::from(Self::SLOTS),
+            size: u64::from(stride) * u64::from(slots),
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let free = (0..Self::SLOTS).rev().map(|slot| slot * stride).collect();
-        Self { buffer, stride, slots: Self::SLOTS, free: Arc::new(Mutex::new(free)) }
+        let free = (0..slots).rev().map(|slot| slot * stride).collect();
+        Self { buffer, stride, slots, free: Arc::new(Mutex::new(free)) }
     }
 
     /// Takes `count` slots: their offsets in bytes.

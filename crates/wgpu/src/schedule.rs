@@ -43,7 +43,6 @@ impl Machine {
         }
     }
 
-    /// WebGPU's default limits.
     /// WebGPU's default limits, and no features.
     pub(crate) fn baseline() -> Self {
         let limits = wgpu::Limits::default();
