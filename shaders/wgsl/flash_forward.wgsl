@@ -2,6 +2,8 @@
 //
 // Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
 // Threads are TX columns by TY rows; each has 4 queries (4 ty ..) and 4 keys of S, then 4 columns (of every TX-th block of 4) of O.
+//
+// Reductions along a row go over its TX columns of threads and end at a uniform, BC / 4: unrolled, they would be most of what is compiled.
 const NO_BIAS: u32 = 0u;
 
 var<workgroup> q_tile: array<vec4<f32>, BR * QW4>;   // [query][head_dim / 4]
@@ -101,7 +103,7 @@ fn flash_forward(
         var alpha = vec4<f32>(0.0);
         for (var r = 0u; r < 4u; r++) {
             var top = m[r];
-            for (var c = 0u; c < TX; c++) {
+            for (var c = 0u; c < params.rolled / 4u; c++) {
                 top = max(top, row_part[(4u * ty + r) * TX + c]);
             }
             alpha[r] = rescale(m[r], top);
@@ -166,7 +168,7 @@ fn flash_forward(
             break;
         }
         var sum = 0.0;
-        for (var c = 0u; c < TX; c++) {
+        for (var c = 0u; c < params.rolled / 4u; c++) {
             sum += row_part[(4u * ty + r) * TX + c];
         }
         let empty = sum == 0.0; // a row that sees any key has sum >= 1

@@ -1,6 +1,8 @@
 use crate::{KeyTiles, Problem, ResolvedCall};
 
 /// Floating-point operations and bytes that a problem needs at the least: what speed is measured against.
+///
+/// Strides of 0 describe problems without end in little memory; numbers too large for a `u64` are `u64::MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
     /// Pairs of query and key, over all heads, that causal, window and kv_lens leave.
@@ -28,23 +30,35 @@ impl Cost {
                 _ => count(problem, call, rows, keys, kv_len),
             };
             last = Some((kv_len, p, t));
-            pairs += p * problem.heads() as u64;
-            tile_pairs += t * problem.heads() as u64;
+            let heads = problem.heads() as u64;
+            pairs = pairs.saturating_add(p.saturating_mul(heads));
+            tile_pairs = tile_pairs.saturating_add(t.saturating_mul(heads));
         }
-        let width = 2 * (problem.head_dim() + problem.head_dim_v()) as u64;
-        let [b, h, hkv] = [problem.batch(), problem.heads(), problem.kv_heads()].map(|n| n as u64);
-        let (sq, skv) = (call.seq_q as u64, call.seq_kv as u64);
-        let (d, dv) = (problem.head_dim() as u64, problem.head_dim_v() as u64);
-        let elements = b * h * sq * (d + dv) + b * hkv * skv * (d + dv);
-        let mask = problem.mask().map_or(0, |m| m.shape.iter().product::<usize>() as u64 * m.kind.size() as u64);
-        let lse = if problem.lse() { 4 * b * h * sq } else { 0 };
+        let (batch, size, width) =
+            (problem.batch(), problem.dtype().size(), problem.head_dim().saturating_add(problem.head_dim_v()));
+        let mask = problem.mask().map_or(0, |mask| {
+            let [b, h, i, j] = mask.shape;
+            product([b, h, i, j, mask.kind.size()])
+        });
+        let parts = [
+            product([batch, problem.heads(), call.seq_q, width, size]),
+            product([batch, problem.kv_heads(), call.seq_kv, width, size]),
+            mask,
+            if problem.lse() { product([batch, problem.heads(), call.seq_q, 4]) } else { 0 },
+        ];
+        let flops = |pairs: u64| pairs.saturating_mul(product([2, width]));
         Self {
             pairs,
-            flops: pairs * width,
-            tile_flops: tile_pairs * width,
-            bytes: elements * problem.dtype().size() as u64 + mask + lse,
+            flops: flops(pairs),
+            tile_flops: flops(tile_pairs),
+            bytes: parts.into_iter().fold(0, u64::saturating_add),
         }
     }
+}
+
+fn product<const N: usize>(factors: [usize; N]) -> u64 {
+    // A size of 0 wins over whatever comes before it.
+    if factors.contains(&0) { 0 } else { factors.into_iter().fold(1, |n: u64, m| n.saturating_mul(m as u64)) }
 }
 
 /// Allowed pairs, and pairs of the visited tiles, of one head.
@@ -87,5 +101,17 @@ mod tests {
         assert_eq!(cost.bytes, 4 * 8 * 64 * 32 * 2);
         let half = Cost::new(&problem, &call, 16, 16, Some(&[64, 0]));
         assert_eq!(2 * half.pairs, cost.pairs);
+    }
+
+    #[test]
+    fn problems_without_end_saturate() {
+        let row = |shape| TensorView { dtype: DType::F32, shape, strides: [0, 0, 0, 1] };
+        let (q, kv) = (row([1, 1 << 36, 1, 8]), row([1, 1 << 36, (1 << 29) - 1, 8]));
+        let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");
+        let call = Call::default().resolve(&problem).expect("valid");
+        let cost = Cost::new(&problem, &call, 16, 16, None);
+        assert_eq!([cost.pairs, cost.flops, cost.tile_flops, cost.bytes], [u64::MAX; 4]);
+        let none = Call { seq_kv: Some(0), ..Call::default() }.resolve(&problem).expect("valid");
+        assert_eq!(Cost::new(&problem, &none, 16, 16, None).flops, 0);
     }
 }
