@@ -1,0 +1,124 @@
+//! Dawn behind the testkit's trait: calls are exported for it, as they would be for a page in a browser.
+
+use crate::node::Session;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use flashtile_core::{Call, HostArgs, KernelKind, Problem, Verdict};
+use flashtile_shaders::{Access, Constants, Slot, Variant};
+use flashtile_testkit::Backend;
+use flashtile_wgpu::{Error, ExportedCall, ExportedDispatch, export_baseline};
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+
+/// Kernels on Dawn, on a device with WebGPU's default limits and no features.
+pub(crate) struct DawnBackend<'a>(pub(crate) &'a Session<'a>);
+
+impl Backend for DawnBackend<'_> {
+    fn name(&self) -> String {
+        format!("Dawn on {}", self.0.dawn.adapter)
+    }
+
+    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
+        match export_baseline(problem, kernel, &Call::default()) {
+            Err(Error::Refused { reasons, .. }) => Verdict::Refused(reasons),
+            // Whatever else is wrong, the run says.
+            _ => Verdict::Runs(self.name()),
+        }
+    }
+
+    fn run(
+        &self,
+        problem: &Problem,
+        kernel: KernelKind,
+        args: HostArgs<'_>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let call = export_baseline(problem, kernel, &args.call)?;
+        let answer = self.0.ask(&request(&call, &args))?;
+        read_back(&answer, Slot::Out, args.out)?;
+        if let Some(lse) = args.lse {
+            read_back(&answer, Slot::Lse, bytemuck::cast_slice_mut(lse))?;
+        }
+        Ok(())
+    }
+}
+
+/// What `run.mjs` is told to run: whole buffers, with what lies behind the tensors.
+pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
+    let tensors = [
+        (Slot::Q, Some(args.q), false),
+        (Slot::K, Some(args.k), false),
+        (Slot::V, Some(args.v), false),
+        (Slot::Mask, args.mask, false),
+        (Slot::Aux, args.kv_lens.map(bytemuck::cast_slice), false),
+        (Slot::Out, Some(&*args.out), true),
+        (Slot::Lse, args.lse.as_deref().map(bytemuck::cast_slice), true),
+    ];
+    let mut buffers = Map::new();
+    for (slot, bytes, read) in tensors {
+        if let Some(bytes) = bytes {
+            buffers.insert(name(slot), json!({ "bytes": BASE64_STANDARD.encode(whole_words(bytes)), "read": read }));
+        }
+    }
+    if call.workspace_bytes > 0 {
+        buffers.insert(name(Slot::Scores), json!({ "size": call.workspace_bytes.next_multiple_of(4) }));
+    }
+    json!({ "buffers": buffers, "dispatches": call.dispatches.iter().map(dispatch).collect::<Vec<_>>() })
+}
+
+fn dispatch(dispatch: &ExportedDispatch) -> Value {
+    let ExportedDispatch { variant, wgsl, entry_point, constants, bindings, params, workgroups } = dispatch;
+    json!({
+        "name": variant,
+        "wgsl": wgsl,
+        "entryPoint": entry_point,
+        "constants": object(constants),
+        "bindings": bindings.iter().map(|b| binding(b.slot, b.written)).collect::<Vec<_>>(),
+        "params": params,
+        "workgroups": workgroups,
+    })
+}
+
+/// What `run.mjs` is told to compile: the text alone, or with `constants` a whole pipeline.
+pub(crate) fn kernel(variant: &Variant, constants: Option<Constants>) -> Value {
+    let bindings = variant.bindings().into_iter().filter(|b| b.slot != Slot::Params);
+    json!({
+        "name": variant.to_string(),
+        "wgsl": variant.wgsl(),
+        "entryPoint": variant.entry_point(),
+        "constants": constants.map(|constants| object(&constants.entries())),
+        "bindings": bindings.map(|b| binding(b.slot, b.access == Access::ReadWrite)).collect::<Vec<_>>(),
+    })
+}
+
+fn object(constants: &[(&str, f64)]) -> Map<String, Value> {
+    constants.iter().map(|&(name, value)| (name.to_owned(), json!(value))).collect()
+}
+
+fn binding(slot: Slot, written: bool) -> Value {
+    let kind = if written { "storage" } else { "read-only-storage" };
+    json!({ "binding": slot as u32, "type": kind, "buffer": name(slot) })
+}
+
+/// What a slot's buffer is called.
+pub(crate) fn name(slot: Slot) -> String {
+    format!("{slot:?}")
+}
+
+/// WebGPU copies and binds whole words, and binds even an empty tensor.
+fn whole_words(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let words = bytes.len().max(1).next_multiple_of(4);
+    if words == bytes.len() {
+        return bytes.into();
+    }
+    let mut padded = bytes.to_vec();
+    // NaN in every storage type.
+    padded.resize(words, 0xFF);
+    padded.into()
+}
+
+fn read_back(answer: &Value, slot: Slot, to: &mut [u8]) -> Result<(), String> {
+    let text = answer["buffers"][name(slot)].as_str().ok_or_else(|| format!("Dawn gave no {slot:?} back"))?;
+    let bytes = BASE64_STANDARD.decode(text).map_err(|e| e.to_string())?;
+    let bytes = bytes.get(..to.len()).ok_or_else(|| format!("Dawn gave {} bytes of {slot:?}", bytes.len()))?;
+    to.copy_from_slice(bytes);
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Whether Dawn accepts what it is given, and whether it would say so if it did not.
+
+use crate::{Test, backend, node::Session};
+use flashtile_core::{Call, DType, KernelKind, MaskKind};
+use flashtile_shaders::{BASELINE_WORKGROUP_BYTES, Constants, Operation, Slot, Tiles, Variant};
+use flashtile_testkit::Case;
+use flashtile_wgpu::export_baseline;
+use serde_json::{Value, json};
+
+pub(crate) fn trials() -> Vec<(String, Test)> {
+    let mut shapes: Vec<(Operation, Tiles)> = baseline().map(|variant| (variant.operation, variant.tiles)).collect();
+    shapes.dedup();
+    let mut trials: Vec<(String, Test)> = Vec::new();
+    for (number, (operation, tiles)) in shapes.into_iter().enumerate() {
+        let plain = Variant::new(operation, DType::F32, None, false, false, tiles).to_string();
+        let name = format!("compiles: {}", plain.replace(" f32", ""));
+        trials.push((name, Box::new(move |session| compile_shape(session, number, operation, tiles))));
+    }
+    trials.push(("a text that breaks WebGPU's rules is refused".into(), Box::new(wrong_text_is_refused)));
+    trials.push(("a binding that the text lacks is refused".into(), Box::new(wrong_bindings_are_refused)));
+    trials
+}
+
+/// The variants that need no more than what every WebGPU device has.
+fn baseline() -> impl Iterator<Item = Variant> {
+    let fits = |tiles: &Tiles| tiles.lanes <= 1 && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES;
+    Variant::all().filter(move |variant| variant.operation != Operation::FlashForward || fits(&variant.tiles))
+}
+
+/// Every text is parsed and validated; a few go all the way to the driver, because that takes long: five for each tile shape, in which every
+/// storage type, mask and flag occurs.
+fn compile_shape(session: &Session<'_>, number: usize, operation: Operation, tiles: Tiles) -> Result<(), String> {
+    let masks = [None].into_iter().chain(MaskKind::ALL.map(Some));
+    let whole: Vec<(Variant, Constants)> = masks
+        .zip(number..)
+        .map(|(mask, n)| {
+            let (kv_lens, lse) = (n % 2 == 1, n / 2 % 2 == 1);
+            let variant = Variant::new(operation, DType::ALL[n % 3], mask, kv_lens, lse, tiles);
+            (variant, Constants { softcap: n % 3 != 0, dropout: n % 4 < 2, by_four: n % 2 == 0 })
+        })
+        .collect();
+    let constants =
+        |variant: &Variant| whole.iter().find(|(other, _)| other == variant).map(|(_, constants)| *constants);
+    let of_shape = baseline().filter(|variant| (variant.operation, variant.tiles) == (operation, tiles));
+    let kernels: Vec<Value> = of_shape.map(|variant| backend::kernel(&variant, constants(&variant))).collect();
+    match &refused(session, kernels)?[..] {
+        [] => Ok(()),
+        refused => Err(format!("{} refused\n{}", refused.len(), refused.join("\n"))),
+    }
+}
+
+fn refused(session: &Session<'_>, kernels: Vec<Value>) -> Result<Vec<String>, String> {
+    let answer = session.ask(&json!({ "compile": kernels }))?;
+    let refused = answer["refused"].as_array().ok_or("Dawn says nothing about what it compiled")?;
+    Ok(refused.iter().map(|text| text.as_str().unwrap_or_default().to_owned()).collect())
+}
+
+/// A barrier that not all threads reach: what naga lets pass and Dawn does not.
+fn wrong_text_is_refused(session: &Session<'_>) -> Result<(), String> {
+    let text = "@compute @workgroup_size(8) fn main(@builtin(local_invocation_index) thread: u32) {
+        if (thread == 0u) { workgroupBarrier(); }
+    }";
+    match &refused(session, vec![json!({ "name": "wrong", "wgsl": text })])?[..] {
+        [one] if one.contains("uniform") => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn wrong_bindings_are_refused(session: &Session<'_>) -> Result<(), String> {
+    let case = Case::new([1, 1, 4, 4]);
+    let tensors = case.build().map_err(|e| e.to_string())?;
+    let mut call =
+        export_baseline(&tensors.problem, KernelKind::Unfused, &Call::default()).map_err(|e| e.to_string())?;
+    call.dispatches[0].bindings.retain(|binding| binding.slot != Slot::K);
+    let (mut out, mut lse) = (tensors.q.clone(), [0.0; 4]);
+    let request = backend::request(&call, &tensors.args(&mut out, Some(&mut lse)));
+    match session.ask(&request) {
+        Err(error) if error.contains("binding") => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
