@@ -36,7 +36,7 @@ let dawn;
 try {
     dawn = await open();
 } catch (error) {
-    say({ absent: error.message });
+    say({ absent: error.message.split('\n')[0] });
     process.exit(0);
 }
 const { device } = dawn;
