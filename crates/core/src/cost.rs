@@ -72,7 +72,7 @@ fn count(problem: &Problem, call: &ResolvedCall, rows: usize, keys: usize, kv_le
     let diagonal = band.diagonal(call.seq_q, kv_len);
     let (mut pairs, mut tile_pairs) = (0, 0);
     for start in (0..call.seq_q).step_by(rows) {
-        let visited = KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len).count();
+        let visited = KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len).len();
         tile_pairs += (visited * rows * keys) as u64;
         for i in start..(start + rows).min(call.seq_q) {
             let row = i as i64 + diagonal;

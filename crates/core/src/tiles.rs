@@ -77,7 +77,14 @@ impl Iterator for KeyTiles {
         let kind = if full { TileKind::Full } else { TileKind::Edge };
         Some(Tile { keys: begin..self.next.min(self.kv_len), kind })
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.keys.end.saturating_sub(self.next).div_ceil(self.width);
+        (left, Some(left))
+    }
 }
+
+impl ExactSizeIterator for KeyTiles {}
 
 #[cfg(test)]
 mod tests {
@@ -98,7 +105,9 @@ mod tests {
                         for start in (0..seq_q).step_by(4) {
                             let rows = start..(start + 4).min(seq_q);
                             let mut covered = vec![false; kv_len];
-                            for tile in KeyTiles::new(band, false, start..start + 4, 4, seq_q, kv_len) {
+                            let tiles = KeyTiles::new(band, false, start..start + 4, 4, seq_q, kv_len);
+                            assert_eq!(tiles.len(), tiles.clone().count());
+                            for tile in tiles {
                                 let mut any = false;
                                 for j in tile.keys.clone() {
                                     covered[j] = true;
