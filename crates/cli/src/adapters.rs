@@ -7,13 +7,17 @@ use flashtile::{
     wgpu::{AdapterChoice, Context, adapters_blocking, open_blocking},
 };
 
-fn by_name(name: &str) -> AdapterChoice {
-    AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() }
+/// A number is a place in the list of `devices`, anything else a part of a name.
+fn named(adapter: &str) -> AdapterChoice {
+    match adapter.parse() {
+        Ok(index) => AdapterChoice { index: Some(index), ..AdapterChoice::default() },
+        Err(_) => AdapterChoice { name: Some(adapter.to_owned()), ..AdapterChoice::default() },
+    }
 }
 
 /// A session on the adapter that was asked for, or on the best.
 pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
-    choice.adapter.as_deref().map_or_else(Attention::new, |name| Attention::with_adapter(by_name(name)))
+    choice.adapter.as_deref().map_or_else(Attention::new, |adapter| Attention::with_adapter(named(adapter)))
 }
 
 /// A device on the adapter that was asked for, or on every one there is.
@@ -23,22 +27,43 @@ pub(crate) fn contexts(choice: &ChoiceArgs) -> Result<Vec<Context>> {
 
 /// As [`contexts`]; with `baseline`, as a browser would open them.
 pub(crate) fn contexts_with(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Context>> {
-    let open = |name: &str| open_blocking(&AdapterChoice { baseline, ..by_name(name) });
-    if let Some(name) = &choice.adapter {
-        return Ok(vec![open(name)?]);
+    if let Some(adapter) = &choice.adapter {
+        return Ok(vec![open_blocking(&AdapterChoice { baseline, ..named(adapter) })?]);
     }
-    let mut names: Vec<String> = Vec::new();
-    for adapter in adapters_blocking() {
-        if !names.contains(&adapter.info.name) {
-            names.push(adapter.info.name);
-        }
-    }
-    let opened = names.iter().map(|name| open(name));
+    let cards: Vec<_> = adapters_blocking().into_iter().map(|a| (a.info.name, a.info.backend)).collect();
+    let open = |index| open_blocking(&AdapterChoice { index: Some(index), baseline, ..AdapterChoice::default() });
+    let opened = once_each(&cards).into_iter().map(open);
     Ok(opened.filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok()).collect())
+}
+
+/// Places in the list without those that show a card again through another graphics API; two equal cards under one API are two.
+fn once_each<Api: PartialEq>(cards: &[(String, Api)]) -> Vec<usize> {
+    let first_api = |name: &String| cards.iter().find(|(other, _)| other == name).map(|(_, api)| api);
+    (0..cards.len()).filter(|&n| first_api(&cards[n].0) == Some(&cards[n].1)).collect()
 }
 
 /// The adapter's name and graphics API.
 pub(crate) fn device_name(context: &Context) -> String {
     let info = context.adapter_info();
     format!("{} ({:?})", info.name, info.backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_places_and_words_are_names() {
+        assert_eq!(named("1"), AdapterChoice { index: Some(1), ..AdapterChoice::default() });
+        for name in ["rtx 4090", "-1", "1.0", ""] {
+            assert_eq!(named(name), AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() });
+        }
+    }
+
+    #[test]
+    fn twins_are_two_and_a_card_under_two_apis_is_one() {
+        let cards = [("A", "Vulkan"), ("A", "Vulkan"), ("B", "Gl"), ("A", "Dx12"), ("C", "Vulkan"), ("C", "Gl")];
+        let cards: Vec<_> = cards.into_iter().map(|(name, api)| (name.to_owned(), api)).collect();
+        assert_eq!(once_each(&cards), [0, 1, 2, 4]);
+    }
 }

@@ -118,15 +118,15 @@ pub(crate) struct ChoiceArgs {
     /// Fused and tiled, or with stored scores
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
     pub(crate) kernel: KernelArg,
-    /// A part of the wanted adapter's name, as `devices` lists it
-    #[arg(long)]
+    /// The wanted adapter's number, or a part of its name, as `devices` lists it
+    #[arg(long, value_name = "NUMBER or NAME")]
     pub(crate) adapter: Option<String>,
 }
 
 impl ChoiceArgs {
     pub(crate) fn choice(&self) -> Choice {
         let backend = match self.backend {
-            // An adapter by name is nothing that another backend could stand in for.
+            // An adapter that was asked for is nothing that another backend could stand in for.
             BackendArg::Auto => self.adapter.as_ref().map(|_| BackendKind::Wgpu),
             BackendArg::Wgpu => Some(BackendKind::Wgpu),
             BackendArg::Cuda => Some(BackendKind::Cuda),

@@ -13,10 +13,14 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
             let driver = format!("{} {}", info.driver, info.driver_info);
             let line = json!({
                 "backend": "wgpu", "index": n, "name": info.name, "api": api, "type": kind, "driver": driver.trim(),
+                "bus": info.device_pci_bus_id,
             });
             writeln!(out, "{line}")?;
         } else {
-            writeln!(out, "wgpu       {n}: {} ({api}, {kind}; {} {})", info.name, info.driver, info.driver_info)?;
+            // Where the card sits is what tells twins apart.
+            let bus = if info.device_pci_bus_id.is_empty() { "" } else { ", bus " };
+            let (name, driver, version, at) = (&info.name, &info.driver, &info.driver_info, &info.device_pci_bus_id);
+            writeln!(out, "wgpu       {n}: {name} ({api}, {kind}{bus}{at}; {driver} {version})")?;
         }
     }
     if adapters.is_empty() && !args.json {

@@ -1,4 +1,5 @@
 use crate::{Context, Error};
+use std::fmt;
 use wgpu::{DeviceType, Instance, InstanceDescriptor};
 
 /// An adapter of this machine.
@@ -12,11 +13,13 @@ pub struct AdapterEntry {
     pub features: wgpu::Features,
 }
 
-/// Which adapter to open, and how.
-#[derive(Clone, Debug, Default)]
+/// Which adapter to open, and how. The default is the best: discrete before integrated before software.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterChoice {
-    /// Part of the name, any case; `None` for the best: discrete before integrated before software.
+    /// Part of the name, any case.
     pub name: Option<String>,
+    /// Its place in [`adapters`]: what tells two identical cards apart. With a name too, the adapter there has to have it.
+    pub index: Option<usize>,
     /// Only WebGPU's default limits and no feature: the device that a browser gives.
     pub baseline: bool,
 }
@@ -62,22 +65,42 @@ pub fn adapters_blocking() -> Vec<AdapterEntry> {
     pollster::block_on(adapters())
 }
 
+impl AdapterChoice {
+    fn allows(&self, index: usize, name: &str) -> bool {
+        let part = |wanted: &String| name.to_lowercase().contains(&wanted.to_lowercase());
+        self.index.is_none_or(|wanted| wanted == index) && self.name.as_ref().is_none_or(part)
+    }
+}
+
+/// As it follows "adapter": ` with number 1 named like `x``, or nothing.
+impl fmt::Display for AdapterChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(index) = self.index {
+            write!(f, " with number {index}")?;
+        }
+        if let Some(name) = &self.name {
+            write!(f, " named like `{name}`")?;
+        }
+        Ok(())
+    }
+}
+
 /// Opens an adapter for a program that owns no device: with all its limits, and timestamps where it has them.
 ///
 /// # Errors
 /// [`Error::NoAdapter`], [`Error::NoDevice`].
 pub async fn open(choice: &AdapterChoice) -> Result<Context, Error> {
     let found = compute_adapters().await;
-    let names: Vec<_> = found.iter().map(|adapter| adapter.get_info().name).collect();
-    let reason = match names.len() {
-        0 => "no Vulkan, Metal or DX12 driver was found".to_string(),
-        _ => format!("there is {}", names.join(", ")),
+    let name = |adapter: &wgpu::Adapter| adapter.get_info().name;
+    let Some(at) = (0..found.len()).find(|&n| choice.allows(n, &name(&found[n]))) else {
+        let names: Vec<_> = found.iter().enumerate().map(|(n, adapter)| format!("{n}: {}", name(adapter))).collect();
+        let reason = match names.len() {
+            0 => "no Vulkan, Metal or DX12 driver was found".to_string(),
+            _ => format!("there is {}", names.join(", ")),
+        };
+        return Err(Error::NoAdapter { wanted: choice.clone(), reason });
     };
-    let wanted = choice.name.as_ref().map(|name| name.to_lowercase());
-    let adapter = found
-        .into_iter()
-        .find(|adapter| wanted.as_ref().is_none_or(|w| adapter.get_info().name.to_lowercase().contains(w)))
-        .ok_or(Error::NoAdapter { wanted: choice.name.clone(), reason })?;
+    let adapter = &found[at];
     let (required_features, required_limits) = if choice.baseline {
         (wgpu::Features::empty(), wgpu::Limits::default())
     } else {

@@ -1,14 +1,15 @@
+use crate::AdapterChoice;
 use flashtile_core::{Argument, KernelKind, ProblemError, Reason};
 
 /// What can go wrong on a wgpu device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no adapter, or none with the wanted name.
-    #[error("no graphics adapter{}: {reason}", wanted.as_deref().map(|w| format!(" named like `{w}`")).unwrap_or_default())]
+    /// There is no adapter, or not the one that was asked for.
+    #[error("no graphics adapter{wanted}: {reason}")]
     NoAdapter {
-        /// Part of the name that was asked for.
-        wanted: Option<String>,
+        /// What was asked for.
+        wanted: AdapterChoice,
         /// What was looked for and found.
         reason: String,
     },

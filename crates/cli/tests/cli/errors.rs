@@ -45,6 +45,7 @@ fn arguments() {
         (&["--backend", "cpu"], "the cpu backend is not part of this version"),
         (&["--backend=reference", "--kernel=flash"], "the reference backend has no flash kernel"),
         (&["--adapter=no such card"], "no graphics adapter named like `no such card`"),
+        (&["--adapter", "1000"], "no graphics adapter with number 1000"),
     ];
     let scene = Scene::new(&three_keys());
     let wrong: Vec<_> = cases.iter().filter_map(|(args, message)| fails(&scene, &scene.run(args), message)).collect();
