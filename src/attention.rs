@@ -48,8 +48,11 @@ pub struct Report {
     pub why: String,
     /// Wall time of the whole call in ms: opening the device, planning and compiling too, where this call was the first to need them.
     pub first_ms: f64,
-    /// Wall time of the kernels in ms: from submission to completion, without compiling and without copies to and from the device.
+    /// Wall time of the kernels in ms: from submission to completion, without compiling and without copies to and from the device. (Drivers
+    /// that compile when a kernel first runs do it in here.)
     pub run_ms: f64,
+    /// The same by the device's own clock, from the first kernel's begin to the last one's end, where it has one.
+    pub gpu_ms: Option<f64>,
     /// Bytes beside inputs and outputs that the backend needed.
     pub workspace_bytes: u64,
     /// Bytes of inputs, outputs and workspace together, where the backend keeps them.
@@ -194,6 +197,7 @@ fn run_reference(problem: &Problem, args: HostArgs<'_>) -> Result<Report, Error>
         why: String::new(),
         first_ms: 0.0,
         run_ms: begin.elapsed().as_secs_f64() * 1e3,
+        gpu_ms: None,
         workspace_bytes,
         peak_bytes: (given.iter().sum::<usize>() + lse) as u64 + workspace_bytes,
     })

@@ -97,7 +97,8 @@ impl Gpu {
             plan: plan.to_string(),
             why: String::new(),
             first_ms: 0.0,
-            run_ms: stats.run.as_secs_f64() * 1e3,
+            run_ms: stats.run.host.as_secs_f64() * 1e3,
+            gpu_ms: stats.run.gpu.map(|time| time.as_secs_f64() * 1e3),
             workspace_bytes: plan.workspace_bytes(),
             peak_bytes: stats.device_bytes,
         })

@@ -6,6 +6,7 @@
 //! FLASHTILE_CASE="shape=..." replays one case on everything; FLASHTILE_RANDOM=N tries N random problems a kernel.
 #![allow(clippy::unwrap_used)]
 
+mod devices;
 mod embedding;
 
 use flashtile_core::KernelKind;
@@ -78,6 +79,9 @@ fn trials(_: &Opened) -> Vec<(String, Test)> {
     }
     for (name, check) in embedding::CHECKS {
         add(format!("embedding: {name}"), Box::new(move |d| check(d.full.context())));
+    }
+    for (name, check) in devices::CHECKS {
+        add(format!("device: {name}"), Box::new(move |d| check(d.full.context())));
     }
     add("same bits in a second run".into(), Box::new(|d| same_bits(d, check_repeats)));
     add("same bits beside other batch entries".into(), Box::new(|d| same_bits(d, check_neighbours)));

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
         let again = session.run(&input.problem, input.args(&mut again_out, wanted_lse), choice)?;
         let same = lse.iter().zip(&again_lse).all(|(a, b)| a.to_bits() == b.to_bits());
         ensure!(same && again_out == out, "a second run gave other bits");
-        writeln!(told, "          {} when run again, with the same bits", text::ms(again.run_ms))?;
+        writeln!(told, "          {}{} when run again, with the same bits", text::ms(again.run_ms), gpu_time(&again))?;
         verify::verify(&input, &bytes, &out, &lse, &mut told)?;
     }
     let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -66,6 +66,15 @@ fn tell(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()
     let scores = text::bytes(input.score_table_bytes());
     writeln!(stdout, "memory    {used}, workspace {workspace}; the score table would take {scores}")?;
     let (first, run) = (text::ms(report.first_ms), text::ms(report.run_ms));
-    writeln!(stdout, "time      {first} to the first result, compiling and copies included; {run} from submission on")?;
+    let gpu = gpu_time(report);
+    writeln!(
+        stdout,
+        "time      {first} to the first result, compiling and copies included; {run} from submission on{gpu}"
+    )?;
     Ok(())
+}
+
+/// What the device's own clock says, where it has one.
+fn gpu_time(report: &Report) -> String {
+    report.gpu_ms.map_or(String::new(), |ms| format!(" ({} by GPU timestamps)", text::ms(ms)))
 }

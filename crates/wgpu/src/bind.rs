@@ -61,5 +61,6 @@ fn make(plan: &PlanInner, pipeline: &Pipeline, bound: &[Bound]) -> Result<wgpu::
     }));
     let descriptor =
         wgpu::BindGroupDescriptor { label: Some("flashtile"), layout: &pipeline.layout, entries: &entries };
-    catch_now(device, || device.create_bind_group(&descriptor)).map_err(|caught| caught.about(|| "a bind group".into()))
+    catch_now(device, || device.create_bind_group(&descriptor))
+        .map_err(|caught| caught.about(device, || "a bind group".into()))
 }

@@ -1,7 +1,7 @@
 use crate::{
     Error,
     ring::Ring,
-    scope::{Caught, catch},
+    scope::{Caught, catch, check_lost},
 };
 use flashtile_shaders::{Access, Binding, Constants, Slot, Variant};
 use std::{
@@ -40,7 +40,7 @@ impl Context {
     /// Works on the caller's device and queue. No feature is needed and no limit beyond WebGPU's defaults.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] or [`Error::Validation`] if the uniform slots cannot be made.
+    /// [`Error::OutOfMemory`] or [`Error::Validation`] if the uniform slots cannot be made; [`Error::DeviceLost`].
     pub async fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
         let made = catch(&device, || {
             let nothing = device.create_buffer(&wgpu::BufferDescriptor {
@@ -51,7 +51,8 @@ impl Context {
             });
             (Arc::new(Ring::new(&device, Ring::SHARED_SLOTS)), nothing)
         });
-        let (ring, nothing) = made.await.map_err(|caught| caught.about(|| "uniform slots".into()))?;
+        let (ring, nothing) = made.await.map_err(|caught| caught.about(&device, || "uniform slots".into()))?;
+        check_lost(&device)?;
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
             device,
@@ -106,11 +107,13 @@ impl Context {
             return Ok(found.clone());
         }
         // Two threads may both come here: the second's pipeline is dropped for the first's.
-        let pipeline =
-            catch(&self.inner.device, || self.compile(variant, constants)).await.map_err(|caught| match caught {
-                Caught::OutOfMemory => Error::OutOfMemory { what: format!("kernel {variant}") },
-                Caught::Other(message) => Error::Compile { variant: variant.to_string(), message },
-            })?;
+        let compiled = catch(self.device(), || self.compile(variant, constants)).await;
+        // A lost device compiles to something invalid and says nothing: that must neither be kept nor pass for a plan.
+        check_lost(self.device())?;
+        let pipeline = compiled.map_err(|caught| match caught {
+            Caught::OutOfMemory => Error::OutOfMemory { what: format!("kernel {variant}") },
+            Caught::Other(message) => Error::Compile { variant: variant.to_string(), message },
+        })?;
         let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(pipelines.entry(key).or_insert(pipeline).clone())
     }

@@ -1,4 +1,6 @@
-use crate::{Args, BufferView, Error, Plan, bind::Bound, plan::PlanInner, ring::Slots, schedule::Step};
+use crate::{
+    Args, BufferView, Error, Plan, bind::Bound, plan::PlanInner, ring::Slots, schedule::Step, timing::Stopwatch,
+};
 use flashtile_core::{Argument, ProblemError, ResolvedCall};
 use flashtile_shaders::Slot;
 
@@ -14,19 +16,39 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Usage`], [`Error::Aliased`],
-    /// [`Error::Misaligned`] for buffers; [`Error::TooManyCalls`]; [`Error::Validation`] for a buffer of another device.
+    /// [`Error::Misaligned`] for buffers; [`Error::TooManyCalls`]; [`Error::Validation`] for a buffer of another device of the same
+    /// `wgpu::Instance`.
+    ///
+    /// # Panics
+    /// wgpu itself may panic on a buffer of another `wgpu::Instance`, or take it for one of its own: it looks resources up in tables that
+    /// belong to an instance, and a buffer does not tell its instance.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, args: &Args<'_>) -> Result<(), Error> {
+        self.encode_timed(encoder, args, None).map(|_| ())
+    }
+
+    /// As [`encode`](Self::encode), with timestamps. Whether anything was recorded.
+    pub(crate) fn encode_timed(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        args: &Args<'_>,
+        stopwatch: Option<&Stopwatch>,
+    ) -> Result<bool, Error> {
         let (ready, slots) = self.inner.prepare(args)?;
         if ready.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         {
-            let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("flashtile"), timestamp_writes: None });
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("flashtile"),
+                timestamp_writes: stopwatch.map(Stopwatch::writes),
+            });
             self.inner.record(&mut pass, &ready, &slots);
         }
+        if let Some(stopwatch) = stopwatch {
+            stopwatch.resolve(encoder);
+        }
         encoder.on_submitted_work_done(move || drop(slots));
-        Ok(())
+        Ok(true)
     }
 
     /// As [`encode`](Self::encode), into a compute pass that is already open. Pipeline and bind group 0 of the pass change.

@@ -1,6 +1,13 @@
-use crate::{Args, BufferView, Context, Error, Plan, scope::catch};
+use crate::{
+    Args, BufferView, Context, Error, Plan,
+    scope::{catch, check_lost},
+    timing::{Stopwatch, Timing},
+};
 use flashtile_core::{Call, HostArgs, Problem, check_host_args};
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
 /// A call whose tensors were copied from host memory to buffers of its own: upload, run any number of times, read back.
 #[derive(Debug)]
@@ -15,13 +22,15 @@ pub struct HostRun {
     lse: Option<wgpu::Buffer>,
     readback: wgpu::Buffer,
     call: Call,
+    /// Taken by a run and given back: of two runs at once, one goes by the host's clock. `None` without the feature.
+    stopwatch: Mutex<Option<Stopwatch>>,
 }
 
 /// What one run on host tensors took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostStats {
-    /// From submission to the GPU's last word, without copies.
-    pub run: Duration,
+    /// The run alone, without copies.
+    pub run: Timing,
     /// Bytes of device memory: tensors and workspace.
     pub device_bytes: u64,
 }
@@ -59,7 +68,7 @@ impl HostRun {
         let kv_lens = args.kv_lens.map(bytemuck::cast_slice);
         let lse_bytes = lse_bytes(problem);
         let buffers = catch(context.device(), || {
-            let upload = |what, bytes: &[u8], span: usize| upload(context, what, &bytes[..span], bytes.len());
+            let upload = |what, bytes: &[u8], span: usize| upload(context, what, &bytes[..span]);
             let span = |view: &flashtile_core::TensorView| view.byte_span().unwrap_or(0);
             let out = upload("out", args.out, span(problem.out()));
             Self {
@@ -84,9 +93,12 @@ impl HostRun {
                 }),
                 out,
                 call: args.call,
+                stopwatch: Mutex::new(Stopwatch::new(context.device())),
             }
         });
-        buffers.await.map_err(|caught| caught.about(|| "the tensors".into()))
+        let run = buffers.await.map_err(|caught| caught.about(context.device(), || "the tensors".into()))?;
+        check_lost(context.device())?;
+        Ok(run)
     }
 
     /// The buffers, as the arguments of [`Plan::encode`].
@@ -110,21 +122,28 @@ impl HostRun {
         always.chain(optional).sum::<u64>() + self.plan.workspace_bytes()
     }
 
-    /// Runs once, and waits: the time from submission to completion.
+    /// Runs once, and waits.
     ///
     /// # Errors
     /// Those of [`Plan::encode`], and [`Error::DeviceLost`].
-    pub async fn run(&self) -> Result<Duration, Error> {
+    pub async fn run(&self) -> Result<Timing, Error> {
         let context = &self.plan.inner.context;
         let device = context.device();
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("flashtile") });
-        self.plan.encode(&mut encoder, &self.args())?;
+        let stopwatch = self.stopwatch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let recorded = self.plan.encode_timed(&mut encoder, &self.args(), stopwatch.as_ref())?;
         let begin = Instant::now();
         catch(device, || context.queue().submit([encoder.finish()]))
             .await
-            .map_err(|caught| caught.about(|| "a submission".into()))?;
+            .map_err(|caught| caught.about(device, || "a submission".into()))?;
         finished(context).await?;
-        Ok(begin.elapsed())
+        let host = begin.elapsed();
+        let gpu = match &stopwatch {
+            Some(stopwatch) if recorded => stopwatch.read(context).await?,
+            _ => None,
+        };
+        *self.stopwatch.lock().unwrap_or_else(PoisonError::into_inner) = stopwatch;
+        Ok(Timing { host, gpu })
     }
 
     /// Copies the results to `args`: `out` between its strides keeps what it held.
@@ -144,27 +163,17 @@ impl HostRun {
             }
             context.queue().submit([encoder.finish()]);
         });
-        copied.await.map_err(|caught| caught.about(|| "the results".into()))?;
-        let (done, mapped) = futures_channel::oneshot::channel();
-        self.readback.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Nobody listens any more where the caller gave up.
-            let _ = done.send(result);
-        });
-        wait(context)?;
-        let lost = |reason: String| Error::DeviceLost(reason);
-        mapped.await.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-        {
-            let view = self.readback.get_mapped_range(..).map_err(|e| lost(e.to_string()))?;
-            let span = self.plan.problem().out().byte_span().unwrap_or(0);
+        copied.await.map_err(|caught| caught.about(device, || "the results".into()))?;
+        let span = self.plan.problem().out().byte_span().unwrap_or(0);
+        let lse_begin = self.out.size() as usize;
+        read(context, &self.readback, |view| {
             args.out[..span].copy_from_slice(&view[..span]);
             if let Some(lse) = &mut args.lse {
-                let begin = self.out.size() as usize;
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(lse);
-                bytes[..lse_bytes].copy_from_slice(&view[begin..begin + lse_bytes]);
+                bytes[..lse_bytes].copy_from_slice(&view[lse_begin..lse_begin + lse_bytes]);
             }
-        }
-        self.readback.unmap();
-        Ok(())
+        })
+        .await
     }
 }
 
@@ -173,7 +182,7 @@ fn lse_bytes(problem: &Problem) -> usize {
 }
 
 /// A storage buffer with the first bytes of a tensor, in whole words and never empty.
-fn upload(context: &Context, label: &str, bytes: &[u8], _given: usize) -> wgpu::Buffer {
+fn upload(context: &Context, label: &str, bytes: &[u8]) -> wgpu::Buffer {
     let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: (bytes.len() as u64).max(4).next_multiple_of(4),
@@ -190,6 +199,25 @@ fn upload(context: &Context, label: &str, bytes: &[u8], _given: usize) -> wgpu::
         context.queue().write_buffer(&buffer, whole as u64, &last);
     }
     buffer
+}
+
+/// Shows `f` what `buffer` holds once all that was submitted before is done.
+pub(crate) async fn read(context: &Context, buffer: &wgpu::Buffer, f: impl FnOnce(&[u8])) -> Result<(), Error> {
+    let device = context.device();
+    let (done, mapped) = futures_channel::oneshot::channel();
+    let asked = catch(device, || {
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+            // Nobody listens any more where the caller gave up.
+            let _ = done.send(result);
+        });
+    });
+    asked.await.map_err(|caught| caught.about(device, || "a readback".into()))?;
+    wait(context)?;
+    let lost = |reason: String| Error::DeviceLost(reason);
+    mapped.await.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
+    f(&buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?);
+    buffer.unmap();
+    Ok(())
 }
 
 async fn finished(context: &Context) -> Result<(), Error> {

@@ -37,6 +37,7 @@ mod plan;
 mod ring;
 mod schedule;
 mod scope;
+mod timing;
 
 pub use adapters::{AdapterChoice, AdapterEntry, adapters, adapters_blocking, open, open_blocking};
 pub use args::{Args, BufferView};
@@ -46,4 +47,5 @@ pub use export::{ExportedBinding, ExportedCall, ExportedDispatch, export_baselin
 pub use flashtile_shaders::{FLASH_TILES, Tiles};
 pub use host::{HostRun, HostStats};
 pub use plan::{Dispatch, Plan, PlanOptions};
+pub use timing::Timing;
 pub use wgpu;

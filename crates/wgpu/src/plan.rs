@@ -4,7 +4,7 @@ use crate::{
     context::Pipeline,
     ring::Ring,
     schedule::{Machine, Schedule, schedule},
-    scope::catch,
+    scope::{catch, check_lost},
 };
 use flashtile_core::{KernelKind, Problem, Reason, Verdict};
 use flashtile_shaders::{Operation, Tiles};
@@ -86,7 +86,7 @@ impl Context {
     /// Plans `problem`, compiling the kernels that are not compiled yet.
     ///
     /// # Errors
-    /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`].
+    /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
         let machine = self.machine();
         let wanted: &[KernelKind] = match &options.kernel {
@@ -138,7 +138,10 @@ impl Context {
                 mapped_at_creation: false,
             };
             let buffer = catch(self.device(), || self.device().create_buffer(&descriptor)).await;
-            Some(buffer.map_err(|caught| caught.about(|| format!("{} bytes of scores", descriptor.size)))?)
+            Some(
+                buffer
+                    .map_err(|caught| caught.about(self.device(), || format!("{} bytes of scores", descriptor.size)))?,
+            )
         } else {
             None
         };
@@ -146,10 +149,11 @@ impl Context {
         let slots = 2 * schedule.steps.len() as u32;
         let ring = if slots > Ring::SHARED_SLOTS {
             let ring = catch(self.device(), || Ring::new(self.device(), slots)).await;
-            Arc::new(ring.map_err(|caught| caught.about(|| format!("{slots} parameter slots")))?)
+            Arc::new(ring.map_err(|caught| caught.about(self.device(), || format!("{slots} parameter slots")))?)
         } else {
             self.inner.ring.clone()
         };
+        check_lost(self.device())?;
         let inner = PlanInner {
             context: self.clone(),
             problem: problem.clone(),

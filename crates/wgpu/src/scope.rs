@@ -1,7 +1,11 @@
 //! Error scopes: wgpu panics on errors that nobody catches, so everything that can fail runs inside one.
 
 use crate::Error;
-use std::future::Future;
+use std::{
+    future::Future,
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// What a scope caught.
 pub(crate) enum Caught {
@@ -10,9 +14,10 @@ pub(crate) enum Caught {
 }
 
 impl Caught {
-    /// As an error about `what`.
-    pub(crate) fn about(self, what: impl FnOnce() -> String) -> Error {
+    /// As an error about `what`. On a lost device whatever was made is invalid, and using it is what fails: the loss is the cause.
+    pub(crate) fn about(self, device: &wgpu::Device, what: impl FnOnce() -> String) -> Error {
         match self {
+            _ if is_lost(device) => lost(),
             Caught::OutOfMemory => Error::OutOfMemory { what: what() },
             Caught::Other(message) => Error::Validation(message),
         }
@@ -44,6 +49,38 @@ pub(crate) fn catch<T, F: FnOnce() -> T>(
 /// As [`catch`], where errors are known at once (every native API).
 pub(crate) fn catch_now<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> Result<T, Caught> {
     pollster::block_on(catch(device, f))
+}
+
+/// Whether the device is lost. Error scopes are not told, and the callback that is told belongs to the caller, so this asks by mapping
+/// a buffer: a lost device refuses at once. (In a browser it refuses later, and this says no.)
+pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
+    let refused = Arc::new(AtomicBool::new(false));
+    let asked = catch_now(device, || {
+        let probe = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("flashtile probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let answer = refused.clone();
+        probe.map_async(wgpu::MapMode::Read, .., move |result| answer.store(result.is_err(), Ordering::Relaxed));
+        let refused = refused.load(Ordering::Relaxed);
+        if !refused {
+            probe.unmap();
+        }
+        refused
+    });
+    // A device that has no memory for a probe is not lost for that.
+    asked.unwrap_or_else(|caught| matches!(caught, Caught::Other(_)))
+}
+
+pub(crate) fn lost() -> Error {
+    Error::DeviceLost("it refuses all work".into())
+}
+
+/// `Err` where the device is lost.
+pub(crate) fn check_lost(device: &wgpu::Device) -> Result<(), Error> {
+    if is_lost(device) { Err(lost()) } else { Ok(()) }
 }
 
 /// wgpu's reports are trees of lines; errors of this crate are sentences.

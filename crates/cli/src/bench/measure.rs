@@ -1,6 +1,6 @@
 use super::{
     cases::Case,
-    target::{Data, Target},
+    target::{Clock, Data, Target},
 };
 use anyhow::Result;
 use std::time::Instant;
@@ -19,6 +19,8 @@ pub(crate) struct Row {
     pub(crate) device: String,
     /// Median.
     pub(crate) ms: f64,
+    /// Whose clock that is by.
+    pub(crate) clock: Clock,
     pub(crate) gflops: f64,
     pub(crate) gbps: f64,
     pub(crate) peak_bytes: u64,
@@ -72,6 +74,7 @@ pub(crate) fn measure(target: &Target, case: &Case, data: &Data, speed: &mut Spe
         kernel: target.kernel.name(),
         device: target.device.clone(),
         ms,
+        clock: prepared.clock,
         gflops,
         gbps: cost.bytes as f64 / ms / 1e6,
         peak_bytes: prepared.peak_bytes,

@@ -34,6 +34,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     }
     if !args.json {
         writeln!(out, "{}", table(&rows))?;
+        writeln!(out, "clock: gpu is its own timestamps around the kernels, host is from submission to completion")?;
     }
     if let Some(destination) = plot {
         let points: Vec<_> = rows.iter().filter(|row| row.case.on_curve).collect();
@@ -95,6 +96,7 @@ fn json_line(row: &Row) -> serde_json::Value {
         "dtype": row.case.dtype.to_string(),
         "causal": row.case.causal,
         "ms": row.ms,
+        "clock": row.clock.name(),
         "gflops": row.gflops,
         "gbps": row.gbps,
         "peak_bytes": row.peak_bytes,
@@ -113,6 +115,7 @@ fn table(rows: &[Row]) -> Table {
         "backend",
         "kernel",
         "time",
+        "clock",
         "GFLOP/s",
         "GB/s",
         "peak memory",
@@ -127,6 +130,7 @@ fn table(rows: &[Row]) -> Table {
             row.backend.to_owned(),
             row.kernel.to_owned(),
             text::ms(row.ms),
+            row.clock.name().to_owned(),
             text::digits(row.gflops),
             text::digits(row.gbps),
             text::bytes(row.peak_bytes),
@@ -134,7 +138,7 @@ fn table(rows: &[Row]) -> Table {
             row.device.clone(),
         ]);
     }
-    for column in 5..10 {
+    for column in [5, 7, 8, 9, 10] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -152,14 +152,14 @@ fn around(values: impl Iterator<Item = f64>, room: f64) -> Range<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::cases::Case;
+    use crate::bench::{cases::Case, target::Clock};
     use flashtile::DType;
 
     fn row(kernel: &'static str, seq: usize, gflops: f64) -> Row {
         let case = Case { shape: [1, 8, seq, 64], dtype: DType::F32, causal: true, on_curve: true };
         let (backend, device, first_ms) = ("wgpu", "a <card> & more".to_owned(), 1.0);
-        let peak_bytes = (seq * seq) as u64;
-        Row { case, backend, kernel, device, ms: 1.0, gflops, gbps: 1.0, peak_bytes, first_ms }
+        let (peak_bytes, clock) = ((seq * seq) as u64, Clock::Host);
+        Row { case, backend, kernel, device, ms: 1.0, clock, gflops, gbps: 1.0, peak_bytes, first_ms }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Result, bail};
 use flashtile::{
     Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict,
-    wgpu::{Context, HostRun, Plan, PlanOptions},
+    wgpu::{Context, HostRun, Plan, PlanOptions, Timing},
     zeroed_bytes,
 };
 use pollster::block_on;
@@ -29,8 +29,41 @@ pub(crate) struct Prepared<'a> {
     pub(crate) first_ms: f64,
     /// That first run alone, as [`run`](Self::run) measures.
     pub(crate) first_run_ms: f64,
+    /// Whose clock [`run`](Self::run) reads.
+    pub(crate) clock: Clock,
     /// Inputs, output and workspace together.
     pub(crate) peak_bytes: u64,
+}
+
+/// Whose clock a time is by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// From the first dispatch's begin to the last one's end, by timestamps that the GPU writes.
+    Gpu,
+    /// From submission to completion, by the host's clock.
+    Host,
+}
+
+impl Clock {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Clock::Gpu => "gpu",
+            Clock::Host => "host",
+        }
+    }
+
+    fn of(timing: &Timing) -> Self {
+        if timing.gpu.is_some() { Clock::Gpu } else { Clock::Host }
+    }
+
+    /// A time by this clock, also where a later run could not be timed by it.
+    fn ms(self, timing: &Timing) -> f64 {
+        let time = match self {
+            Clock::Gpu => timing.best(),
+            Clock::Host => timing.host,
+        };
+        time.as_secs_f64() * 1e3
+    }
 }
 
 enum Runner<'a> {
@@ -103,6 +136,7 @@ impl Target {
                 runner,
                 first_ms: report.first_ms,
                 first_run_ms: report.run_ms,
+                clock: Clock::Host,
                 peak_bytes: report.peak_bytes,
             });
         };
@@ -110,26 +144,28 @@ impl Target {
         let context = Context::new_blocking(context.device().clone(), context.queue().clone())?;
         let begin = Instant::now();
         let plan = context.plan_blocking(&problem, &PlanOptions::kernel(self.kernel))?;
-        let (run, first_run_ms) = first(&plan, data.args(&mut out))?;
+        let (run, timing) = first(&plan, data.args(&mut out))?;
         let first_ms = begin.elapsed().as_secs_f64() * 1e3;
         let peak_bytes = run.device_bytes();
-        Ok(Prepared { runner: Runner::Gpu(Box::new(run)), first_ms, first_run_ms, peak_bytes })
+        let clock = Clock::of(&timing);
+        let (runner, first_run_ms) = (Runner::Gpu(Box::new(run)), clock.ms(&timing));
+        Ok(Prepared { runner, first_ms, first_run_ms, clock, peak_bytes })
     }
 }
 
 /// Copies, runs, reads back; what was copied stays for later runs.
-fn first(plan: &Plan, mut args: HostArgs<'_>) -> Result<(HostRun, f64)> {
+fn first(plan: &Plan, mut args: HostArgs<'_>) -> Result<(HostRun, Timing)> {
     let run = block_on(HostRun::upload(plan, &args))?;
-    let took = block_on(run.run())?;
+    let timing = block_on(run.run())?;
     block_on(run.download(&mut args))?;
-    Ok((run, took.as_secs_f64() * 1e3))
+    Ok((run, timing))
 }
 
 impl Prepared<'_> {
-    /// Runs once more: milliseconds from submission to completion.
+    /// Runs once more: milliseconds by [`clock`](Self::clock).
     pub(crate) fn run(&mut self) -> Result<f64> {
         match &mut self.runner {
-            Runner::Gpu(run) => Ok(block_on(run.run())?.as_secs_f64() * 1e3),
+            Runner::Gpu(run) => Ok(self.clock.ms(&block_on(run.run())?)),
             reference => Ok(reference.run_reference()?.run_ms),
         }
     }

@@ -71,7 +71,13 @@ fn bench_of_one_shape_is_one_case() {
         let rows = lines(&stdout(&output));
         assert_eq!(rows.len(), 1, "exactly one case");
         let row = &rows[0];
-        for (key, value) in [("case", "1x2x64x16"), ("backend", "reference"), ("kernel", "unfused"), ("dtype", dtype)] {
+        for (key, value) in [
+            ("case", "1x2x64x16"),
+            ("backend", "reference"),
+            ("kernel", "unfused"),
+            ("dtype", dtype),
+            ("clock", "host"),
+        ] {
             assert_eq!(row[key], value, "{row}");
         }
         assert_eq!(row["causal"], causal);

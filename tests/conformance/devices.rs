@@ -1,0 +1,144 @@
+//! What a device does to those who work on it: it comes with features or without, one among equals, and goes away.
+
+use crate::embedding::{Check, buffer, bytes, dense, floats, hold, text};
+use flashtile_core::{Call, HostArgs, HostInputs, Problem};
+use flashtile_wgpu::{
+    AdapterChoice, Args, Context, Error, HostRun, PlanOptions, adapters_blocking, open_blocking, wgpu,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use wgpu::BufferUsages as Usage;
+
+pub(crate) const CHECKS: [(&str, Check); 4] = [
+    ("a buffer of another one is an error", foreign_buffer),
+    ("a lost one says so", lost_device),
+    ("time is by timestamps where it has them", timestamps),
+    ("twins are told apart by number", adapter_by_index),
+];
+
+/// Another device of the same instance. (wgpu itself panics on a buffer of another instance.)
+fn foreign_buffer(context: &Context) -> Result<(), String> {
+    let [one, other] = two_devices(context)?;
+    let view = dense([1, 1, 2, 4]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = one.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let (x, out) = (buffer(&other, &[0; 32], Usage::STORAGE), buffer(&one, &[0; 32], Usage::STORAGE));
+    let mut encoder = one.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    match plan.encode(&mut encoder, &Args::new(&x, &x, &x, &out)) {
+        Err(Error::Validation(_)) => Ok(()),
+        other => Err(format!("got {other:?}")),
+    }
+}
+
+/// The adapter of `context`, in an instance of its own.
+pub(crate) fn same_adapter(context: &Context) -> Result<wgpu::Adapter, String> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let same = adapters.into_iter().find(|adapter| adapter.get_info().name == context.adapter_info().name);
+    same.ok_or("the adapter is gone".into())
+}
+
+pub(crate) fn device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Context, String> {
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(text)?;
+    Context::new_blocking(device, queue).map_err(text)
+}
+
+fn two_devices(context: &Context) -> Result<[Context; 2], String> {
+    let adapter = same_adapter(context)?;
+    Ok([device(&adapter, wgpu::Limits::default())?, device(&adapter, wgpu::Limits::default())?])
+}
+
+/// A device of its own, since it does not survive. Whatever is begun on it afterwards says that it is lost, and nothing panics.
+fn lost_device(_: &Context) -> Result<(), String> {
+    let context = open_blocking(&AdapterChoice::default()).map_err(text)?;
+    let view = dense([1, 1, 2, 4]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let host = [0; 32];
+    let [mut out, mut late] = [[0; 32]; 2];
+    let call = Call::default();
+    let mut args = HostArgs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, out: &mut out, lse: None, call };
+    let uploaded = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
+    let told = Arc::new(AtomicBool::new(false));
+    let callback = told.clone();
+    context.device().set_device_lost_callback(move |_, _| callback.store(true, Ordering::Relaxed));
+    context.device().destroy();
+
+    let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
+    let late = HostArgs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, out: &mut late, lse: None, call };
+    let results = [
+        ("a cached plan", context.plan_blocking(&problem, &PlanOptions::default()).map(|_| ())),
+        ("a new plan", context.plan_blocking(&wider, &PlanOptions::default()).map(|_| ())),
+        ("a new context", Context::new_blocking(context.device().clone(), context.queue().clone()).map(|_| ())),
+        ("a run that was uploaded", pollster::block_on(uploaded.run()).map(|_| ())),
+        ("reading back", pollster::block_on(uploaded.download(&mut args))),
+        ("a whole run", context.run_host_blocking(&plan, late).map(|_| ())),
+    ];
+    for (what, result) in results {
+        if !matches!(result, Err(Error::DeviceLost(_))) {
+            return Err(format!("{what} on a lost device gave {result:?}"));
+        }
+    }
+    if told.load(Ordering::Relaxed) { Ok(()) } else { Err("the caller's own callback was not called".into()) }
+}
+
+/// A device with timestamps measures with them; one without measures by the host's clock, and nothing fails for it.
+fn timestamps(context: &Context) -> Result<(), String> {
+    let view = dense([1, 2, 64, 16]);
+    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+    let without = device(&same_adapter(context)?, wgpu::Limits::default())?;
+    for context in [context, &without] {
+        let has = context.device().features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+        let host = bytes(&floats(9, 2 * 64 * 16));
+        let mut out = vec![0; host.len()];
+        let inputs = HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, call: Call::default() };
+        let mut args = HostArgs {
+            q: &host,
+            k: &host,
+            v: &host,
+            mask: None,
+            kv_lens: None,
+            out: &mut out,
+            lse: None,
+            call: Call::default(),
+        };
+        let run = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
+        for _ in 0..3 {
+            let timing = pollster::block_on(run.run()).map_err(text)?;
+            let sane = timing.gpu.is_none_or(|gpu| gpu <= timing.host && !gpu.is_zero());
+            if timing.gpu.is_some() != has || !sane {
+                return Err(format!("timestamps {has}, and {timing:?}"));
+            }
+        }
+        pollster::block_on(run.download(&mut args)).map_err(text)?;
+        hold(&problem, &inputs, &out)?;
+    }
+    Ok(())
+}
+
+/// By number, as the list of adapters counts; with a name, which has to be that one's.
+fn adapter_by_index(_: &Context) -> Result<(), String> {
+    let listed = adapters_blocking();
+    for (index, entry) in listed.iter().enumerate() {
+        let choice = AdapterChoice { index: Some(index), ..AdapterChoice::default() };
+        let opened = open_blocking(&choice).map_err(text)?;
+        if *opened.adapter_info() != entry.info {
+            return Err(format!("number {index} opened {:?}", opened.adapter_info()));
+        }
+    }
+    let beyond = AdapterChoice { index: Some(listed.len()), ..AdapterChoice::default() };
+    let other = AdapterChoice { index: Some(0), name: Some("no such card".into()), baseline: false };
+    for (choice, expected) in
+        [(beyond, " with number "), (other, " with number 0 named like `no such card`: there is 0: ")]
+    {
+        match open_blocking(&choice) {
+            Err(e @ Error::NoAdapter { .. }) if e.to_string().contains(expected) => {}
+            got => return Err(format!("{choice:?} gave {got:?}")),
+        }
+    }
+    Ok(())
+}
