@@ -4,6 +4,7 @@
 //! in `wgsl/`. Scalars that only specialise loops ([`Constants`]) are pipeline-overridable. [`Variant::all`] lists every variant that any plan can
 //! choose, so that each can be validated without a GPU.
 
+pub mod cuda;
 mod params;
 mod tiles;
 mod variant;

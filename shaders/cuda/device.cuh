@@ -1,0 +1,155 @@
+// What the kernels ask of the device: all that is not plain C++. The testkit's emulation stands in for this file where a CPU runs the kernels.
+#ifndef FLASHTILE_EMULATED
+typedef int i32;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+typedef unsigned long long u64;
+
+// No kernel uses all of what follows.
+#pragma nv_diag_suppress 177
+
+#define DEVICE static __device__ __forceinline__
+#if __CUDA_ARCH__ >= 700
+#define KERNEL_PARAMS const __grid_constant__ Params params // read where it lies, never copied
+#else
+#define KERNEL_PARAMS const Params params
+#endif
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) name(KERNEL_PARAMS)
+
+DEVICE u32 block_index() { return blockIdx.x; }
+DEVICE u32 thread_x() { return threadIdx.x; } // runs fastest
+DEVICE u32 thread_y() { return threadIdx.y; }
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+DEVICE u8* shared_memory() {
+    extern __shared__ __align__(16) u8 shared_bytes[];
+    return shared_bytes;
+}
+
+DEVICE void barrier() { __syncthreads(); }
+
+// A barrier that tells every thread of the block whether any of them said so.
+DEVICE bool barrier_any(bool mine) { return __syncthreads_or(mine) != 0; }
+
+// Exchange between the 32 lanes of a warp, all of which take part.
+DEVICE float shuffle_xor(float x, u32 lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+DEVICE u32 shuffle(u32 x, u32 lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE bool warp_any(bool mine) { return __any_sync(0xffffffffu, mine) != 0; }
+
+DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
+DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
+
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+
+// 2^x to 2 ulp; 0 where it would be subnormal.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Storage types, rounded to nearest even. f16 from 65520 on is infinity.
+DEVICE float f16_value(u32 bits) {
+    float x;
+    asm("{ .reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(x) : "r"(bits & 0xffffu));
+    return x;
+}
+DEVICE u32 f16_bits(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+// Two numbers in one word, the first one low.
+DEVICE u32 f16_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+#else
+    return f16_bits(low) | (f16_bits(high) << 16);
+#endif
+}
+#if __CUDA_ARCH__ >= 800
+DEVICE u32 bf16_pair(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+#endif
+
+// Copies 16 bytes to shared memory: the first `bytes` of them from global memory, zeros after. Both addresses are multiples of 16. The copy is
+// there for the thread that asked after copy_wait, and for the others after a barrier behind that.
+DEVICE void copy16(void* shared, const void* global, u32 bytes) {
+#if __CUDA_ARCH__ >= 800
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+    uint4 x = make_uint4(0, 0, 0, 0);
+    if (bytes == 16) {
+        x = *(const uint4*)global;
+    } else {
+        for (u32 n = 0; n < bytes / 2; n++) {
+            ((u16*)&x)[n] = ((const u16*)global)[n];
+        }
+    }
+    *(uint4*)shared = x;
+#endif
+}
+
+// Ends a group of copies.
+DEVICE void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups but the last `LATEST`.
+template <int LATEST> DEVICE void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory to the registers of a warp: lanes 0 to 7 say where the rows of the first one begin,
+// lanes 8 to 15 those of the second, and so on; every row is 16 aligned bytes. Lane 4 g + t receives columns 2 t and 2 t + 1 of row g, the first
+// one low; transposed, rows 2 t and 2 t + 1 of column g.
+DEVICE void load_matrix4(u32 (&x)[4], const void* row) {
+    u32 from = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(from)
+                 : "memory");
+}
+DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row) {
+    u32 from = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+// C += A B on tensor cores: A is 16 x 16, B 16 x 8, both of the storage type, C 16 x 8 in f32. With g = lane / 4 and t = lane % 4, a lane holds
+// A[g][2t, 2t + 1], A[g + 8][same], A[g][2t + 8, 2t + 9], A[g + 8][same]; B[2t, 2t + 1][g], B[2t + 8, 2t + 9][g];
+// C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1].
+DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800 && defined(ELEM_BF16)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    // Turing's instruction is half as deep.
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b0));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+#endif // FLASHTILE_EMULATED

@@ -1,0 +1,179 @@
+// FlashAttention-2, forward: a block holds BR queries and visits the keys they see, BC at a time. The score table never exists.
+//
+// Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
+// K and V come through shared memory in blocks of KV_WIDTH columns: while one is multiplied, the next is on its way.
+constexpr u32 OT = COLUMNS / KV_WIDTH; // blocks of columns of O that a thread holds
+
+KERNEL(flash_forward) {
+    float* q_tile = (float*)shared_memory();    // [query][Q_PITCH]
+    float* p_tile = q_tile + BR * Q_PITCH;      // [query][P_PITCH], weights
+    float* kv_tile = p_tile + BR * P_PITCH;     // [STAGES][KV_FLOATS]
+
+    const Item item = work_item(params, block_index(), BR);
+    const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;
+    const Range range = kv_range(params, item, row_end);
+    const u32 tx = thread_x();
+    const u32 ty = thread_y();
+    const u32 thread = ty * TX + tx;
+    const bool q_stays = params.head_dim <= Q_WIDTH;
+    const u32 column_begin = item.across * COLUMNS;
+    const u32 column_end = column_begin + COLUMNS < params.head_dim_v ? column_begin + COLUMNS : params.head_dim_v;
+
+    float m[RT]; // of the thread's queries
+    float l[RT]; // over the thread's own keys; summed along the row at the end
+    float o[OT][RT][4 * VT];
+#pragma unroll
+    for (u32 r = 0; r < RT; r++) {
+        m[r] = LOWEST;
+        l[r] = 0.0f;
+#pragma unroll
+        for (u32 t = 0; t < OT; t++) {
+#pragma unroll
+            for (u32 c = 0; c < 4 * VT; c++) {
+                o[t][r][c] = 0.0f;
+            }
+        }
+    }
+
+    u32 j_begin = range.begin / BC * BC;
+    if (j_begin < range.end) {
+        if (q_stays) {
+            for (u32 d_begin = 0; d_begin < params.head_dim; d_begin += KV_WIDTH) {
+                load_q_block(params, item, q_tile, d_begin, d_begin, thread);
+            }
+        }
+        load_k_block(params, item, kv_tile, j_begin, 0, thread);
+        copy_commit();
+    }
+    u32 stage = 0;
+    for (; j_begin < range.end; j_begin += BC) {
+        // S = Q K^T
+        float s[RT][4 * KT];
+#pragma unroll
+        for (u32 r = 0; r < RT; r++) {
+#pragma unroll
+            for (u32 c = 0; c < 4 * KT; c++) {
+                s[r][c] = 0.0f;
+            }
+        }
+        for (u32 d_begin = 0; d_begin < params.head_dim; d_begin += KV_WIDTH) {
+            copy_wait<0>();
+            barrier(); // this block is here, and nobody reads the one before it
+            if (!q_stays) {
+                load_q_block(params, item, q_tile, d_begin, 0, thread);
+                copy_commit();
+                copy_wait<0>();
+                barrier();
+            }
+            float* next = kv_tile + (stage ^ 1) * KV_FLOATS;
+            if (d_begin + KV_WIDTH < params.head_dim) {
+                load_k_block(params, item, next, j_begin, d_begin + KV_WIDTH, thread);
+            } else {
+                load_v_block(params, item, next, j_begin, column_begin, thread);
+            }
+            copy_commit();
+            u32 depth = params.head_dim - d_begin < KV_WIDTH ? params.head_dim - d_begin : KV_WIDTH;
+            add_scores(s, q_tile + (q_stays ? d_begin : 0), Q_PITCH, kv_tile + stage * KV_FLOATS, depth);
+            stage ^= 1;
+        }
+
+        // Masks, the largest score of each row, P = exp(S - m), and what the rows so far are worth beside it.
+        const bool edge = (GENERAL && (params.mask_kind != 0 || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+        float alpha[RT];
+#pragma unroll
+        for (u32 r = 0; r < RT; r++) {
+            const u32 i = item.row_begin + ty + TY * r;
+            u32 absent = 0; // a bit a key
+            float top = m[r];
+#pragma unroll
+            for (u32 c = 0; c < 4 * KT; c++) {
+                const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
+                u32 bias = 0;
+                if (edge) {
+                    bias = mask_at(params, item, i, j);
+                    absent |= (allowed(params, item, i, j, bias) ? 0u : 1u) << c;
+                }
+                s[r][c] = score(params, s[r][c] * params.scale, bias);
+                top = (absent >> c & 1u) != 0 ? top : fmaxf(top, s[r][c]);
+            }
+            top = row_max(top);
+            alpha[r] = rescale(m[r], top);
+            m[r] = top;
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 c = 0; c < 4 * KT; c++) {
+                s[r][c] = (absent >> c & 1u) != 0 ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
+                sum += s[r][c];
+            }
+            l[r] = l[r] * alpha[r] + sum;
+#pragma unroll
+            for (u32 g = 0; g < KT; g++) {
+                const u32 j = 4 * TX * g + 4 * tx;
+                if (GENERAL && params.dropout != 0) {
+                    const Words words = dropout_words(params, item, i, j_begin + j);
+#pragma unroll
+                    for (u32 c = 0; c < 4; c++) {
+                        s[r][4 * g + c] = kept(params, words.word[c]) ? s[r][4 * g + c] : bits_float(ABSENT);
+                    }
+                }
+                *(Four*)(p_tile + (ty + TY * r) * P_PITCH + j) = Four{{s[r][4 * g], s[r][4 * g + 1], s[r][4 * g + 2], s[r][4 * g + 3]}};
+            }
+        }
+
+        // O = alpha O + P V
+#pragma unroll
+        for (u32 t = 0; t < OT; t++) {
+            const u32 d_begin = column_begin + t * KV_WIDTH;
+            if (d_begin >= column_end) {
+                break;
+            }
+            copy_wait<0>();
+            barrier(); // the weights too
+            float* next = kv_tile + (stage ^ 1) * KV_FLOATS;
+            if (d_begin + KV_WIDTH < column_end) {
+                load_v_block(params, item, next, j_begin, d_begin + KV_WIDTH, thread);
+            } else if (j_begin + BC < range.end) {
+                load_k_block(params, item, next, j_begin + BC, 0, thread);
+            }
+            copy_commit();
+            const float* v = kv_tile + stage * KV_FLOATS;
+            const bool select = edge && barrier_any(is_dirty(v, thread));
+            float part[RT][4 * VT];
+            weighted_values(part, p_tile, P_PITCH, v, select);
+#pragma unroll
+            for (u32 r = 0; r < RT; r++) {
+#pragma unroll
+                for (u32 c = 0; c < 4 * VT; c++) {
+                    o[t][r][c] = fmaf(o[t][r][c], alpha[r], part[r][c]);
+                }
+            }
+            stage ^= 1;
+        }
+    }
+
+    // O / l, and lse = m + ln l.
+#pragma unroll
+    for (u32 r = 0; r < RT; r++) {
+        const u32 i = item.row_begin + ty + TY * r;
+        const float sum = row_sum(l[r]);
+        if (i >= row_end) {
+            continue;
+        }
+        const bool empty = sum == 0.0f; // a row that sees any key has sum >= 1
+        const float factor = empty ? 0.0f : params.keep_scale / sum;
+#pragma unroll
+        for (u32 t = 0; t < OT; t++) {
+#pragma unroll
+            for (u32 g = 0; g < VT; g++) {
+                const u32 d = column_begin + t * KV_WIDTH + 4 * TX * g + 4 * tx;
+                if (d < column_end) {
+                    const float x[4] = {o[t][r][4 * g] * factor, o[t][r][4 * g + 1] * factor, o[t][r][4 * g + 2] * factor, o[t][r][4 * g + 3] * factor};
+                    store4_out(params, out_row(params, item, i), d, x);
+                }
+            }
+        }
+        if (tx == 0 && item.across == 0) {
+            store_lse(params, item.lse_base + i, empty ? NEG_INF : float_bits(m[r] + ln(sum)));
+        }
+    }
+}

@@ -1,0 +1,29 @@
+// Philox4x32 with ten rounds, as `philox4x32_10` of flashtile-core.
+struct Words {
+    u32 word[4];
+};
+
+DEVICE Words philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
+#pragma unroll
+    for (u32 round = 0; round < 10; round++) {
+        u32 a_low = c0 * 0xD2511F53u;
+        u32 a_high = multiply_high(c0, 0xD2511F53u);
+        u32 b_low = c2 * 0xCD9E8D57u;
+        u32 b_high = multiply_high(c2, 0xCD9E8D57u);
+        c0 = b_high ^ c1 ^ k0;
+        c1 = b_low;
+        c2 = a_high ^ c3 ^ k1;
+        c3 = a_low;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return Words{{c0, c1, c2, c3}};
+}
+
+// The random words of query i and keys j ..= j + 3; j is a multiple of 4.
+DEVICE Words dropout_words(const Params& params, const Item& item, u32 i, u32 j) {
+    return philox(j / 4, i, item.b * params.heads + item.h, params.dropout_offset, params.seed[0], params.seed[1]);
+}
+
+// Whether a weight with this word is kept.
+DEVICE bool kept(const Params& params, u32 word) { return word >= params.dropout_threshold && params.keep_scale > 0.0f; }

@@ -1,0 +1,57 @@
+// The second of the unfused kernels: softmax of one row of scores in place, and dropout. Keys without a weight are marked ABSENT.
+
+// Reductions over the block, by way of one number a warp. Every thread gets the result.
+template <bool MAX> DEVICE float reduce(float x, float* part) {
+    const u32 thread = thread_x();
+#pragma unroll
+    for (u32 lanes = 1; lanes < 32; lanes *= 2) {
+        const float other = shuffle_xor(x, lanes);
+        x = MAX ? fmaxf(x, other) : x + other;
+    }
+    barrier(); // nobody reads the last reduction any more
+    if (thread % 32 == 0) {
+        part[thread / 32] = x;
+    }
+    barrier();
+    x = part[0];
+    for (u32 warp = 1; warp < THREADS / 32; warp++) {
+        x = MAX ? fmaxf(x, part[warp]) : x + part[warp];
+    }
+    return x;
+}
+
+KERNEL(unfused_softmax) {
+    float* part = (float*)shared_memory();
+    const Item item = work_item(params, block_index(), 1);
+    const u32 i = item.row_begin;
+    const u32 thread = thread_x();
+    float* row = params.scores + score_row(params, item, i);
+
+    float m = LOWEST;
+    for (u32 j = thread; j < params.seq_kv; j += THREADS) {
+        if (float_bits(row[j]) != NEG_INF) {
+            m = fmaxf(m, row[j]);
+        }
+    }
+    m = reduce<true>(m, part);
+
+    float l = 0.0f;
+    for (u32 j = thread; j < params.seq_kv; j += THREADS) {
+        if (float_bits(row[j]) != NEG_INF) {
+            l += exp_nonpositive(row[j] - m);
+        }
+    }
+    l = reduce<false>(l, part);
+
+    for (u32 j = thread; j < params.seq_kv; j += THREADS) {
+        bool present = float_bits(row[j]) != NEG_INF;
+        if (GENERAL && params.dropout != 0) {
+            present = present && kept(params, dropout_words(params, item, i, j / 4 * 4).word[j % 4]);
+        }
+        const float p = exp_nonpositive(row[j] - m) / l * params.keep_scale;
+        row[j] = present ? p : bits_float(ABSENT);
+    }
+    if (thread == 0 && params.lse != nullptr) {
+        ((u32*)params.lse)[item.lse_base + i] = l == 0.0f ? NEG_INF : float_bits(m + ln(l));
+    }
+}

@@ -1,0 +1,63 @@
+//! Puts a variant's text together: prelude, then the parts that its operation calls.
+
+use super::{CudaTiles, CudaVariant, Engine};
+use crate::Operation;
+use flashtile_core::DType;
+
+const DEVICE: &str = include_str!("../../cuda/device.cuh");
+const NUMERICS: &str = include_str!("../../cuda/numerics.cuh");
+const PARAMS: &str = include_str!("../../cuda/params.cuh");
+const PHILOX: &str = include_str!("../../cuda/philox.cuh");
+const MASK: &str = include_str!("../../cuda/mask.cuh");
+const STORE: &str = include_str!("../../cuda/store.cuh");
+const TILE: &str = include_str!("../../cuda/tile.cuh");
+const FLASH_FORWARD: &str = include_str!("../../cuda/flash_forward.cu");
+const MMA_TILE: &str = include_str!("../../cuda/mma_tile.cuh");
+const FLASH_FORWARD_MMA: &str = include_str!("../../cuda/flash_forward_mma.cu");
+const UNFUSED_SCORES: &str = include_str!("../../cuda/unfused_scores.cu");
+const UNFUSED_SOFTMAX: &str = include_str!("../../cuda/unfused_softmax.cu");
+const UNFUSED_VALUES: &str = include_str!("../../cuda/unfused_values.cu");
+
+pub(super) fn assemble(variant: &CudaVariant) -> String {
+    let kernel: &[&str] = match (variant.operation, variant.tiles.engine) {
+        (Operation::FlashForward, Engine::Simt) => &[STORE, TILE, FLASH_FORWARD],
+        (Operation::FlashForward, Engine::Mma) => &[STORE, MMA_TILE, FLASH_FORWARD_MMA],
+        (Operation::UnfusedScores, _) => &[TILE, UNFUSED_SCORES],
+        (Operation::UnfusedSoftmax, _) => &[UNFUSED_SOFTMAX],
+        (Operation::UnfusedValues, _) => &[STORE, TILE, UNFUSED_VALUES],
+    };
+    let mut text = constants(variant);
+    for part in [DEVICE, NUMERICS, PARAMS, PHILOX, MASK].iter().chain(kernel) {
+        text.push('\n');
+        text.push_str(part);
+    }
+    text
+}
+
+/// Macros, not constants: the device's own header needs them before there are types.
+fn constants(variant: &CudaVariant) -> String {
+    let CudaTiles { engine: _, rows, keys, tx, ty, head_dim, columns, blocks } = variant.tiles;
+    let mut text = format!("// {variant}\n");
+    for (name, value) in [
+        ("BR", rows),
+        ("BC", keys),
+        ("TX", tx),
+        ("TY", ty),
+        ("THREADS", variant.tiles.threads()),
+        ("MIN_BLOCKS", blocks),
+        ("Q_WIDTH", head_dim),
+        ("COLUMNS", columns),
+        ("KV_WIDTH", CudaTiles::KV_WIDTH),
+        ("STAGES", CudaTiles::STAGES),
+        ("SHARED_BYTES", variant.shared_bytes()),
+        ("GENERAL", variant.general.into()),
+    ] {
+        text += &format!("#define {name} {value}\n");
+    }
+    let elem = match variant.dtype {
+        DType::F32 => "ELEM_F32",
+        DType::F16 => "ELEM_F16",
+        DType::BF16 => "ELEM_BF16",
+    };
+    text + &format!("#define {elem} 1\n")
+}

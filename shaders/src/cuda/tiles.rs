@@ -1,0 +1,129 @@
+use std::fmt;
+
+/// What multiplies matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// Ordinary f32 arithmetic, on any card. `flash_forward.cu`.
+    Simt,
+    /// Tensor cores through `mma.sync`: 16-bit operands, f32 sums. `flash_forward_mma.cu`.
+    Mma,
+}
+
+/// The tile shape of a CUDA kernel. What is fixed here is fixed when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CudaTiles {
+    /// What multiplies.
+    pub engine: Engine,
+    /// Br: queries a block holds.
+    pub rows: u32,
+    /// Bc: keys of a tile.
+    pub keys: u32,
+    /// Threads along keys and along columns of V (SIMT); 32, the lanes of a warp (tensor cores).
+    pub tx: u32,
+    /// Threads along queries (SIMT); warps (tensor cores).
+    pub ty: u32,
+    /// Columns of Q that stay in shared memory. SIMT: wider heads read Q again for every tile of keys. Tensor cores: the widest head.
+    pub head_dim: u32,
+    /// Columns of V that a block holds. Wider ones are shared out over blocks, each of which computes the scores again.
+    pub columns: u32,
+    /// Blocks that a multiprocessor should have room for: bounds the registers of a thread.
+    pub blocks: u32,
+}
+
+const fn simt(rows: u32, keys: u32, tx: u32, ty: u32, head_dim: u32, columns: u32, blocks: u32) -> CudaTiles {
+    CudaTiles { engine: Engine::Simt, rows, keys, tx, ty, head_dim, columns, blocks }
+}
+
+const fn mma(rows: u32, keys: u32, warps: u32, head_dim: u32, columns: u32, blocks: u32) -> CudaTiles {
+    CudaTiles { engine: Engine::Mma, rows, keys, tx: 32, ty: warps, head_dim, columns, blocks }
+}
+
+/// Every tile shape of `flash_forward.cu`: few queries first, then the ones to prefer among those that hold V, then narrower ones. Each reaches
+/// every head: wide ones in parts.
+pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
+    simt(8, 64, 16, 8, 256, 256, 1),
+    // For cards with much shared memory.
+    simt(128, 64, 8, 16, 64, 64, 2),
+    simt(128, 32, 8, 16, 64, 64, 2),
+    simt(64, 64, 8, 16, 128, 128, 2),
+    // Any card.
+    simt(64, 32, 8, 8, 64, 64, 1),
+    simt(64, 32, 8, 16, 64, 128, 1),
+];
+
+/// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
+pub const CUDA_MMA_TILES: [CudaTiles; 13] = [
+    mma(128, 64, 4, 32, 32, 2),
+    mma(128, 128, 4, 64, 64, 2),
+    mma(128, 64, 4, 64, 64, 2),
+    mma(128, 64, 4, 96, 96, 2),
+    mma(128, 64, 4, 128, 128, 2),
+    mma(64, 64, 4, 128, 128, 2),
+    mma(128, 64, 8, 192, 192, 1),
+    mma(64, 32, 4, 192, 192, 1),
+    mma(128, 64, 8, 256, 256, 1),
+    mma(64, 32, 4, 256, 256, 1),
+    mma(64, 32, 4, 256, 128, 1),
+    mma(64, 32, 4, 512, 256, 1),
+    mma(32, 16, 2, 512, 256, 1),
+];
+
+/// Tiles of the unfused products: 64 x 64.
+pub const CUDA_UNFUSED_TILES: CudaTiles = simt(64, 64, 8, 8, 64, 64, 1);
+
+/// The unfused softmax: 128 threads a row.
+pub const CUDA_SOFTMAX_TILES: CudaTiles = simt(1, 128, 128, 1, 0, 0, 1);
+
+impl CudaTiles {
+    /// Threads of a block.
+    pub const fn threads(&self) -> u32 {
+        self.tx * self.ty
+    }
+
+    /// Whether the shape leaves a thread the registers that masks, softcap and dropout take.
+    pub const fn has_general(&self) -> bool {
+        let scores = self.rows * self.keys / self.threads();
+        match self.engine {
+            Engine::Mma => scores <= 64,
+            Engine::Simt => scores + self.rows * self.columns / self.threads() <= 96,
+        }
+    }
+
+    /// Bytes of shared memory of the flash kernels, the one formula that plan and kernel share: Q, K and V, and the weights where they go
+    /// through it. Rows are a little longer than they need be, so that threads that read down a column meet different banks.
+    pub const fn flash_shared_bytes(&self) -> u32 {
+        match self.engine {
+            Engine::Mma => {
+                let (q_pitch, v_pitch) = (2 * (self.head_dim + 8), 2 * (self.columns + 8));
+                (self.rows + self.keys) * q_pitch + self.keys * v_pitch
+            }
+            Engine::Simt => {
+                let q_tile = self.rows * (self.head_dim + 4);
+                let p_tile = self.rows * (self.keys + 4);
+                4 * (q_tile + p_tile + Self::STAGES * self.kv_floats())
+            }
+        }
+    }
+
+    /// Blocks of K or V that are in shared memory at once: one is read while the next is on its way.
+    pub const STAGES: u32 = 2;
+
+    /// Columns of K or V that go through shared memory at once (SIMT).
+    pub const KV_WIDTH: u32 = 64;
+
+    /// Floats of one block of K or V (SIMT).
+    pub const fn kv_floats(&self) -> u32 {
+        self.keys * Self::KV_WIDTH + self.keys / 4 * 4
+    }
+}
+
+impl fmt::Display for CudaTiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = match self.engine {
+            Engine::Simt => "f32 units",
+            Engine::Mma => "tensor cores",
+        };
+        write!(f, "Br {} x Bc {}, {} threads, {engine}", self.rows, self.keys, self.threads())
+    }
+}
