@@ -92,7 +92,7 @@ pub enum Reason {
     /// No device was found, or it could not be opened.
     #[error("no device: {0}")]
     NoDevice(String),
-    /// Heads are wider than the kernels' registers allow.
+    /// Heads are wider than the kernels' registers allow, or than they can count.
     #[error("{axis} is {given}, over the {max} that the kernels reach")]
     HeadDim {
         /// `head_dim` or `head_dim_v`.
@@ -130,15 +130,47 @@ pub enum Reason {
         /// Elements it spans.
         needed: u64,
     },
+    /// Cut to what one binding and one dispatch may hold, the work would be in too many pieces to keep a list of.
+    #[error("the work would take more than {limit} dispatches: {argument} is too large for the device's bindings")]
+    Pieces {
+        /// The tensor that is cut, or the workspace where it is the work itself.
+        argument: Argument,
+        /// The most that a plan lists.
+        limit: usize,
+    },
     /// The device's limits are below the smallest tiles.
     #[error("the device's {limit} is {given}, below the {needed} that the smallest tiles need")]
     DeviceLimit {
-        /// Name of the wgpu limit.
+        /// Name of the limit.
         limit: &'static str,
         /// The device's value.
         given: u64,
         /// What is needed.
         needed: u64,
+    },
+    /// The card is older than the kernels.
+    #[error("compute capability {}.{} is below the {}.{} that the kernels need", given / 10, given % 10, needed / 10, needed % 10)]
+    ComputeCapability {
+        /// Ten times the card's major version, plus the minor one.
+        given: u32,
+        /// What is needed, counted in the same way.
+        needed: u32,
+    },
+    /// The tile shape that was asked for does not serve.
+    #[error("the tiles that were asked for ({tiles}) do not serve: {because}")]
+    Tiles {
+        /// The tile shape.
+        tiles: String,
+        /// What it lacks.
+        because: String,
+    },
+    /// Cut to what one launch may do, the work would be in too many pieces to keep a list of.
+    #[error("the work would take {given} launches, over the {max} that a plan lists")]
+    Launches {
+        /// How many it would take.
+        given: u64,
+        /// The most that a plan lists.
+        max: u64,
     },
     /// The storage type has no kernel here.
     #[error("{0} tensors have no kernel here")]

@@ -44,7 +44,7 @@ pub struct Mask {
     pub kind: MaskKind,
     /// Sizes of its axes, 1 where it is broadcast (missing leading axes are 1).
     pub shape: [usize; 4],
-    /// Steps, in elements, along (B, H, Sq, Skv); 0 along axes of size 1.
+    /// Steps, in elements, along (B, H, Sq, Skv); a problem takes 0 along axes of size 1.
     pub strides: [usize; 4],
 }
 
@@ -73,11 +73,17 @@ impl Mask {
         }
         let lead = 4 - dims.len();
         let mut mask = Self { kind, shape: [1; 4], strides: [0; 4] };
-        for (axis, (&n, &stride)) in dims.iter().zip(strides).enumerate() {
-            mask.shape[lead + axis] = n;
-            mask.strides[lead + axis] = if n == 1 { 0 } else { stride };
+        mask.shape[lead..].copy_from_slice(dims);
+        mask.strides[lead..].copy_from_slice(strides);
+        Ok(mask.with_still_axes())
+    }
+
+    /// With no step along axes of size 1. The fields are public, and a step left there would be taken for every query and key.
+    pub(crate) fn with_still_axes(mut self) -> Self {
+        for (stride, _) in self.strides.iter_mut().zip(self.shape).filter(|(_, n)| *n == 1) {
+            *stride = 0;
         }
-        Ok(mask)
+        self
     }
 
     /// The place of the mask's entry for score (b, h, i, j), in elements.
@@ -112,6 +118,8 @@ mod tests {
         assert_eq!(m.index(1, 9, 9, 3), 10);
         assert!(m.check([2, 4, 6, 7]).is_ok());
         assert!(m.check([3, 4, 6, 7]).is_err());
+        let by_hand = Mask { kind: MaskKind::Bool, shape: [1, 1, 5, 7], strides: [99, 35, 7, 1] };
+        assert_eq!(by_hand.with_still_axes().strides, [0, 0, 7, 1]);
         assert!(Mask::contiguous(MaskKind::Bool, &[]).is_err());
         assert!(Mask::contiguous(MaskKind::Bool, &[1, 1, 1, 1, 1]).is_err());
     }

@@ -312,7 +312,8 @@ impl ProblemBuilder {
             .filter(|&n| n <= isize::MAX as usize)
             .ok_or(ProblemError::Overflow { argument: Argument::Lse })?;
 
-        if let Some(mask) = &rest.mask {
+        let mask = rest.mask.map(Mask::with_still_axes);
+        if let Some(mask) = &mask {
             mask.check([batch, heads, seq_q, seq_kv])?;
         }
         if let Some(c) = rest.softcap
@@ -323,7 +324,7 @@ impl ProblemBuilder {
         if !(0.0..=1.0).contains(&rest.dropout_p) {
             return Err(ProblemError::DropoutP { given: rest.dropout_p });
         }
-        let Rest { mask, causal, align, window_left, window_right, softcap, dropout_p, lse, kv_lens } = rest;
+        let Rest { mask: _, causal, align, window_left, window_right, softcap, dropout_p, lse, kv_lens } = rest;
         Ok(Problem { q, k, v, out, mask, causal, align, window_left, window_right, softcap, dropout_p, lse, kv_lens })
     }
 }

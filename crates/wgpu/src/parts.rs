@@ -35,6 +35,9 @@ const MAX_WORKSPACE: u64 = 256 << 20;
 /// FLOPs of one dispatch, at most, where a display may wait: 0.1 s at 2 TFLOP/s, and below Windows' limit of 2 s at 0.1.
 const MAX_DISPATCH_FLOPS: u64 = 200_000_000_000;
 
+/// Parts that a plan lists, at most: at the FLOPs of a dispatch above, 5 * 10^16, which is hours.
+const MAX_PARTS: usize = 1 << 18;
+
 /// Words between the scores of neighbouring queries.
 pub(crate) fn score_stride(problem: &Problem) -> usize {
     problem.seq_kv()
@@ -70,7 +73,9 @@ impl Part {
                 strided(&[problem.heads() * per_head, per_head, 1, 0], [b, h, rows, &(0..1)], 4)
             }
             Slot::Scores => {
-                let len = b.len() as u64 * h.len() as u64 * rows.len() as u64 * score_stride(problem) as u64;
+                // Scores are counted whether or not a tensor's strides make them cheap elsewhere.
+                let sizes = [b.len(), h.len(), rows.len(), score_stride(problem)];
+                let len = sizes.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
                 Window { begin: 0, len, size: 4 }
             }
         }
@@ -149,6 +154,10 @@ pub(crate) fn split(
         match too_much(&part, problem, machine, slots, tile_rows) {
             None => done.push(part),
             Some(excess) => match cut(&part, problem, excess.slot, tile_rows) {
+                Some(_) if done.len() + open.len() >= MAX_PARTS => {
+                    let argument = excess.slot.map_or(Argument::Workspace, argument);
+                    return Err(vec![Reason::Pieces { argument, limit: MAX_PARTS }]);
+                }
                 Some([first, second]) => open.extend([second, first]),
                 None => match excess.reason {
                     Some(reason) => return Err(vec![reason]),
@@ -173,7 +182,7 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], t
     for &slot in slots {
         let window = part.window(problem, slot);
         // The caller's offset is only known at the call: what it is off the binding alignment comes on top.
-        let needed = (window.len * window.size).next_multiple_of(4) + machine.offset_alignment;
+        let needed = window.len.saturating_mul(window.size).saturating_add(3 + machine.offset_alignment) / 4 * 4;
         let limit = match slot {
             Slot::Scores => machine.binding_size.min(MAX_WORKSPACE),
             _ => machine.binding_size,
@@ -183,7 +192,7 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], t
             let reason = Reason::BindingSize { argument, needed, limit };
             return Some(Excess { slot: Some(slot), reason: Some(reason) });
         }
-        let indexed = window.len + machine.offset_alignment;
+        let indexed = window.len.saturating_add(machine.offset_alignment);
         if indexed > u64::from(u32::MAX) {
             let reason = Reason::IndexRange { argument, needed: indexed };
             return Some(Excess { slot: Some(slot), reason: Some(reason) });
@@ -191,7 +200,7 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], t
     }
     let rows = part.batch.len() as u64 * part.heads.len() as u64 * part.rows.len() as u64;
     // The most workgroups of any operation: a row each for softmax, a tile each for scores.
-    let tiles = rows.div_ceil(tile_rows as u64) * (problem.seq_kv() as u64).div_ceil(32);
+    let tiles = rows.div_ceil(tile_rows as u64).saturating_mul((problem.seq_kv() as u64).div_ceil(32));
     let (needed, limit) = (rows.max(tiles), u64::from(machine.grid) * u64::from(machine.grid));
     if needed > limit {
         let given = machine.grid.into();
@@ -199,7 +208,8 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], t
             Reason::DeviceLimit { limit: "max_compute_workgroups_per_dimension", given, needed: needed.isqrt() + 1 };
         return Some(Excess { slot: None, reason: Some(reason) });
     }
-    let flops = rows * problem.seq_kv() as u64 * 2 * (problem.head_dim() + problem.head_dim_v()) as u64;
+    let per_score = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
+    let flops = rows.saturating_mul(problem.seq_kv() as u64).saturating_mul(per_score);
     (machine.watchdog && flops > MAX_DISPATCH_FLOPS).then_some(Excess { slot: None, reason: None })
 }
 

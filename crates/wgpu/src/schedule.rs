@@ -88,6 +88,10 @@ pub(crate) fn schedule(
     machine: &Machine,
 ) -> Result<Schedule, Vec<Reason>> {
     let mut reasons = too_large(problem, machine);
+    if !reasons.is_empty() {
+        // What no buffer holds need not be cut, which may take long.
+        return Err(reasons);
+    }
     let (slots, operations): (&[Slot], &[Operation]) = match kernel {
         KernelKind::Flash => (&FLASH_SLOTS, &[Operation::FlashForward]),
         _ => (&UNFUSED_SLOTS, &[Operation::UnfusedScores, Operation::UnfusedSoftmax, Operation::UnfusedValues]),
@@ -155,17 +159,31 @@ fn split_unless_empty(
     if problem.is_empty() { Ok(Vec::new()) } else { split(problem, machine, slots, tile_rows) }
 }
 
-/// Tensors that no buffer of the device can hold.
+/// The widest row that any kernel counts.
+const MAX_COUNT: usize = i32::MAX as usize;
+
+/// Tensors that no buffer of the device can hold, and rows that kernels cannot count.
 fn too_large(problem: &Problem, machine: &Machine) -> Vec<Reason> {
     use flashtile_core::Argument;
-    [(Argument::Q, problem.q()), (Argument::K, problem.k()), (Argument::V, problem.v()), (Argument::Out, problem.out())]
-        .into_iter()
-        .filter_map(|(argument, view)| {
-            let needed = view.byte_span().map_or(u64::MAX, |bytes| bytes as u64);
-            let limit = machine.buffer_size;
-            (needed > limit).then_some(Reason::BufferSize { argument, needed, limit })
-        })
-        .collect()
+    if problem.is_empty() {
+        return Vec::new();
+    }
+    // A stride of 0 makes rows of any width in little memory. (Sequences are limited by the problem itself.)
+    let widths = [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())];
+    let too_wide = widths.into_iter().filter(|(_, given)| *given > MAX_COUNT);
+    let too_wide = too_wide.map(|(axis, given)| Reason::HeadDim { axis, given, max: MAX_COUNT });
+    let tensors = [
+        (Argument::Q, problem.q()),
+        (Argument::K, problem.k()),
+        (Argument::V, problem.v()),
+        (Argument::Out, problem.out()),
+    ];
+    let too_big = tensors.into_iter().filter_map(|(argument, view)| {
+        let needed = view.byte_span().map_or(u64::MAX, |bytes| bytes as u64);
+        let limit = machine.buffer_size;
+        (needed > limit).then_some(Reason::BufferSize { argument, needed, limit })
+    });
+    too_wide.chain(too_big).collect()
 }
 
 /// The first tile shape, in order of preference, that fits the heads and the device.
@@ -332,6 +350,31 @@ mod tests {
             schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &Machine::baseline()).expect_err("too wide");
         assert_eq!(refused, [Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }]);
         assert!(schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &Machine::baseline()).is_ok());
+    }
+
+    #[test]
+    fn rows_beyond_counting_are_refused() {
+        let wide = |rows| TensorView { dtype: DType::F32, shape: [1, 1, rows, 1 << 33], strides: [0; 4] };
+        let v = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 3, 4]).expect("small");
+        let out = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 2, 4]).expect("small");
+        let problem = Problem::builder(wide(2), wide(3), v).out(out).build().expect("valid");
+        for kernel in KernelKind::ALL {
+            let refused = schedule(&problem, kernel, &PlanOptions::default(), &Machine::baseline());
+            assert!(matches!(refused.expect_err("too wide")[..], [Reason::HeadDim { axis: "head_dim", .. }]));
+        }
+    }
+
+    #[test]
+    fn work_in_countless_pieces_is_refused_at_once() {
+        let machine = Machine { buffer_size: u64::MAX, ..Machine::baseline() };
+        for shape in [[1 << 50, 1, 1, 64], [1, 1 << 40, 1 << 16, 1], [1 << 20, 1 << 20, 1 << 10, 16]] {
+            let view = TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("addressable");
+            let problem = Problem::builder(view, view, view).build().expect("valid");
+            for kernel in KernelKind::ALL {
+                let refused = schedule(&problem, kernel, &PlanOptions::default(), &machine);
+                assert!(matches!(refused.expect_err("too many")[..], [Reason::Pieces { .. }]), "{shape:?} {kernel}");
+            }
+        }
     }
 
     #[test]
