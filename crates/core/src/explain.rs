@@ -164,6 +164,16 @@ pub enum Reason {
         /// What it lacks.
         because: String,
     },
+    /// An axis is longer than the kernels can count.
+    #[error("{axis} is {given}, over the {max} that the kernels can count")]
+    Axis {
+        /// Its name.
+        axis: &'static str,
+        /// Its size.
+        given: usize,
+        /// The kernels' limit.
+        max: usize,
+    },
     /// Cut to what one launch may do, the work would be in too many pieces to keep a list of.
     #[error("the work would take {given} launches, over the {max} that a plan lists")]
     Launches {

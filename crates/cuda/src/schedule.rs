@@ -1,0 +1,300 @@
+//! What will be launched, decided from the problem and a few numbers about the card: no card is needed to ask.
+
+use crate::{
+    Machine, Part, PlanOptions,
+    parts::{Budget, split},
+    tiles::{MIN_ARCH, choose_tiles, is_general},
+};
+use flashtile_core::{Argument, Band, DType, KernelKind, Mask, MaskKind, Problem, Reason, ResolvedCall, TensorView};
+use flashtile_shaders::{
+    Operation,
+    cuda::{CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles, CudaVariant},
+};
+
+/// Bytes of scores that the unfused kernels keep at once, at most: beyond, they do the problem in pieces.
+const MAX_WORKSPACE: u64 = 256 << 20;
+
+/// FLOPs of one launch, at most, where a display may wait: 0.1 s at 2 TFLOP/s, and below Windows' limit of 2 s at 0.1.
+const MAX_LAUNCH_FLOPS: u64 = 200_000_000_000;
+
+/// How a problem is done: the same work for every call, whatever its buffers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// The kernel that it is for.
+    pub kernel: KernelKind,
+    /// The tile shape of its main kernel.
+    pub tiles: CudaTiles,
+    /// Launches in order; those of one part follow each other.
+    pub steps: Vec<Step>,
+    /// Bytes of device memory that the launches share, besides the caller's tensors.
+    pub workspace_bytes: u64,
+    /// Why it is as it is.
+    pub reasons: Vec<String>,
+}
+
+/// One launch of a schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The kernel.
+    pub variant: CudaVariant,
+    /// The piece of the problem that it does.
+    pub part: Part,
+}
+
+/// Device addresses of the first elements of a call's tensors, 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointers {
+    /// Queries.
+    pub q: u64,
+    /// Keys.
+    pub k: u64,
+    /// Values.
+    pub v: u64,
+    /// The mask: bytes for bool, else its storage type.
+    pub mask: u64,
+    /// Valid keys of each batch entry, i32.
+    pub kv_lens: u64,
+    /// The output.
+    pub out: u64,
+    /// The log-sum-exp, f32, densely packed (B, H, Sq).
+    pub lse: u64,
+    /// [`workspace_bytes`](Schedule::workspace_bytes) of workspace, aligned to 16.
+    pub scores: u64,
+}
+
+/// All that a step needs to be launched: a one-dimensional grid of blocks of `variant.tiles.tx` by `variant.tiles.ty` threads, with
+/// [`shared_bytes`](CudaVariant::shared_bytes) of dynamic shared memory and `params` as the only parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Launch {
+    /// The kernel.
+    pub variant: CudaVariant,
+    /// Its parameter.
+    pub params: CudaParams,
+    /// Blocks.
+    pub grid: u32,
+}
+
+/// Decides how `kernel` does `problem` on a card.
+///
+/// # Errors
+/// Every reason why it cannot.
+pub fn schedule(
+    problem: &Problem,
+    kernel: KernelKind,
+    options: &PlanOptions,
+    machine: &Machine,
+) -> Result<Schedule, Vec<Reason>> {
+    let mut reasons = too_large(problem, machine);
+    if machine.arch < MIN_ARCH {
+        reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
+    }
+    let mut why = Vec::new();
+    let tiles = match kernel {
+        KernelKind::Flash => choose_tiles(problem, machine, options.tiles, &mut why),
+        _ => Ok(CUDA_UNFUSED_TILES),
+    };
+    let tiles = tiles.map_err(|reason| reasons.push(reason)).unwrap_or(CUDA_UNFUSED_TILES);
+    if !reasons.is_empty() {
+        return Err(reasons);
+    }
+    let parts = cut(problem, kernel, machine, &tiles).map_err(|reason| vec![reason])?;
+    if parts.len() > 1 {
+        why.push(format!("{} parts: {}", parts.len(), why_cut(kernel, machine)));
+    }
+    let scores = |part: &Part| {
+        let rows = (part.heads.end - part.heads.start) * u64::from(part.rows.end - part.rows.start);
+        rows * 4 * score_stride(problem)
+    };
+    let workspace_bytes = match kernel {
+        KernelKind::Flash => 0,
+        _ => parts.iter().map(scores).max().unwrap_or(0),
+    };
+    if workspace_bytes > machine.memory {
+        let (argument, needed, limit) = (Argument::Workspace, workspace_bytes, machine.memory);
+        return Err(vec![Reason::BufferSize { argument, needed, limit }]);
+    }
+    let variants = variants(problem, kernel, tiles);
+    let step = |part: &Part, &variant: &CudaVariant| Step { variant, part: part.clone() };
+    let steps = parts.iter().flat_map(|part| variants.iter().map(move |variant| step(part, variant))).collect();
+    Ok(Schedule { kernel, tiles, steps, workspace_bytes, reasons: why })
+}
+
+/// The kernels of one part, in order.
+fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<CudaVariant> {
+    let (dtype, general) = (problem.dtype(), is_general(problem));
+    match kernel {
+        KernelKind::Flash => vec![CudaVariant::new(Operation::FlashForward, dtype, general, tiles)],
+        _ => vec![
+            CudaVariant::new(Operation::UnfusedScores, dtype, general, tiles),
+            // Masks and softcap are in the scores already.
+            CudaVariant::new(Operation::UnfusedSoftmax, DType::F32, problem.dropout().is_some(), CUDA_SOFTMAX_TILES),
+            CudaVariant::new(Operation::UnfusedValues, dtype, general, tiles),
+        ],
+    }
+}
+
+/// Tensors that the card's memory cannot hold, and sizes that kernels cannot count.
+fn too_large(problem: &Problem, machine: &Machine) -> Vec<Reason> {
+    if problem.is_empty() {
+        return Vec::new();
+    }
+    let axes = [
+        ("batch", problem.batch()),
+        ("heads", problem.heads()),
+        ("head_dim", problem.head_dim()),
+        ("head_dim_v", problem.head_dim_v()),
+    ];
+    let max = i32::MAX as usize;
+    let too_long = axes.into_iter().filter(|&(_, given)| given > max);
+    let too_long = too_long.map(|(axis, given)| Reason::Axis { axis, given, max });
+    let bytes = |view: &TensorView| view.byte_span();
+    let tensors = [
+        (Argument::Q, bytes(problem.q())),
+        (Argument::K, bytes(problem.k())),
+        (Argument::V, bytes(problem.v())),
+        (Argument::Out, bytes(problem.out())),
+        (Argument::AttnMask, problem.mask().map_or(Some(0), Mask::byte_span)),
+    ];
+    let too_big = tensors.into_iter().filter_map(|(argument, bytes)| {
+        let (needed, limit) = (bytes.map_or(u64::MAX, |bytes| bytes as u64), machine.memory);
+        (needed > limit).then_some(Reason::BufferSize { argument, needed, limit })
+    });
+    too_long.chain(too_big).collect()
+}
+
+/// Floats from row to row of the workspace: rows begin at multiples of 16 bytes.
+fn score_stride(problem: &Problem) -> u64 {
+    (problem.seq_kv() as u64).next_multiple_of(4)
+}
+
+fn cut(problem: &Problem, kernel: KernelKind, machine: &Machine, tiles: &CudaTiles) -> Result<Vec<Part>, Reason> {
+    if problem.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (keys, columns) = (problem.seq_kv() as u64, problem.head_dim_v() as u64);
+    let over_columns = columns.div_ceil(tiles.columns.into());
+    let (blocks_per_tile, workspace) = match kernel {
+        KernelKind::Flash => (over_columns, 0),
+        // Blocks of the scores, of the values, or of the softmax: a row each.
+        _ => (over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()), 4 * score_stride(problem)),
+    };
+    let width = 2 * (problem.head_dim() as u64 + columns);
+    let budgets = [
+        Budget { per_row: workspace, limit: MAX_WORKSPACE },
+        Budget { per_row: if machine.watchdog { keys.saturating_mul(width) } else { 0 }, limit: MAX_LAUNCH_FLOPS },
+    ];
+    let heads = problem.batch() as u64 * problem.heads() as u64;
+    split(heads, problem.seq_q() as u32, tiles.rows, blocks_per_tile, &budgets)
+}
+
+fn why_cut(kernel: KernelKind, machine: &Machine) -> String {
+    let mut why = vec![format!("a grid has {} blocks at most", i32::MAX)];
+    if kernel != KernelKind::Flash {
+        why.push(format!("scores take {MAX_WORKSPACE} bytes at most"));
+    }
+    if machine.watchdog {
+        why.push("a display hangs on the card, so no launch runs long".into());
+    }
+    why.join("; ")
+}
+
+impl Schedule {
+    /// What one step comes to in one call; `None` where the call has nothing for it.
+    ///
+    /// The step is one of this schedule's, made for `problem`, and the call was resolved against it.
+    pub fn launch(&self, problem: &Problem, step: &Step, call: &ResolvedCall, pointers: &Pointers) -> Option<Launch> {
+        let CudaVariant { operation, tiles, .. } = step.variant;
+        let rows = step.part.rows.start..step.part.rows.end.min(call.seq_q as u32);
+        if rows.is_empty() {
+            return None;
+        }
+        let tile_count = rows.len().div_ceil(tiles.rows as usize) as u32;
+        let across = match operation {
+            Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys),
+            Operation::UnfusedSoftmax => 1,
+            _ => (problem.head_dim_v() as u32).div_ceil(tiles.columns),
+        };
+        let heads = step.part.heads.end - step.part.heads.start;
+        // Within 2^31 - 1: the parts were cut for it.
+        let grid = (heads * u64::from(tile_count) * u64::from(across)) as u32;
+        if grid == 0 {
+            return None;
+        }
+        let band = problem.band();
+        let dropout = problem.dropout();
+        let strides = |view: &TensorView| view.strides.map(|stride| stride as u64);
+        let params = CudaParams {
+            q: pointers.q,
+            k: pointers.k,
+            v: pointers.v,
+            mask: pointers.mask,
+            kv_lens: pointers.kv_lens,
+            out: pointers.out,
+            lse: pointers.lse,
+            scores: pointers.scores,
+            q_strides: strides(problem.q()),
+            k_strides: strides(problem.k()),
+            v_strides: strides(problem.v()),
+            out_strides: strides(problem.out()),
+            mask_strides: problem.mask().map_or([0; 4], |mask| mask.strides.map(|stride| stride as u64)),
+            score_stride: score_stride(problem),
+            bh_begin: step.part.heads.start,
+            lse_rows: problem.seq_q() as u32,
+            seq_q: call.seq_q as u32,
+            seq_kv: call.seq_kv as u32,
+            heads: problem.heads() as u32,
+            group: problem.group_size() as u32,
+            row_begin: rows.start,
+            row_end: rows.end,
+            tile_count,
+            across,
+            // The last queries see the most keys: begun last, they would be waited for.
+            longest_first: (operation == Operation::FlashForward && band.hi < Band::UNBOUNDED).into(),
+            band_lo: band.lo,
+            band_hi: band.hi,
+            bottom_right: band.bottom_right.into(),
+            mask_kind: mask_kind(problem),
+            // 2^32 (all dropped) does not fit; a keep_scale of 0 says it.
+            dropout_threshold: dropout.map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
+            dropout_offset: call.offset,
+            seed: [call.seed as u32, (call.seed >> 32) as u32],
+            scale: call.scale,
+            softcap: problem.softcap().unwrap_or(0.0),
+            keep_scale: dropout.map_or(1.0, |dropout| dropout.keep_scale),
+            dropout: dropout.is_some().into(),
+            head_dim: problem.head_dim() as u32,
+            head_dim_v: problem.head_dim_v() as u32,
+            dense: dense(problem, pointers),
+            pad: 0,
+        };
+        Some(Launch { variant: step.variant, params, grid })
+    }
+}
+
+fn mask_kind(problem: &Problem) -> u32 {
+    match problem.mask().map(|mask| mask.kind) {
+        None => CudaParams::NO_MASK,
+        Some(MaskKind::Bool) => CudaParams::BOOL_MASK,
+        Some(MaskKind::Additive(DType::F32)) => CudaParams::F32_MASK,
+        Some(MaskKind::Additive(DType::F16)) => CudaParams::F16_MASK,
+        Some(MaskKind::Additive(DType::BF16)) => CudaParams::BF16_MASK,
+    }
+}
+
+/// Which tensors kernels may move by 16 bytes.
+fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
+    const BYTES: u64 = 16;
+    let tensors = [
+        (CudaParams::DENSE_Q, problem.q(), pointers.q),
+        (CudaParams::DENSE_K, problem.k(), pointers.k),
+        (CudaParams::DENSE_V, problem.v(), pointers.v),
+        (CudaParams::DENSE_OUT, problem.out(), pointers.out),
+    ];
+    // The step along an axis of size 1 is never taken.
+    let is_dense = |view: &TensorView, pointer: u64| {
+        let step = |axis: usize| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 };
+        let per_step = BYTES / view.dtype.size() as u64;
+        step(3) <= 1 && pointer.is_multiple_of(BYTES) && (0..3).all(|axis| step(axis).is_multiple_of(per_step))
+    };
+    tensors.into_iter().filter(|(_, view, pointer)| is_dense(view, *pointer)).fold(0, |bits, (bit, ..)| bits | bit)
+}

@@ -1,0 +1,136 @@
+//! Which tile shape of the flash kernel a problem gets.
+//!
+//! The choice looks at lengths, widths, storage type and card, never at how many heads or batch entries there are: a row's bits do not depend on its
+//! neighbours.
+
+use crate::Machine;
+use flashtile_core::{DType, Problem, Reason};
+use flashtile_shaders::{
+    Operation,
+    cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant, Engine},
+};
+
+/// The widest heads that the flash kernels reach.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+
+/// The lowest compute capability that any kernel runs on.
+pub(crate) const MIN_ARCH: u32 = 60;
+
+/// From this many queries down, the shape for few of them is taken.
+const FEW_QUERIES: usize = 8;
+
+/// Making a key's weight takes as long as multiplying this many columns of it, about.
+const WEIGHT_COLUMNS: u32 = 32;
+
+/// Whether scores or weights can be changed, for which kernels have a variant of their own.
+pub(crate) fn is_general(problem: &Problem) -> bool {
+    problem.mask().is_some() || problem.softcap().is_some() || problem.dropout().is_some()
+}
+
+/// The tile shape for `problem`, or `forced`. Adds to `why`.
+pub(crate) fn choose_tiles(
+    problem: &Problem,
+    machine: &Machine,
+    forced: Option<CudaTiles>,
+    why: &mut Vec<String>,
+) -> Result<CudaTiles, Reason> {
+    for (axis, given) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
+        if given > MAX_HEAD_DIM {
+            return Err(Reason::HeadDim { axis, given, max: MAX_HEAD_DIM });
+        }
+    }
+    if let Some(tiles) = forced {
+        return match refuse(problem, machine, &tiles) {
+            None => {
+                why.push(format!("{tiles}: asked for"));
+                Ok(tiles)
+            }
+            Some(because) => Err(Reason::Tiles { tiles: tiles.to_string(), because }),
+        };
+    }
+    let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles).is_none();
+    let mma = CUDA_MMA_TILES.into_iter().filter(serves).min_by_key(|tiles| mma_preference(problem, tiles));
+    let tiles =
+        mma.or_else(|| CUDA_SIMT_TILES.into_iter().filter(serves).min_by_key(|tiles| simt_preference(problem, tiles)));
+    let tiles = tiles.ok_or_else(|| Reason::DeviceLimit {
+        limit: "shared memory of a block",
+        given: machine.shared_limit.into(),
+        needed: CUDA_SIMT_TILES.iter().map(CudaTiles::flash_shared_bytes).min().unwrap_or(u32::MAX).into(),
+    })?;
+    why.push(format!(
+        "{tiles}: seq_q {}, head_dim {}, head_dim_v {}; {} of {} bytes of shared memory",
+        problem.seq_q(),
+        problem.head_dim(),
+        problem.head_dim_v(),
+        tiles.flash_shared_bytes(),
+        machine.shared_limit
+    ));
+    if tiles.engine == Engine::Simt {
+        why.push(why_no_tensor_cores(problem, machine));
+    }
+    Ok(tiles)
+}
+
+/// Why a tile shape cannot do the problem.
+fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<String> {
+    let general = is_general(problem);
+    let variant = CudaVariant::new(Operation::FlashForward, problem.dtype(), general, *tiles);
+    if !(CUDA_MMA_TILES.contains(tiles) || CUDA_SIMT_TILES.contains(tiles)) {
+        return Some("no kernel has this shape".into());
+    }
+    if general && !tiles.has_general() {
+        return Some("with them a kernel has no registers for masks, softcap and dropout".into());
+    }
+    if tiles.engine == Engine::Mma {
+        if problem.dtype() == DType::F32 {
+            return Some("tensor cores take 16-bit numbers".into());
+        }
+        if problem.head_dim() > tiles.head_dim as usize {
+            return Some(format!("they hold a head_dim of {} at most", tiles.head_dim));
+        }
+    }
+    if machine.arch < variant.min_arch() {
+        let needed = variant.min_arch();
+        return Some(format!("they need compute capability {}.{}", needed / 10, needed % 10));
+    }
+    let (needed, given) = (variant.shared_bytes(), machine.shared_limit);
+    (needed > given).then(|| format!("they need {needed} bytes of shared memory, and a block has {given}"))
+}
+
+/// Blocks that share a query tile, each with its own columns of V.
+fn across(problem: &Problem, tiles: &CudaTiles) -> u32 {
+    (problem.head_dim_v() as u32).div_ceil(tiles.columns)
+}
+
+/// Rows of a tile in vain count where there are fewer queries than a tile has.
+fn padded_rows(problem: &Problem, tiles: &CudaTiles) -> u32 {
+    (problem.seq_q().min(128) as u32).next_multiple_of(tiles.rows)
+}
+
+/// The narrowest that holds the head, for tensor cores multiply the padding too; then what fits the queries; then the order of the list.
+fn mma_preference(problem: &Problem, tiles: &CudaTiles) -> (u32, u32) {
+    let columns = tiles.head_dim + tiles.columns + WEIGHT_COLUMNS;
+    (across(problem, tiles) * columns, padded_rows(problem, tiles))
+}
+
+/// The one for few queries where they are few. Else the least work, which columns of V that blocks share out make more, and a Q that does not stay;
+/// then what fits the queries; then no registers for columns that are not there; then the order of the list.
+fn simt_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32, u32) {
+    let few = tiles.rows as usize <= FEW_QUERIES;
+    let (width, width_v) = (problem.head_dim() as u32, problem.head_dim_v() as u32);
+    let q_again = if width > tiles.head_dim { width / 2 } else { 0 };
+    let work = across(problem, tiles) * (width + q_again + WEIGHT_COLUMNS) + width_v;
+    (few != (problem.seq_q() <= FEW_QUERIES), work, padded_rows(problem, tiles), tiles.columns)
+}
+
+fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> String {
+    let needed = match problem.dtype() {
+        DType::F32 => return "f32 units: tensor cores take 16-bit numbers".into(),
+        DType::F16 => 75,
+        DType::BF16 => 80,
+    };
+    if machine.arch < needed {
+        return format!("f32 units: tensor cores for {} begin at {}.{}", problem.dtype(), needed / 10, needed % 10);
+    }
+    "f32 units: the tensor cores' tiles do not fit the shared memory".into()
+}
