@@ -61,6 +61,7 @@ pub async fn adapters() -> Vec<AdapterEntry> {
 }
 
 /// As [`adapters`], blocking.
+#[cfg(not(target_family = "wasm"))]
 pub fn adapters_blocking() -> Vec<AdapterEntry> {
     pollster::block_on(adapters())
 }
@@ -119,6 +120,7 @@ pub async fn open(choice: &AdapterChoice) -> Result<Context, Error> {
 ///
 /// # Errors
 /// As [`open`].
+#[cfg(not(target_family = "wasm"))]
 pub fn open_blocking(choice: &AdapterChoice) -> Result<Context, Error> {
     pollster::block_on(open(choice))
 }

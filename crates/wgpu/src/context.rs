@@ -71,6 +71,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`new`](Self::new).
+    #[cfg(not(target_family = "wasm"))]
     pub fn new_blocking(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
         pollster::block_on(Self::new(device, queue))
     }

@@ -4,10 +4,9 @@ use crate::{
     timing::{Stopwatch, Timing},
 };
 use flashtile_core::{Call, HostArgs, Problem, check_host_args};
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Mutex, PoisonError};
+// The standard one panics in a browser; elsewhere this is the standard one.
+use web_time::Instant;
 
 /// A call whose tensors were copied from host memory to buffers of its own: upload, run any number of times, read back.
 #[derive(Debug)]
@@ -51,6 +50,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`run_host`](Self::run_host).
+    #[cfg(not(target_family = "wasm"))]
     pub fn run_host_blocking(&self, plan: &Plan, args: HostArgs<'_>) -> Result<HostStats, Error> {
         pollster::block_on(self.run_host(plan, args))
     }

@@ -23,6 +23,12 @@
 //! - [`HostRun`] does all of it for tensors in host memory; [`open`] finds an adapter for programs that own none.
 //!
 //! `wgpu` is re-exported: use the same version as this crate does.
+//!
+//! # In a browser
+//!
+//! Compile for wasm32 with the feature `web`. A browser's main thread must not wait, so there are no functions that end in `_blocking`; it tells
+//! errors late, so a buffer that is not this device's is reported to the device's own handler and not by [`Plan::encode`]; and it loses devices
+//! late, which [`Error::DeviceLost`] cannot foresee. Compiled in this version, and its kernels run on Dawn; not yet run in a browser.
 
 mod adapters;
 mod args;
@@ -39,7 +45,9 @@ mod schedule;
 mod scope;
 mod timing;
 
-pub use adapters::{AdapterChoice, AdapterEntry, adapters, adapters_blocking, open, open_blocking};
+pub use adapters::{AdapterChoice, AdapterEntry, adapters, open};
+#[cfg(not(target_family = "wasm"))]
+pub use adapters::{adapters_blocking, open_blocking};
 pub use args::{Args, BufferView};
 pub use context::Context;
 pub use error::Error;

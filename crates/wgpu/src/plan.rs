@@ -121,6 +121,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
+    #[cfg(not(target_family = "wasm"))]
     pub fn plan_blocking(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
         pollster::block_on(self.plan(problem, options))
     }

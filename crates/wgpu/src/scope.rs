@@ -46,9 +46,16 @@ pub(crate) fn catch<T, F: FnOnce() -> T>(
     }
 }
 
-/// As [`catch`], where errors are known at once (every native API).
+/// As [`catch`], where errors are known at once: with every native API.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn catch_now<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> Result<T, Caught> {
     pollster::block_on(catch(device, f))
+}
+
+/// A browser would have to be waited for: it tells its own handler instead.
+#[cfg(target_family = "wasm")]
+pub(crate) fn catch_now<T>(_: &wgpu::Device, f: impl FnOnce() -> T) -> Result<T, Caught> {
+    Ok(f())
 }
 
 /// Whether the device is lost. Error scopes are not told, and the callback that is told belongs to the caller, so this asks by mapping
