@@ -7,7 +7,7 @@ use crate::{
     progress, text, verify,
 };
 use anyhow::{Context as _, Result, ensure};
-use flashtile::{BackendKind, Report, zeroed_bytes};
+use flashtile::{Attention, BackendKind, Choice, Report, zeroed_bytes};
 use std::io::Write;
 
 /// Runs attention on a file, writes its result, and tells what ran and what it took.
@@ -31,20 +31,35 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
     let mut told = Vec::new();
     tell(&input, &report, &mut told)?;
     if args.verify {
-        let mut again_out = zeroed_bytes(&input.problem)?;
-        let mut again_lse = lse.clone();
-        let wanted_lse = input.problem.lse().then_some(&mut again_lse[..]);
-        let again = session.run(&input.problem, input.args(&mut again_out, wanted_lse), choice)?;
-        let same = lse.iter().zip(&again_lse).all(|(a, b)| a.to_bits() == b.to_bits());
-        ensure!(same && again_out == out, "a second run gave other bits");
-        writeln!(told, "          {}{} when run again, with the same bits", text::ms(again.run_ms), gpu_time(&again))?;
-        verify::verify(&input, &bytes, &out, &lse, &mut told)?;
+        let spinner = progress::spinner("running again, and asking the oracle".to_owned());
+        let verified = again(&session, choice, &input, (&out, &lse), &mut told)
+            .and_then(|()| verify::verify(&input, &bytes, &out, &lse, &mut told));
+        spinner.finish_and_clear();
+        verified?;
     }
     let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
     let lse_bytes = input.problem.lse().then_some(&lse_bytes[..]);
     destination.write(&output::serialize(&input.problem, input.layout, &out, lse_bytes)?)?;
     // The file is what was asked for: it stands, even where nobody reads this.
     let _ = stdout.write_all(&told);
+    Ok(())
+}
+
+/// Runs a second time: the same bits are promised, and this time nothing is compiled.
+fn again(
+    session: &Attention,
+    choice: Choice,
+    input: &Input<'_>,
+    (out, lse): (&[u8], &[f32]),
+    told: &mut Vec<u8>,
+) -> Result<()> {
+    let mut again_out = zeroed_bytes(&input.problem)?;
+    let mut again_lse = lse.to_vec();
+    let wanted_lse = input.problem.lse().then_some(&mut again_lse[..]);
+    let report = session.run(&input.problem, input.args(&mut again_out, wanted_lse), choice)?;
+    let same = lse.iter().zip(&again_lse).all(|(a, b)| a.to_bits() == b.to_bits());
+    ensure!(same && again_out == out, "a second run gave other bits");
+    writeln!(told, "          {}{} when run again, with the same bits", text::ms(report.run_ms), gpu_time(&report))?;
     Ok(())
 }
 
