@@ -49,7 +49,7 @@ pub(crate) fn buffer(context: &Context, contents: &[u8], usage: Usage) -> wgpu::
     buffer
 }
 
-fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, String> {
+pub(crate) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, String> {
     let copy = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("test readback"),
         size: source.size(),

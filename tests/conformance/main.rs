@@ -8,6 +8,7 @@
 
 mod devices;
 mod embedding;
+mod visited;
 
 use flashtile_core::KernelKind;
 use flashtile_testkit::{
@@ -83,6 +84,7 @@ fn trials(_: &Opened) -> Vec<(String, Test)> {
     for (name, check) in devices::CHECKS {
         add(format!("device: {name}"), Box::new(move |d| check(d.full.context())));
     }
+    add("tiles out of sight are not visited".into(), Box::new(|d| visited::visited_tiles(d.full.context())));
     add("same bits in a second run".into(), Box::new(|d| same_bits(d, check_repeats)));
     add("same bits beside other batch entries".into(), Box::new(|d| same_bits(d, check_neighbours)));
     let count = std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
