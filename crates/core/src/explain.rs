@@ -92,6 +92,9 @@ pub enum Reason {
     /// No device was found, or it could not be opened.
     #[error("no device: {0}")]
     NoDevice(String),
+    /// No compiler for the kernels was found that can compile for the device.
+    #[error("{0}")]
+    NoCompiler(String),
     /// Heads are wider than the kernels' registers allow, or than they can count.
     #[error("{axis} is {given}, over the {max} that the kernels reach")]
     HeadDim {

@@ -25,7 +25,7 @@ pub(crate) struct Budget {
 impl Budget {
     /// Rows that a part may have.
     fn rows(&self) -> u64 {
-        if self.per_row == 0 { u64::MAX } else { self.limit / self.per_row }
+        self.limit.checked_div(self.per_row).unwrap_or(u64::MAX)
     }
 }
 

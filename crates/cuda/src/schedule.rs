@@ -298,3 +298,6 @@ fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
     };
     tensors.into_iter().filter(|(_, view, pointer)| is_dense(view, *pointer)).fold(0, |bits, (bit, ..)| bits | bit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! From a variant to machine code, by NVRTC. No card is needed for that.
+
+use crate::{
+    Error,
+    cache::{Cache, Entry},
+    library,
+    nvrtc::Nvrtc,
+};
+use flashtile_shaders::cuda::{Arch, CudaVariant};
+use std::sync::Arc;
+
+/// What the compiler made of a variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compiled {
+    /// The compute capability that it is for: the one asked for, or the newest before it that the compiler knows in the same family.
+    pub arch: Arch,
+    /// The machine code, an ELF file.
+    pub cubin: Vec<u8>,
+    /// What the compiler said.
+    pub log: String,
+    /// Version of NVRTC.
+    pub compiler: (u32, u32),
+}
+
+/// What a thread or a block of a kernel takes, as the assembler tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of a thread's stack.
+    pub stack_bytes: u32,
+    /// Bytes of registers that were moved to memory for want of more.
+    pub spill_store_bytes: u32,
+    /// Bytes of them that are read back.
+    pub spill_load_bytes: u32,
+    /// Bytes of shared memory fixed in the text. What a launch asks for (`CudaVariant::shared_bytes`) is not in it.
+    pub static_shared_bytes: u32,
+}
+
+impl Compiled {
+    /// What the kernel takes, out of the log; `None` where the compiler did not tell.
+    pub fn usage(&self) -> Option<Usage> {
+        Usage::from_log(&self.log)
+    }
+}
+
+impl Usage {
+    /// Reads lines like `0 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads` and
+    /// `Used 40 registers, used 1 barriers, 16 bytes smem`.
+    fn from_log(log: &str) -> Option<Self> {
+        let number = |what: &str, before: bool| {
+            let mut words = log.lines().flat_map(|line| line.split([',', ':'])).map(str::trim);
+            words.find_map(|text| match before {
+                true => text.strip_suffix(what)?.split_whitespace().last()?.parse::<u32>().ok(),
+                false => text.strip_prefix(what)?.split_whitespace().next()?.parse().ok(),
+            })
+        };
+        Some(Self {
+            registers: number("Used", false)?,
+            stack_bytes: number("bytes stack frame", true).unwrap_or(0),
+            spill_store_bytes: number("bytes spill stores", true).unwrap_or(0),
+            spill_load_bytes: number("bytes spill loads", true).unwrap_or(0),
+            static_shared_bytes: number("bytes smem", true).unwrap_or(0),
+        })
+    }
+}
+
+/// Compiles `variant` for cards of compute capability `arch`, with the newest NVRTC on this machine that can. Needs neither card nor driver.
+///
+/// NVRTC is looked for in `FLASHTILE_NVRTC` (a file; then nowhere else), in CUDA toolkits, on the library path and in Python's packages.
+///
+/// # Errors
+/// [`Error::NoCompiler`], [`Error::Compile`].
+pub fn compile(variant: &CudaVariant, arch: Arch) -> Result<Compiled, Error> {
+    let nvrtc = find(arch, None)?;
+    compile_with(&nvrtc, variant, arch, &Cache::none())
+}
+
+/// Compiles `variant`, unless `cache` has it.
+pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cache: &Cache) -> Result<Compiled, Error> {
+    let failed = |message: String| Error::Compile { variant: variant.to_string(), arch, message };
+    let target = nvrtc.target(arch).ok_or_else(|| failed(format!("{} does not know it", nvrtc.path.display())))?;
+    let options =
+        [format!("--gpu-architecture=sm_{target}"), "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()];
+    let source = variant.source();
+    let (major, minor) = nvrtc.version;
+    let key = format!("NVRTC {major}.{minor}\n{}\n{source}", options.join(" "));
+    let name = format!("{}-sm_{target}", variant.entry_point());
+    let entry = cache.get_or_build(&name, &key, || {
+        let output = nvrtc.compile(&source, &format!("{}.cu", variant.entry_point()), &options).map_err(failed)?;
+        match output.cubin {
+            Some(cubin) => Ok(Entry { cubin, log: output.log }),
+            None => Err(failed(output.log)),
+        }
+    })?;
+    Ok(Compiled { arch: target, cubin: entry.cubin, log: entry.log, compiler: nvrtc.version })
+}
+
+/// The best NVRTC for `arch`: drivers take machine code of their own major version and of older ones, so a newer one is the last resort; among
+/// the others the one that knows the architecture best, and then the newest.
+pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, Error> {
+    let opened: Vec<_> = library::candidates().into_iter().map(|path| (Nvrtc::open(&path), path)).collect();
+    let found: Vec<&Arc<Nvrtc>> = opened.iter().filter_map(|(nvrtc, _)| nvrtc.as_ref().ok()).collect();
+    let suits = |nvrtc: &Nvrtc| driver_major.is_none_or(|driver| nvrtc.version.0 <= driver);
+    let best = found
+        .iter()
+        .filter(|nvrtc| nvrtc.target(arch).is_some())
+        .max_by_key(|nvrtc| (suits(nvrtc), nvrtc.target(arch), nvrtc.version));
+    if let Some(best) = best {
+        return Ok(Arc::clone(best));
+    }
+    let reason = match (&found[..], std::env::var_os(library::OVERRIDE)) {
+        ([], Some(path)) if !path.is_empty() => {
+            let why = opened.into_iter().find_map(|(nvrtc, _)| nvrtc.err()).unwrap_or_default();
+            format!("{} does not open ({why})", path.display())
+        }
+        ([], _) => "NVRTC is in no CUDA toolkit, not on the library path, and in no Python package".to_owned(),
+        (found, _) => {
+            let tell = |nvrtc: &&Arc<Nvrtc>| {
+                let (major, minor) = nvrtc.version;
+                let archs = nvrtc.archs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+                format!("NVRTC {major}.{minor} at {} compiles for {archs}", nvrtc.path.display())
+            };
+            let mut told: Vec<&Arc<Nvrtc>> = Vec::new();
+            for nvrtc in found {
+                if told.iter().all(|other| other.version != nvrtc.version) {
+                    told.push(nvrtc);
+                }
+            }
+            told.iter().map(tell).collect::<Vec<_>>().join(", ")
+        }
+    };
+    Err(Error::NoCompiler { arch, reason, command: install_command(arch, driver_major) })
+}
+
+/// CUDA 13's compilers begin at 7.5, and their machine code needs a driver of CUDA 13.
+fn install_command(arch: Arch, driver_major: Option<u32>) -> &'static str {
+    if arch < 75 || driver_major.is_some_and(|major| major < 13) {
+        "pip install nvidia-cuda-nvrtc-cu12"
+    } else {
+        "pip install nvidia-cuda-nvrtc"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_read_from_the_log() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'flash_forward' for 'sm_90'\n\
+            ptxas info    : Function properties for flash_forward\n\
+            \x20   16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n\
+            ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size, 128 bytes smem";
+        let expected = Usage {
+            registers: 168,
+            stack_bytes: 16,
+            spill_store_bytes: 12,
+            spill_load_bytes: 8,
+            static_shared_bytes: 128,
+        };
+        assert_eq!(Usage::from_log(log), Some(expected));
+        assert_eq!(Usage::from_log("no such thing"), None);
+    }
+
+    #[test]
+    fn the_command_suits_card_and_driver() {
+        assert!(install_command(70, Some(13)).ends_with("-cu12"));
+        assert!(install_command(90, Some(12)).ends_with("-cu12"));
+        assert!(install_command(90, Some(13)).ends_with("nvrtc"));
+        assert!(install_command(120, None).ends_with("nvrtc"));
+    }
+}

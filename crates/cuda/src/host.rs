@@ -1,0 +1,184 @@
+use crate::{Args, Context, Error, Plan};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, sys::CUevent_flags};
+use flashtile_core::{Call, HostArgs, Problem, TensorView, check_host_args};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A call whose tensors were copied from host memory to memory of its own: upload, run any number of times, read back.
+#[derive(Debug)]
+pub struct HostRun {
+    plan: Plan,
+    q: CudaSlice<u8>,
+    k: CudaSlice<u8>,
+    v: CudaSlice<u8>,
+    out: CudaSlice<u8>,
+    mask: Option<CudaSlice<u8>>,
+    kv_lens: Option<CudaSlice<u8>>,
+    lse: Option<CudaSlice<u8>>,
+    call: Call,
+}
+
+/// What one run took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From the first launch to completion, by the host's clock: launching, queueing and waking up are in it.
+    pub host: Duration,
+    /// From the begin of the first kernel to the end of the last, by CUDA events. `None` where nothing was launched.
+    pub gpu: Option<Duration>,
+}
+
+impl Timing {
+    /// The card's own time, or the host's where there is none.
+    pub fn best(&self) -> Duration {
+        self.gpu.unwrap_or(self.host)
+    }
+}
+
+/// What one run on host tensors took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostStats {
+    /// The run alone, without copies.
+    pub run: Timing,
+    /// Bytes of device memory: tensors and workspace.
+    pub device_bytes: u64,
+}
+
+impl Context {
+    /// Copies `args` to the card, runs `plan` on the context's stream and copies the results back.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn run_host(&self, plan: &Plan, mut args: HostArgs<'_>) -> Result<HostStats, Error> {
+        let mut run = HostRun::upload(plan, &args)?;
+        let took = run.run()?;
+        run.download(&mut args)?;
+        Ok(HostStats { run: took, device_bytes: run.device_bytes() })
+    }
+}
+
+impl HostRun {
+    /// Copies the inputs, and what the output's memory holds, to new device memory.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn upload(plan: &Plan, args: &HostArgs<'_>) -> Result<Self, Error> {
+        let problem = plan.problem();
+        check_host_args(problem, args)?;
+        let stream = plan.context().stream();
+        let tensor = |what, bytes: &[u8], view: &TensorView| upload(stream, what, &bytes[..span(view)]);
+        let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
+        let mask = args.mask.map(|bytes| upload(stream, "attn_mask", &bytes[..mask_span]));
+        let kv_lens = args.kv_lens.map(|lens| upload(stream, "kv_lens", bytemuck::cast_slice(lens)));
+        let lse =
+            args.lse.as_deref().map(|lse| upload(stream, "lse", &bytemuck::cast_slice(lse)[..lse_bytes(problem)]));
+        let run = Self {
+            plan: plan.clone(),
+            q: tensor("q", args.q, problem.q())?,
+            k: tensor("k", args.k, problem.k())?,
+            v: tensor("v", args.v, problem.v())?,
+            out: tensor("out", args.out, problem.out())?,
+            mask: mask.transpose()?,
+            kv_lens: kv_lens.transpose()?,
+            lse: lse.transpose()?,
+            call: args.call,
+        };
+        // The copies read the caller's memory, which is only borrowed until this returns.
+        synchronize(stream)?;
+        Ok(run)
+    }
+
+    /// The tensors, as the arguments of [`Plan::launch`].
+    pub fn args(&mut self) -> Args<'_> {
+        Args {
+            q: (&self.q).into(),
+            k: (&self.k).into(),
+            v: (&self.v).into(),
+            out: (&mut self.out).into(),
+            mask: self.mask.as_ref().map(Into::into),
+            kv_lens: self.kv_lens.as_ref().map(Into::into),
+            lse: self.lse.as_mut().map(Into::into),
+            workspace: None,
+            call: self.call,
+        }
+    }
+
+    /// Bytes of device memory: tensors and workspace.
+    pub fn device_bytes(&self) -> u64 {
+        let optional = [&self.mask, &self.kv_lens, &self.lse].into_iter().flatten();
+        let tensors = [&self.q, &self.k, &self.v, &self.out].into_iter().chain(optional);
+        tensors.map(|tensor| tensor.num_bytes() as u64).sum::<u64>() + self.plan.workspace_bytes()
+    }
+
+    /// Runs once on the context's stream, and waits.
+    ///
+    /// # Errors
+    /// Those of [`Plan::launch`].
+    pub fn run(&mut self) -> Result<Timing, Error> {
+        let plan = self.plan.clone();
+        let stream = plan.context().stream();
+        let failed = |e: DriverError| Error::of_driver(e, "a run");
+        let stamp = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
+        let begin = Instant::now();
+        let first = stamp()?;
+        let launched = plan.launch_counted(stream, &mut self.args())?;
+        let last = stamp()?;
+        synchronize(stream)?;
+        let host = begin.elapsed();
+        let ms = first.elapsed_ms(&last).map_err(failed)?;
+        let gpu = (launched > 0).then(|| Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
+        Ok(Timing { host, gpu })
+    }
+
+    /// Copies the results to `args`: `out` between its strides keeps what it held.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] where `args` are not those that were uploaded; [`Error::DeviceLost`].
+    pub fn download(&self, args: &mut HostArgs<'_>) -> Result<(), Error> {
+        let problem = self.plan.problem();
+        check_host_args(problem, args)?;
+        let stream = self.plan.context().stream();
+        download(stream, &self.out, &mut args.out[..span(problem.out())])?;
+        if let (Some(from), Some(to)) = (&self.lse, &mut args.lse) {
+            download(stream, from, &mut bytemuck::cast_slice_mut(to)[..lse_bytes(problem)])?;
+        }
+        synchronize(stream)
+    }
+}
+
+/// Bytes from the first element to the end of the last, which the arguments were seen to have.
+fn span(view: &TensorView) -> usize {
+    view.byte_span().unwrap_or(0)
+}
+
+fn lse_bytes(problem: &Problem) -> usize {
+    if problem.lse() { 4 * problem.lse_shape().iter().product::<usize>() } else { 0 }
+}
+
+/// Waits, and tells of whatever failed since.
+fn synchronize(stream: &CudaStream) -> Result<(), Error> {
+    let failed = |e| Error::of_driver(e, "the work on the stream");
+    stream.synchronize().map_err(failed)?;
+    // cudarc keeps what failed where it could not be returned.
+    stream.context().check_err().map_err(failed)
+}
+
+/// New device memory with `bytes` in it; never empty, for there is no memory of no bytes.
+fn upload(stream: &Arc<CudaStream>, what: &str, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
+    let failed = |e| Error::of_driver(e, format!("{} bytes of {what}", bytes.len()));
+    // SAFETY: all of it is written before anything reads it, or it is the one byte of an empty tensor, which nothing reads.
+    let mut slice = unsafe { stream.alloc::<u8>(bytes.len().max(1)) }.map_err(failed)?;
+    if !bytes.is_empty() {
+        stream.memcpy_htod(bytes, &mut slice).map_err(failed)?;
+    }
+    Ok(slice)
+}
+
+fn download(stream: &Arc<CudaStream>, from: &CudaSlice<u8>, to: &mut [u8]) -> Result<(), Error> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    let copied = stream.memcpy_dtoh(&from.slice(..to.len()), to);
+    copied.map_err(|e| Error::of_driver(e, "the results"))
+}

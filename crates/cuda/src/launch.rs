@@ -1,0 +1,252 @@
+use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
+use cudarc::driver::{CudaContext, CudaStream};
+use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView};
+use std::sync::Arc;
+
+/// The workspace begins at a multiple of this.
+const WORKSPACE_ALIGNMENT: u64 = 16;
+
+/// What one argument has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Need {
+    argument: Argument,
+    /// From the first element to the end of the last.
+    bytes: u64,
+    /// Bytes that its address is a multiple of.
+    alignment: u64,
+    written: bool,
+}
+
+impl Plan {
+    /// Enqueues one call on `stream`, which is of the plan's CUDA context. Does not wait, allocates nothing on the card, and may be captured into a
+    /// CUDA graph.
+    ///
+    /// Slices and views keep cudarc's order of reads and writes across streams. A captured stream cannot wait for what was enqueued outside the
+    /// capture: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's kernels and workspace, so
+    /// the plan has to outlive it; a graph that uses the plan's own workspace must not run beside other calls of the plan.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Aliased`], [`Error::Misaligned`],
+    /// [`Error::OtherContext`] for memory; [`Error::DeviceLost`] where an earlier kernel failed.
+    pub fn launch(&self, stream: &CudaStream, args: &mut Args<'_>) -> Result<(), Error> {
+        self.launch_counted(stream, args).map(|_| ())
+    }
+
+    /// As [`launch`](Self::launch): how many kernels were enqueued.
+    pub(crate) fn launch_counted(&self, stream: &CudaStream, args: &mut Args<'_>) -> Result<usize, Error> {
+        let inner = &*self.inner;
+        let cuda = inner.context.cuda();
+        let call = args.call.resolve(&inner.problem)?;
+        if stream.context() != cuda {
+            return Err(Error::OtherContext { what: "the stream".to_owned() });
+        }
+        inner.check(args)?;
+        cuda.bind_to_thread().map_err(|e| Error::of_driver(e, "the CUDA context"))?;
+
+        // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
+        let Args { q, k, v, out, mask, kv_lens, lse, workspace, call: _ } = args;
+        fn begin<'b>(
+            input: &'b Option<Input<'_>>,
+            stream: &'b CudaStream,
+        ) -> (u64, Option<cudarc::driver::SyncOnDrop<'b>>) {
+            input.as_ref().map_or((0, None), |input| input.begin(stream))
+        }
+        let (q, _q) = q.begin(stream);
+        let (k, _k) = k.begin(stream);
+        let (v, _v) = v.begin(stream);
+        let (mask, _mask) = begin(mask, stream);
+        let (kv_lens, _kv_lens) = begin(kv_lens, stream);
+        let (out, _out) = out.begin(stream);
+        let (lse, _lse) = lse.as_mut().map_or((0, None), |lse| lse.begin(stream));
+        let own = workspace.is_none();
+        let (scores, _workspace) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(stream));
+        let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
+        check_addresses(&needs(&inner.problem, inner.schedule.workspace_bytes), &pointers)?;
+        match &inner.workspace {
+            Some(workspace) if own => {
+                workspace.with(stream, |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers }))
+            }
+            _ => inner.enqueue(stream, &call, &pointers),
+        }
+    }
+}
+
+impl PlanInner {
+    fn enqueue(&self, stream: &CudaStream, call: &ResolvedCall, pointers: &Pointers) -> Result<usize, Error> {
+        let mut count = 0;
+        for (step, function) in self.schedule.steps.iter().zip(&self.functions) {
+            let Some(launch) = self.schedule.launch(&self.problem, step, call, pointers) else {
+                continue;
+            };
+            // SAFETY: the caller bound the context and compared the stream's with it. Every tensor was seen to be as long as the problem's views
+            // reach, and kernels go no further: lengths in kv_lens are clamped. cudarc, or who made a raw argument, keeps the memory there.
+            unsafe { function.launch(stream.cu_stream(), &launch) }.map_err(|e| refused(e, &launch))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// What can be told before addresses are asked for: presence, context and size.
+    fn check(&self, args: &Args<'_>) -> Result<(), Error> {
+        let problem = &self.problem;
+        let present = |argument, wanted: bool, given: bool| match (wanted, given) {
+            (true, false) => Err(ProblemError::Missing { argument }),
+            (false, true) => Err(ProblemError::Unexpected { argument }),
+            _ => Ok(()),
+        };
+        present(Argument::AttnMask, problem.mask().is_some(), args.mask.is_some())?;
+        present(Argument::KvLens, problem.kv_lens(), args.kv_lens.is_some())?;
+        present(Argument::Lse, problem.lse(), args.lse.is_some())?;
+        for need in needs(problem, self.schedule.workspace_bytes) {
+            let place = match need.argument {
+                Argument::Q => Some(args.q.place()),
+                Argument::K => Some(args.k.place()),
+                Argument::V => Some(args.v.place()),
+                Argument::Out => Some(args.out.place()),
+                Argument::AttnMask => args.mask.as_ref().map(Input::place),
+                Argument::KvLens => args.kv_lens.as_ref().map(Input::place),
+                Argument::Lse => args.lse.as_ref().map(|lse| lse.place()),
+                _ => args.workspace.as_ref().map(|workspace| workspace.place()),
+            };
+            if let Some((context, bytes, offset)) = place {
+                check_context(need.argument, context, self.context.cuda())?;
+                check_size(&need, bytes, offset)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(error: cudarc::driver::DriverError, launch: &Launch) -> Error {
+    Error::of_driver(error, format!("the launch of {} in {} blocks", launch.variant, launch.grid))
+}
+
+fn check_context(argument: Argument, given: Option<&Arc<CudaContext>>, plan: &CudaContext) -> Result<(), Error> {
+    match given {
+        Some(context) if **context != *plan => Err(Error::OtherContext { what: argument.to_string() }),
+        _ => Ok(()),
+    }
+}
+
+fn check_size(need: &Need, given: u64, offset: u64) -> Result<(), Error> {
+    let end = offset.saturating_add(need.bytes);
+    if need.bytes > 0 && given < end {
+        let (argument, expected, given) = (need.argument, end as usize, given as usize);
+        return Err(ProblemError::TooShort { argument, expected, given }.into());
+    }
+    Ok(())
+}
+
+/// What a problem needs of each argument that it can have.
+fn needs(problem: &Problem, workspace_bytes: u64) -> [Need; 8] {
+    let need = |argument, bytes, alignment, written| Need { argument, bytes, alignment, written };
+    let view = |argument, view: &TensorView, written| {
+        let bytes = view.byte_span().map_or(u64::MAX, |bytes| bytes as u64);
+        need(argument, bytes, view.dtype.size() as u64, written)
+    };
+    let mask = |mask: &Mask| (mask.byte_span().map_or(u64::MAX, |bytes| bytes as u64), mask.kind.size() as u64);
+    let (mask_bytes, mask_alignment) = problem.mask().map_or((0, 1), mask);
+    let lse_bytes = if problem.lse() { 4 * problem.lse_shape().iter().map(|&n| n as u64).product::<u64>() } else { 0 };
+    let kv_lens_bytes = if problem.kv_lens() { 4 * problem.batch() as u64 } else { 0 };
+    [
+        view(Argument::Q, problem.q(), false),
+        view(Argument::K, problem.k(), false),
+        view(Argument::V, problem.v(), false),
+        view(Argument::Out, problem.out(), true),
+        need(Argument::AttnMask, mask_bytes, mask_alignment, false),
+        need(Argument::KvLens, kv_lens_bytes, 4, false),
+        need(Argument::Lse, lse_bytes, 4, true),
+        need(Argument::Workspace, workspace_bytes, WORKSPACE_ALIGNMENT, true),
+    ]
+}
+
+/// Alignment, and that nothing that is written overlaps anything else.
+fn check_addresses(needs: &[Need; 8], pointers: &Pointers) -> Result<(), Error> {
+    let address = |argument| match argument {
+        Argument::Q => pointers.q,
+        Argument::K => pointers.k,
+        Argument::V => pointers.v,
+        Argument::Out => pointers.out,
+        Argument::AttnMask => pointers.mask,
+        Argument::KvLens => pointers.kv_lens,
+        Argument::Lse => pointers.lse,
+        _ => pointers.scores,
+    };
+    // The plan's own workspace has no address yet, and shares its memory with nobody.
+    let used =
+        || needs.iter().map(|need| (need, address(need.argument))).filter(|(need, at)| need.bytes > 0 && *at != 0);
+    for (need, address) in used() {
+        if !address.is_multiple_of(need.alignment) {
+            return Err(Error::Misaligned { argument: need.argument, address, size: need.alignment });
+        }
+    }
+    let overlap = |(a, a_at): (&Need, u64), (b, b_at): (&Need, u64)| {
+        a_at < b_at.saturating_add(b.bytes) && b_at < a_at.saturating_add(a.bytes)
+    };
+    for written in used().filter(|(need, _)| need.written) {
+        let other = used().find(|&other| other.0 != written.0 && overlap(written, other));
+        if let Some((other, _)) = other {
+            return Err(Error::Aliased { written: written.0.argument, other: other.argument });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashtile_core::{DType, Layout};
+
+    fn problem() -> Problem {
+        let view = TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 1, 4, 8]).expect("small");
+        Problem::builder(view, view, view).kv_lens(true).lse(true).build().expect("valid")
+    }
+
+    /// Four tensors of 128 bytes, eight of kv_lens and 32 of lse, apart.
+    const APART: Pointers = Pointers {
+        q: 0x1000,
+        k: 0x2000,
+        v: 0x3000,
+        mask: 0,
+        kv_lens: 0x4000,
+        out: 0x5000,
+        lse: 0x6000,
+        scores: 0x7000,
+    };
+
+    fn check(pointers: Pointers) -> Result<(), Error> {
+        check_addresses(&needs(&problem(), 64), &pointers)
+    }
+
+    #[test]
+    fn what_is_written_shares_nothing() {
+        assert_eq!(check(APART), Ok(()));
+        assert_eq!(check(Pointers { k: 0x1000, v: 0x1040, ..APART }), Ok(()), "inputs may share");
+        assert_eq!(check(Pointers { out: 0x1000 + 128, ..APART }), Ok(()), "side by side");
+        let aliased = |written, other| Err(Error::Aliased { written, other });
+        assert_eq!(check(Pointers { out: 0x1000 + 126, ..APART }), aliased(Argument::Out, Argument::Q));
+        assert_eq!(check(Pointers { out: 0x4000 - 126, ..APART }), aliased(Argument::Out, Argument::KvLens));
+        assert_eq!(check(Pointers { lse: 0x5000, ..APART }), aliased(Argument::Out, Argument::Lse));
+        assert_eq!(check(Pointers { scores: 0x3000, ..APART }), aliased(Argument::Workspace, Argument::V));
+        assert_eq!(check(Pointers { scores: 0, ..APART }), Ok(()), "the plan's own");
+    }
+
+    #[test]
+    fn addresses_are_multiples_of_elements() {
+        let misaligned = |argument, address, size| Err(Error::Misaligned { argument, address, size });
+        assert_eq!(check(Pointers { v: 0x3002, ..APART }), Ok(()));
+        assert_eq!(check(Pointers { v: 0x3001, ..APART }), misaligned(Argument::V, 0x3001, 2));
+        assert_eq!(check(Pointers { lse: 0x6002, ..APART }), misaligned(Argument::Lse, 0x6002, 4));
+        assert_eq!(check(Pointers { scores: 0x7008, ..APART }), misaligned(Argument::Workspace, 0x7008, 16));
+    }
+
+    #[test]
+    fn short_memory_is_told_with_its_offset() {
+        let [q, ..] = needs(&problem(), 0);
+        assert_eq!(check_size(&q, 128, 0), Ok(()));
+        let expected = ProblemError::TooShort { argument: Argument::Q, expected: 130, given: 128 };
+        assert_eq!(check_size(&q, 128, 2), Err(expected.into()));
+        assert!(check_size(&q, 128, u64::MAX).is_err());
+        assert_eq!(check_size(&Need { bytes: 0, ..q }, 0, 4), Ok(()), "nothing is read");
+    }
+}

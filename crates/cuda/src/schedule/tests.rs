@@ -1,0 +1,242 @@
+use super::*;
+use flashtile_core::{Call, Layout, ProblemBuilder};
+use flashtile_shaders::cuda::Engine;
+
+const ARCHS: [u32; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
+
+fn builder(dtype: DType, shape: [usize; 4]) -> ProblemBuilder {
+    let view = TensorView::contiguous(dtype, Layout::Bhsd, shape).expect("small");
+    Problem::builder(view, view, view)
+}
+
+fn problem(dtype: DType, shape: [usize; 4]) -> Problem {
+    builder(dtype, shape).build().expect("valid")
+}
+
+fn plan(problem: &Problem, kernel: KernelKind, machine: &Machine) -> Schedule {
+    schedule(problem, kernel, &PlanOptions::default(), machine).expect("runs")
+}
+
+fn launches(problem: &Problem, schedule: &Schedule, call: Call, pointers: Pointers) -> Vec<Launch> {
+    let call = call.resolve(problem).expect("valid");
+    schedule.steps.iter().filter_map(|step| schedule.launch(problem, step, &call, &pointers)).collect()
+}
+
+#[test]
+fn every_card_serves_every_head_dim_with_a_listed_variant() {
+    let all: Vec<CudaVariant> = CudaVariant::all().collect();
+    for arch in ARCHS {
+        let machine = Machine::of_arch(arch);
+        for dtype in DType::ALL {
+            for head_dim in (1..=512).step_by(7).chain([512]) {
+                for (seq_q, softcap) in [(1, None), (40, None), (100, Some(1.0)), (1000, None)] {
+                    let problem = builder(dtype, [1, 1, seq_q, head_dim]).softcap(softcap).build().expect("valid");
+                    for kernel in KernelKind::ALL {
+                        for step in plan(&problem, kernel, &machine).steps {
+                            let variant = step.variant;
+                            assert!(all.contains(&variant), "{variant} is not listed");
+                            assert!(variant.fits(arch, machine.shared_limit), "{variant} does not fit {arch}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tensor_cores_are_used_where_they_are() {
+    for (arch, dtype, engine) in [
+        (70, DType::F16, Engine::Simt),
+        (75, DType::F16, Engine::Mma),
+        (75, DType::BF16, Engine::Simt),
+        (80, DType::BF16, Engine::Mma),
+        (90, DType::F16, Engine::Mma),
+        (90, DType::F32, Engine::Simt),
+    ] {
+        for head_dim in [1, 64, 128, 256, 512] {
+            let schedule = plan(&problem(dtype, [1, 1, 512, head_dim]), KernelKind::Flash, &Machine::of_arch(arch));
+            assert_eq!(schedule.tiles.engine, engine, "{dtype} {head_dim} on {arch}: {:?}", schedule.reasons);
+        }
+    }
+}
+
+/// Promise 4: neighbours do not change a row's arithmetic.
+#[test]
+fn tiles_do_not_depend_on_batch_and_heads() {
+    for dtype in DType::ALL {
+        for (seq, head_dim) in [(1, 64), (9, 128), (4096, 64), (4096, 128)] {
+            for arch in ARCHS {
+                let machine = Machine::of_arch(arch);
+                let tiles = |b, h| plan(&problem(dtype, [b, h, seq, head_dim]), KernelKind::Flash, &machine).tiles;
+                assert_eq!(tiles(1, 1), tiles(64, 96));
+            }
+        }
+    }
+}
+
+#[test]
+fn few_queries_get_the_small_tile() {
+    let machine = Machine::of_arch(90);
+    let rows = |seq| plan(&problem(DType::F32, [1, 1, seq, 64]), KernelKind::Flash, &machine).tiles.rows;
+    assert_eq!([rows(1), rows(8), rows(9), rows(64), rows(65), rows(4096)], [8, 8, 64, 64, 128, 128]);
+}
+
+#[test]
+fn wide_values_are_shared_out() {
+    let view = |width| TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small");
+    let problem = Problem::builder(view(64), view(64), view(500)).build().expect("valid");
+    let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(90));
+    let [launch] = launches(&problem, &schedule, Call::default(), Pointers::default())[..] else {
+        panic!("one launch");
+    };
+    assert!(launch.params.across * schedule.tiles.columns >= 500 && schedule.tiles.head_dim >= 64);
+    assert_eq!(launch.grid, 6 * 300u32.div_ceil(schedule.tiles.rows) * launch.params.across);
+}
+
+#[test]
+fn forced_tiles_are_taken_or_refused_with_the_reason() {
+    let machine = Machine::of_arch(75);
+    let problem = problem(DType::F16, [1, 1, 64, 128]);
+    let forced = |tiles| schedule(&problem, KernelKind::Flash, &PlanOptions::tiles(tiles), &machine);
+    for tiles in flashtile_shaders::cuda::CUDA_SIMT_TILES {
+        match forced(tiles) {
+            Ok(schedule) => assert_eq!(schedule.tiles, tiles),
+            Err(reasons) => assert!(
+                matches!(&reasons[..], [Reason::Tiles { because, .. }] if because.contains("shared memory")),
+                "{reasons:?}"
+            ),
+        }
+    }
+    let unknown = CudaTiles { rows: 7, ..CUDA_UNFUSED_TILES };
+    assert!(matches!(&forced(unknown).expect_err("unknown")[..], [Reason::Tiles { .. }]));
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_every_reason() {
+    let wide = problem(DType::F32, [1, 1, 4, 513]);
+    let old = Machine { memory: 1000, ..Machine::of_arch(52) };
+    let refused = schedule(&wide, KernelKind::Flash, &PlanOptions::default(), &old).expect_err("all wrong");
+    assert!(refused.contains(&Reason::HeadDim { axis: "head_dim", given: 513, max: 512 }), "{refused:?}");
+    assert!(refused.contains(&Reason::ComputeCapability { given: 52, needed: 60 }), "{refused:?}");
+    let bytes = 4 * 4 * 513;
+    assert!(refused.contains(&Reason::BufferSize { argument: Argument::K, needed: bytes, limit: 1000 }));
+    assert!(schedule(&wide, KernelKind::Unfused, &PlanOptions::default(), &Machine::of_arch(60)).is_ok(), "any width");
+}
+
+/// Strides of 0 describe problems without end in little memory, and planning is asked before any memory is.
+#[test]
+fn endless_problems_are_refused_at_once() {
+    let endless = |shape| TensorView { dtype: DType::F32, shape, strides: [0, 0, 0, 1] };
+    let small = |shape| TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("addressable");
+    let machine = Machine::of_arch(90);
+    for (shape, kv) in [([1 << 40, 1, 1, 4], [1 << 40, 1, 8, 4]), ([1, 1 << 45, 1, 4], [1, 1, 8, 4])] {
+        let problem = Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
+        for kernel in KernelKind::ALL {
+            let refused = schedule(&problem.clone().expect("valid"), kernel, &PlanOptions::default(), &machine);
+            assert!(matches!(refused.expect_err("endless")[0], Reason::Axis { .. }));
+        }
+    }
+    let (q, kv) = ([1 << 20, 1 << 12, 1 << 10, 1], [1 << 20, 1, (1 << 29) - 1, 1]);
+    let problem = Problem::builder(small(q), endless(kv), endless(kv)).build().expect("valid");
+    let refused = schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &machine);
+    assert!(matches!(refused.expect_err("endless")[0], Reason::Launches { .. }));
+}
+
+#[test]
+fn nothing_to_write_is_nothing_to_launch() {
+    for shape in [[0, 2, 5, 8], [2, 2, 0, 8]] {
+        for kernel in KernelKind::ALL {
+            let schedule = plan(&problem(DType::F32, shape), kernel, &Machine::of_arch(80));
+            assert!(schedule.steps.is_empty() && schedule.workspace_bytes == 0);
+        }
+    }
+}
+
+/// Without keys there still are zeros to write.
+#[test]
+fn no_keys_are_launched_all_the_same() {
+    let q = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 2, 70, 8]).expect("small");
+    let kv = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 2, 0, 8]).expect("small");
+    let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");
+    let operations = |kernel| {
+        let schedule = plan(&problem, kernel, &Machine::of_arch(80));
+        let launches = launches(&problem, &schedule, Call::default(), Pointers::default());
+        launches.iter().map(|launch| launch.variant.operation).collect::<Vec<_>>()
+    };
+    assert_eq!(operations(KernelKind::Flash), [Operation::FlashForward]);
+    assert_eq!(operations(KernelKind::Unfused), [Operation::UnfusedSoftmax, Operation::UnfusedValues]);
+}
+
+#[test]
+fn shorter_calls_launch_less() {
+    let problem = problem(DType::F32, [2, 3, 1000, 64]);
+    let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(80));
+    let grid = |seq_q| {
+        let call = Call { seq_q: Some(seq_q), ..Call::default() };
+        launches(&problem, &schedule, call, Pointers::default()).first().map(|launch| launch.grid)
+    };
+    assert_eq!([grid(1000), grid(129), grid(1), grid(0)], [Some(6 * 8), Some(6 * 2), Some(6), None]);
+}
+
+#[test]
+fn the_workspace_is_bounded() {
+    let problem = problem(DType::F16, [2, 8, 5000, 64]);
+    let schedule = plan(&problem, KernelKind::Unfused, &Machine::of_arch(80));
+    assert!(schedule.workspace_bytes <= MAX_WORKSPACE && schedule.steps.len() > 3);
+    for launch in launches(&problem, &schedule, Call::default(), Pointers::default()) {
+        let params = launch.params;
+        let heads = u64::from(launch.grid) / u64::from(params.across) / u64::from(params.tile_count);
+        let rows = u64::from(params.row_end - params.row_begin);
+        assert!(heads * rows * params.score_stride * 4 <= schedule.workspace_bytes);
+    }
+}
+
+#[test]
+fn a_watchdog_cuts_long_work() {
+    let problem = problem(DType::F16, [1, 8, 16384, 128]);
+    let hung = Machine { watchdog: true, ..Machine::of_arch(86) };
+    assert!(plan(&problem, KernelKind::Flash, &hung).steps.len() > 4);
+    assert_eq!(plan(&problem, KernelKind::Flash, &Machine::of_arch(86)).steps.len(), 1);
+}
+
+#[test]
+fn what_changes_scores_is_told_to_general_kernels() {
+    let mask = |kind| Mask::contiguous(kind, &[5, 7]).expect("rank 2");
+    let plain = builder(DType::F32, [1, 1, 5, 8]).causal(true).kv_lens(true).build().expect("valid");
+    let q = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 5, 8]).expect("small");
+    let kv = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 7, 8]).expect("small");
+    let b = || Problem::builder(q, kv, kv);
+    let params = |problem: &Problem| {
+        let schedule = plan(problem, KernelKind::Flash, &Machine::of_arch(80));
+        let launch = launches(problem, &schedule, Call::default(), Pointers::default())[0];
+        (launch.variant.general, launch.params)
+    };
+    let (general, of_plain) = params(&plain);
+    assert_eq!((general, of_plain.longest_first), (false, 1));
+    assert_eq!((of_plain.softcap, of_plain.keep_scale, of_plain.dropout), (0.0, 1.0, 0));
+    let (general, capped) = params(&b().softcap(2.0).build().expect("valid"));
+    assert_eq!((general, capped.softcap, capped.longest_first), (true, 2.0, 0));
+    let (general, dropped) = params(&b().dropout_p(1.0).build().expect("valid"));
+    assert!(general && dropped.dropout == 1 && dropped.keep_scale == 0.0);
+    for (n, kind) in MaskKind::ALL.into_iter().enumerate() {
+        let (general, masked) = params(&b().mask(mask(kind)).build().expect("valid"));
+        assert!(general);
+        assert_eq!((masked.mask_kind, masked.mask_strides), (n as u32 + 1, [0, 0, 7, 1]));
+    }
+}
+
+#[test]
+fn dense_rows_begin_at_16_bytes() {
+    let all = CudaParams::DENSE_Q | CudaParams::DENSE_K | CudaParams::DENSE_V | CudaParams::DENSE_OUT;
+    let at = Pointers { q: 0x100, k: 0x200, v: 0x300, out: 0x400, ..Pointers::default() };
+    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &at), all);
+    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 4]), &at), 0, "rows of 8 bytes");
+    assert_eq!(dense(&problem(DType::F32, [1, 2, 3, 4]), &at), all);
+    assert_eq!(dense(&problem(DType::F16, [1, 1, 1, 3]), &at), all, "one row each");
+    let off = Pointers { q: 0x108, ..at };
+    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !CudaParams::DENSE_Q);
+    let view = TensorView { dtype: DType::F32, shape: [1, 2, 3, 4], strides: [0, 64, 4, 2] };
+    let problem = Problem::builder(view, view, view).out(*problem(DType::F32, view.shape).q());
+    assert_eq!(dense(&problem.build().expect("valid"), &at), CudaParams::DENSE_OUT, "every second element");
+}

@@ -1,0 +1,58 @@
+use crate::Error;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys::CUstreamCaptureStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Device memory of a plan that its launches share. Calls use it one after the other, whatever their threads and streams.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    cuda: Arc<CudaContext>,
+    address: u64,
+    pub(crate) bytes: u64,
+    /// The end of the last call's launches. Locked while a call's launches are enqueued, so that two calls do not mix.
+    last_use: Mutex<CudaEvent>,
+}
+
+impl Workspace {
+    pub(crate) fn new(cuda: &Arc<CudaContext>, bytes: u64) -> Result<Self, Error> {
+        let what = || format!("{bytes} bytes of scores");
+        let failed = |e| Error::of_driver(e, what());
+        // That memory cannot be so large as to overflow is checked against the card's when the plan is made.
+        let size = usize::try_from(bytes).map_err(|_| Error::OutOfMemory { what: what() })?;
+        let event = cuda.new_event(None).map_err(failed)?;
+        // Not from a stream's pool: that memory would be good for one stream alone.
+        // SAFETY: the context is current since the event was made. Kernels write every score before they read it.
+        let address = unsafe { result::malloc_sync(size) }.map_err(failed)?;
+        Ok(Self { cuda: cuda.clone(), address, bytes, last_use: Mutex::new(event) })
+    }
+
+    /// Lets `launch` enqueue a call's launches on `stream`, behind those of the last call.
+    ///
+    /// While a stream is captured into a graph, that order cannot be told across the graph's border, and the caller keeps it.
+    pub(crate) fn with<T>(
+        &self,
+        stream: &CudaStream,
+        launch: impl FnOnce(u64) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let failed = |e| Error::of_driver(e, "the order of calls that share a workspace");
+        let last_use = self.last_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = stream.capture_status().map_err(failed)?;
+        let captured = status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        if !captured {
+            stream.wait(&last_use).map_err(failed)?;
+        }
+        let launched = launch(self.address);
+        if !captured {
+            // After a failure too: some launches may be on their way.
+            last_use.record(stream).map_err(failed)?;
+        }
+        launched
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        self.cuda.record_err(self.cuda.bind_to_thread());
+        // SAFETY: it was allocated by `new`. The driver waits for kernels that use it.
+        self.cuda.record_err(unsafe { result::free_sync(self.address) });
+    }
+}
