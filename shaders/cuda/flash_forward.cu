@@ -173,7 +173,7 @@ KERNEL(flash_forward) {
             }
         }
         if (tx == 0 && item.across == 0) {
-            store_lse(params, item.lse_base + i, empty ? NEG_INF : float_bits(m[r] + ln(sum)));
+            store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m[r] + ln(sum)));
         }
     }
 }

@@ -20,54 +20,99 @@ struct Row {
     float l; // over the lane's own keys; summed along the row at the end
 };
 
-// Turns scores into weights, for one row of one tile: element c of the row is s[c / 2][half + c % 2], and bit c of `absent` says that it is not seen.
-// Returns what the sums so far are worth beside the new ones.
-template <bool EDGE> DEVICE float make_weights(Row& row, float (&s)[ST][4], u32 half, u32 absent, float scale_log2) {
-    float top = EDGE ? LOWEST : s[0][half];
+// The key of element c of a row's part in this lane, s[c / 2][2 half + c % 2], from the first of the tile.
+DEVICE u32 key_of(u32 c, u32 lane) { return c / 2 * 8 + lane % 4 * 2 + c % 2; }
+
+// Puts -inf in the place of scores of keys that are not seen. A score that overflowed to it is a number still.
+DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
 #pragma unroll
-    for (u32 c = 0; c < 2 * ST; c++) {
-        const float x = s[c / 2][half + c % 2];
-        top = EDGE && (absent >> c & 1u) != 0 ? top : fmaxf(top, x);
+    for (u32 n = 0; n < MT * ST * 4; n++) {
+        const u32 i = i_begin + 16 * (n / (ST * 4)) + n % 4 / 2 * 8 + lane / 4;
+        const u32 j = j_begin + key_of(n / 4 % ST * 2 + n % 2, lane);
+        float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+        const u32 bias = mask_at(params, item, i, j);
+        x = GENERAL ? score(params, x * params.scale, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
+        x = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
     }
-    top = row_max(top);
-    const float before = row.m;
-    float sum = 0.0f;
-    if (GENERAL) {
-        row.m = fmaxf(before, top);
+}
+
+// Turns scores into weights, for all rows of a warp's tile. `alpha`: what the sums so far are worth beside the new ones.
+DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT][ST][4], float (&alpha)[MT][2]) {
+    float top[MT][2];
 #pragma unroll
-        for (u32 c = 0; c < 2 * ST; c++) {
-            float& x = s[c / 2][half + c % 2];
-            const float p = exp2_fast(fmaf(x - row.m, LOG2_E, SHIFT));
-            x = EDGE && (absent >> c & 1u) != 0 ? bits_float(ABSENT) : p;
-            sum += x;
-        }
-    } else {
-        // A row that has not seen a key keeps LOWEST, whatever the scale.
-        const bool none = EDGE && top == LOWEST;
-        const float scaled = top * scale_log2;
-        row.m = none ? before : fmaxf(before, fminf(fmaxf(scaled, -FAR), FAR));
-        const float from = SHIFT - row.m;
-        if (fabsf(scaled) < FAR || none) {
+    for (u32 r = 0; r < MT; r++) {
 #pragma unroll
-            for (u32 c = 0; c < 2 * ST; c++) {
-                float& x = s[c / 2][half + c % 2];
-                const float p = exp2_fast(fmaf(x, scale_log2, from));
-                x = EDGE && (absent >> c & 1u) != 0 ? bits_float(ABSENT) : p;
-                sum += x;
-            }
-        } else {
+        for (u32 half = 0; half < 2; half++) {
+            top[r][half] = s[r][0][2 * half];
 #pragma unroll
-            for (u32 c = 0; c < 2 * ST; c++) {
-                float& x = s[c / 2][half + c % 2];
-                const float scaled_x = is_nan(x) ? x : fminf(fmaxf(x * scale_log2, -FAR), FAR);
-                x = EDGE && (absent >> c & 1u) != 0 ? bits_float(ABSENT) : exp2_fast(scaled_x - row.m + SHIFT);
-                sum += x;
+            for (u32 c = 1; c < 2 * ST; c++) {
+                top[r][half] = fmaxf(top[r][half], s[r][c / 2][2 * half + c % 2]);
             }
         }
     }
-    const float alpha = before == row.m ? 1.0f : exp2_fast(GENERAL ? (before - row.m) * LOG2_E : before - row.m);
-    row.l = fmaf(row.l, alpha, sum);
-    return alpha;
+    // One row after the other they would wait for each other.
+#pragma unroll
+    for (u32 lanes = 1; lanes < 4; lanes *= 2) {
+#pragma unroll
+        for (u32 n = 0; n < 2 * MT; n++) {
+            top[n / 2][n % 2] = fmaxf(top[n / 2][n % 2], shuffle_xor(top[n / 2][n % 2], lanes));
+        }
+    }
+
+    float factor = LOG2_E;
+    if (!GENERAL) {
+        // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
+        factor = fmaxf(fabsf(params.scale) * LOG2_E, bits_float(1));
+        bool far = false;
+#pragma unroll
+        for (u32 n = 0; n < 2 * MT; n++) {
+            float& x = top[n / 2][n % 2];
+            const bool none = float_bits(x) == NEG_INF;
+            x *= factor;
+            far = far || (!none && fabsf(x) >= FAR);
+            x = none ? x : fminf(fmaxf(x, -FAR), FAR);
+        }
+        if (warp_any(far)) {
+#pragma unroll
+            for (u32 n = 0; n < MT * ST * 4; n++) {
+                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+                x = is_nan(x) || float_bits(x) == NEG_INF ? x : fminf(fmaxf(x * factor, -FAR), FAR);
+            }
+            factor = 1.0f;
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < MT; r++) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            Row& row = rows[r][half];
+            const float before = row.m;
+            row.m = fmaxf(before, top[r][half]);
+            alpha[r][half] = before == row.m ? 1.0f : exp2_fast(GENERAL ? (before - row.m) * LOG2_E : before - row.m);
+            const float from = SHIFT - row.m;
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 c = 0; c < 2 * ST; c++) {
+                float& x = s[r][c / 2][2 * half + c % 2];
+                x = exp2_fast(GENERAL ? fmaf(x - row.m, factor, SHIFT) : fmaf(x, factor, from));
+                sum += x;
+            }
+            row.l = fmaf(row.l, alpha[r][half], sum);
+        }
+    }
+}
+
+// Drops weights, which l does not see.
+DEVICE void drop_weights(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
+#pragma unroll
+    for (u32 n = 0; n < MT * 2 * ST; n++) {
+        float(&x)[4] = s[n / (2 * ST)][n % ST];
+        const u32 half = n / ST % 2;
+        const Words words = dropout_words(params, item, i_begin + 16 * (n / (2 * ST)) + 8 * half + lane / 4, j_begin + 8 * (n % ST) + lane % 4 / 2 * 4);
+        const bool second = lane % 2 != 0;
+        x[2 * half] = kept(params, second ? words.word[2] : words.word[0]) ? x[2 * half] : 0.0f;
+        x[2 * half + 1] = kept(params, second ? words.word[3] : words.word[1]) ? x[2 * half + 1] : 0.0f;
+    }
 }
 
 KERNEL(flash_forward) {
@@ -83,7 +128,6 @@ KERNEL(flash_forward) {
     const u32 first = thread_y() * (16 * MT);   // the warp's first query in the tile
     const u32 column_begin = item.across * COLUMNS;
     const u32 column_end = column_begin + COLUMNS < params.head_dim_v ? column_begin + COLUMNS : params.head_dim_v;
-    const float scale_log2 = fabsf(params.scale) * LOG2_E;
 
     Row rows[MT][2];
     float o[MT][OT][4];
@@ -134,43 +178,18 @@ KERNEL(flash_forward) {
                 s[n / (ST * 4)][n / 4 % ST][n % 4] = -s[n / (ST * 4)][n / 4 % ST][n % 4];
             }
         }
+        if (edge) {
+            mask_scores(params, item, s, item.row_begin + first, j_begin, lane);
+        } else if (GENERAL) {
 #pragma unroll
-        for (u32 r = 0; r < MT; r++) {
-#pragma unroll
-            for (u32 half = 0; half < 4; half += 2) {
-                const u32 i = item.row_begin + first + 16 * r + lane / 4 + 4 * half;
-                u32 absent = 0; // a bit a key
-                if (edge || GENERAL) {
-#pragma unroll
-                    for (u32 c = 0; c < 2 * ST; c++) {
-                        const u32 j = j_begin + c / 2 * 8 + lane % 4 * 2 + c % 2;
-                        u32 bias = 0;
-                        if (edge) {
-                            bias = mask_at(params, item, i, j);
-                            absent |= (allowed(params, item, i, j, bias) ? 0u : 1u) << c;
-                        }
-                        if (GENERAL) {
-                            s[r][c / 2][half + c % 2] = score(params, s[r][c / 2][half + c % 2] * params.scale, bias);
-                        }
-                    }
-                }
-                Row& row = rows[r][half / 2];
-                const float alpha = edge ? make_weights<true>(row, s[r], half, absent, scale_log2) : make_weights<false>(row, s[r], half, 0, scale_log2);
-#pragma unroll
-                for (u32 c = 0; c < OT; c++) {
-                    o[r][c][half] *= alpha;
-                    o[r][c][half + 1] *= alpha;
-                }
-                if (GENERAL && params.dropout != 0) {
-#pragma unroll
-                    for (u32 c = 0; c < ST; c++) {
-                        const Words words = dropout_words(params, item, i, j_begin + 8 * c + lane % 4 / 2 * 4);
-                        const bool second = lane % 2 != 0;
-                        s[r][c][half] = kept(params, second ? words.word[2] : words.word[0]) ? s[r][c][half] : bits_float(ABSENT);
-                        s[r][c][half + 1] = kept(params, second ? words.word[3] : words.word[1]) ? s[r][c][half + 1] : bits_float(ABSENT);
-                    }
-                }
+            for (u32 n = 0; n < MT * ST * 4; n++) {
+                s[n / (ST * 4)][n / 4 % ST][n % 4] = score(params, s[n / (ST * 4)][n / 4 % ST][n % 4] * params.scale, 0u);
             }
+        }
+        float alpha[MT][2];
+        make_weights(params, rows, s, alpha);
+        if (GENERAL && params.dropout != 0) {
+            drop_weights(params, item, s, item.row_begin + first, j_begin, lane);
         }
         u32 p[MT][BC / 16][4];
 #pragma unroll
@@ -185,8 +204,12 @@ KERNEL(flash_forward) {
         }
 
         // O = alpha O + P V
+#pragma unroll
+        for (u32 n = 0; n < MT * OT * 4; n++) {
+            o[n / (OT * 4)][n / 4 % OT][n % 4] *= alpha[n / (OT * 4)][n % 4 / 2];
+        }
         if (edge && barrier_any(is_dirty(v_tile, thread))) {
-            add_dirty_values(o, p, v_tile, lane);
+            add_dirty_values(params, item, o, p, v_tile, item.row_begin + first, j_begin, lane);
             barrier();
             clean(v_tile, thread);
             barrier();
@@ -199,20 +222,20 @@ KERNEL(flash_forward) {
 #pragma unroll
     for (u32 r = 0; r < MT; r++) {
 #pragma unroll
-        for (u32 half = 0; half < 4; half += 2) {
-            const u32 place = first + 16 * r + lane / 4 + 4 * half;
+        for (u32 half = 0; half < 2; half++) {
+            const u32 place = first + 16 * r + 8 * half + lane / 4;
             const u32 i = item.row_begin + place;
-            const Row row = rows[r][half / 2];
+            const Row row = rows[r][half];
             const float sum = row_sum(row.l);
             const bool empty = sum == 0.0f; // a row that sees any key has sum >= 2^SHIFT
             const float factor = empty ? 0.0f : params.keep_scale / sum;
 #pragma unroll
             for (u32 c = 0; c < OT; c++) {
-                *(u32*)(q_tile + place * QK_PITCH + 8 * c + lane % 4 * 2) = pair(o[r][c][half] * factor, o[r][c][half + 1] * factor);
+                *(u32*)(q_tile + place * QK_PITCH + 8 * c + lane % 4 * 2) = pair(o[r][c][2 * half] * factor, o[r][c][2 * half + 1] * factor);
             }
             if (lane % 4 == 0 && item.across == 0 && i < row_end) {
                 const float m = GENERAL ? row.m : row.m * LN_2;
-                store_lse(params, item.lse_base + i, empty ? NEG_INF : float_bits(m + (ln(sum) - SHIFT * LN_2)));
+                store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m + (ln(sum) - SHIFT * LN_2)));
             }
         }
     }

@@ -17,5 +17,13 @@ DEVICE u32 mask_at(const Params& params, const Item& item, u32 i, u32 j) {
     if (!GENERAL || params.mask_kind == 0 || i >= params.row_end || j >= item.kv_len) {
         return 0u;
     }
-    return mask_bits(params, item.mask_base + i * params.mask_strides[2] + j * params.mask_strides[3]);
+    return mask_bits(params, mask_row(params, item, i) + j * params.mask_strides[3]);
+}
+
+// Whether key j contributes to query i: neither masked nor dropped.
+DEVICE bool contributes(const Params& params, const Item& item, u32 i, u32 j) {
+    if (!allowed(params, item, i, j, mask_at(params, item, i, j))) {
+        return false;
+    }
+    return !GENERAL || params.dropout == 0 || kept(params, dropout_word(params, item, i, j));
 }

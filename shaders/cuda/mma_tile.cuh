@@ -6,62 +6,66 @@ constexpr u32 ST = BC / 8;        // 8 keys each
 constexpr u32 OT = COLUMNS / 8;   // 8 columns of O each
 constexpr u32 QK_PITCH = Q_WIDTH + 8;
 constexpr u32 V_PITCH = COLUMNS + 8;
-constexpr u32 ABSENT_HALF = ABSENT >> 16;
 
 struct alignas(16) Eight {
     elem x[8];
 };
 
-// Begins to load eight numbers of a row of global memory from column d on, zeros beyond `width`; d is a multiple of 8. `dense`: the row begins at
-// a multiple of 16 bytes and its elements lie side by side. copy_wait and a barrier stand before the first use.
-DEVICE void begin_load8(elem* to, const elem* row, u32 d, u64 step, u32 width, bool dense) {
-    if (dense) {
-        const u32 left = d < width ? width - d : 0;
-        copy16(to, left > 0 ? row + d : row, 2 * (left < 8 ? left : 8));
+// Begins to load rows row_begin .. row_begin + ROWS of global memory, columns d_begin .. d_begin + WIDTH, to a tile. Zeros stand beyond row_end and
+// `width`. `first` leads to row_begin. `dense`: rows begin at multiples of 16 bytes and their elements lie side by side. copy_wait and a barrier
+// stand before the first use.
+template <u32 ROWS, u32 WIDTH, u32 PITCH>
+DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u32 row_begin, u32 row_end, u32 d_begin, u32 width, bool dense, u32 thread) {
+    constexpr u32 CHUNKS = WIDTH / 8;       // of eight numbers, a thread each
+    constexpr u32 PASS = THREADS / CHUNKS;  // rows that the block loads at once
+    const u32 d = d_begin + thread % CHUNKS * 8;
+    const u32 r_begin = thread / CHUNKS;
+    if (PASS * CHUNKS != THREADS && r_begin >= PASS) {
         return;
     }
-    Eight x;
+    elem* to = tile + r_begin * PITCH + thread % CHUNKS * 8;
+    const elem* from = first + r_begin * row_step;
+    if (dense) {
+        const u32 left = d < width ? width - d : 0;
+        const u32 bytes = 2 * (left < 8 ? left : 8);
+        from += d;
 #pragma unroll
-    for (u32 c = 0; c < 8; c++) {
-        x.x[c] = d + c < width ? row[(d + c) * step] : (elem)0;
+        for (u32 r = r_begin; r < ROWS; r += PASS) {
+            copy16(to, from, row_begin + r < row_end ? bytes : 0);
+            to += PASS * PITCH;
+            from += PASS * row_step;
+        }
+        return;
     }
-    *(Eight*)to = x;
+#pragma unroll 1
+    for (u32 r = r_begin; r < ROWS; r += PASS) {
+        Eight x;
+#pragma unroll
+        for (u32 c = 0; c < 8; c++) {
+            x.x[c] = row_begin + r < row_end && d + c < width ? from[(d + c) * step] : (elem)0;
+        }
+        *(Eight*)to = x;
+        to += PASS * PITCH;
+        from += PASS * row_step;
+    }
 }
 
-// Loads Q[row_begin .. row_begin + BR]. Zeros stand beyond the queries and head_dim.
+// Begins to load Q[row_begin .. row_begin + BR].
 DEVICE void load_q(const Params& params, const Item& item, elem* q_tile, u32 thread) {
-    for (u32 block = thread; block < BR * (Q_WIDTH / 8); block += THREADS) {
-        const u32 d = block % (Q_WIDTH / 8) * 8;
-        const u32 r = block / (Q_WIDTH / 8);
-        const u32 i = item.row_begin + r;
-        const u32 width = i < params.row_end ? params.head_dim : 0;
-        const u64 row = width > 0 ? q_row(params, item, i) : 0;
-        begin_load8(q_tile + r * QK_PITCH + d, (const elem*)params.q + row, d, params.q_strides[3], width, (params.dense & 1u) != 0);
-    }
+    begin_load<BR, Q_WIDTH, QK_PITCH>(q_tile, (const elem*)params.q + q_row(params, item, item.row_begin), params.q_strides[2], params.q_strides[3],
+                                      item.row_begin, params.row_end, 0, params.head_dim, (params.dense & 1u) != 0, thread);
 }
 
-// Loads K[j_begin .. j_begin + BC]. Zeros stand beyond the valid keys and head_dim.
+// Begins to load K[j_begin .. j_begin + BC].
 DEVICE void load_k(const Params& params, const Item& item, elem* k_tile, u32 j_begin, u32 thread) {
-    for (u32 block = thread; block < BC * (Q_WIDTH / 8); block += THREADS) {
-        const u32 d = block % (Q_WIDTH / 8) * 8;
-        const u32 r = block / (Q_WIDTH / 8);
-        const u32 j = j_begin + r;
-        const u32 width = j < item.kv_len ? params.head_dim : 0;
-        const u64 row = width > 0 ? k_row(params, item, j) : 0;
-        begin_load8(k_tile + r * QK_PITCH + d, (const elem*)params.k + row, d, params.k_strides[3], width, (params.dense & 2u) != 0);
-    }
+    begin_load<BC, Q_WIDTH, QK_PITCH>(k_tile, (const elem*)params.k + k_row(params, item, j_begin), params.k_strides[2], params.k_strides[3], j_begin,
+                                      item.kv_len, 0, params.head_dim, (params.dense & 2u) != 0, thread);
 }
 
-// Loads V[j_begin .. j_begin + BC, d_begin .. d_begin + COLUMNS]. Zeros stand beyond the valid keys and head_dim_v.
+// Begins to load V[j_begin .. j_begin + BC, d_begin .. d_begin + COLUMNS].
 DEVICE void load_v(const Params& params, const Item& item, elem* v_tile, u32 j_begin, u32 d_begin, u32 thread) {
-    for (u32 block = thread; block < BC * (COLUMNS / 8); block += THREADS) {
-        const u32 d = block % (COLUMNS / 8) * 8;
-        const u32 r = block / (COLUMNS / 8);
-        const u32 j = j_begin + r;
-        const u32 width = j < item.kv_len ? params.head_dim_v : 0;
-        const u64 row = width > 0 ? v_row(params, item, j) : 0;
-        begin_load8(v_tile + r * V_PITCH + d, (const elem*)params.v + row, d_begin + d, params.v_strides[3], width, (params.dense & 4u) != 0);
-    }
+    begin_load<BC, COLUMNS, V_PITCH>(v_tile, (const elem*)params.v + v_row(params, item, j_begin), params.v_strides[2], params.v_strides[3], j_begin,
+                                     item.kv_len, d_begin, params.head_dim_v, (params.dense & 4u) != 0, thread);
 }
 
 // Whether an element is NaN or infinity.
@@ -137,22 +141,23 @@ DEVICE void add_values(float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], co
 }
 
 // Adds what NaN and infinities in V give to the rows that see them, and to no others. Then they can be cleaned, and the product be done as ever.
-DEVICE void add_dirty_values(float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], const elem* v, u32 lane) {
+DEVICE void add_dirty_values(const Params& params, const Item& item, float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], const elem* v, u32 i_begin,
+                             u32 j_begin, u32 lane) {
 #pragma unroll 1
     for (u32 j = 0; j < BC; j++) {
 #pragma unroll
         for (u32 r = 0; r < MT; r++) {
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                // Registers have no indices: one is picked among all.
+                // Registers have no indices: one is picked among all, by masks, since compilers make an index of a choice.
                 u32 mine = 0;
 #pragma unroll
                 for (u32 place = 0; place < BC / 8; place++) {
-                    mine = place == j / 8 ? p[r][place / 2][place % 2 * 2 + half] : mine;
+                    mine |= p[r][place / 2][place % 2 * 2 + half] & (0u - (u32)(place == j / 8));
                 }
                 const u32 pair = shuffle(mine, (lane & 28u) | (j % 8 / 2));
-                const u32 weight = j % 2 == 0 ? pair & 0xffffu : pair >> 16;
-                if (weight == ABSENT_HALF) {
+                const float weight = value((elem)(j % 2 == 0 ? pair & 0xffffu : pair >> 16));
+                if (!contributes(params, item, i_begin + 16 * r + 8 * half + lane / 4, j_begin + j)) {
                     continue;
                 }
 #pragma unroll
@@ -161,7 +166,7 @@ DEVICE void add_dirty_values(float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][
                     for (u32 n = 0; n < 2; n++) {
                         const elem x = v[j * V_PITCH + 8 * c + lane % 4 * 2 + n];
                         if (is_dirty_half(x)) {
-                            o[r][c][2 * half + n] = fmaf(value((elem)weight), value(x), o[r][c][2 * half + n]);
+                            o[r][c][2 * half + n] = fmaf(weight, value(x), o[r][c][2 * half + n]);
                         }
                     }
                 }
@@ -170,12 +175,7 @@ DEVICE void add_dirty_values(float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][
     }
 }
 
-// Reductions over the four lanes that share a row.
-DEVICE float row_max(float x) {
-    x = fmaxf(x, shuffle_xor(x, 1));
-    return fmaxf(x, shuffle_xor(x, 2));
-}
-
+// The sum over the four lanes that share a row.
 DEVICE float row_sum(float x) {
     x += shuffle_xor(x, 1);
     return x + shuffle_xor(x, 2);

@@ -52,13 +52,10 @@ struct Item {
     u32 across;        // which of the blocks that share the tile
     u32 kv_len;        // valid keys
     i32 diagonal;
+    u32 place;         // of its head in this launch
     u64 q_base;        // element indices of (b, h, row 0, 0) and so on
     u64 k_base;
     u64 v_base;
-    u64 out_base;
-    u64 mask_base;
-    u64 lse_base;
-    u64 score_base;
 };
 
 // Keys that batch entry b holds. Lengths are clamped, for only the device knows them.
@@ -77,9 +74,9 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     if (params.longest_first != 0) {
         tile = params.tile_count - 1 - tile;
     }
-    u32 place = shared / params.tile_count;
-    u64 bh = params.bh_begin + place;
     Item item;
+    item.place = shared / params.tile_count;
+    u64 bh = params.bh_begin + item.place;
     item.across = index % params.across;
     item.b = (u32)(bh / params.heads);
     item.h = (u32)(bh % params.heads);
@@ -90,10 +87,6 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     item.q_base = item.b * params.q_strides[0] + item.h * params.q_strides[1];
     item.k_base = item.b * params.k_strides[0] + kv_head * params.k_strides[1];
     item.v_base = item.b * params.v_strides[0] + kv_head * params.v_strides[1];
-    item.out_base = item.b * params.out_strides[0] + item.h * params.out_strides[1];
-    item.mask_base = item.b * params.mask_strides[0] + item.h * params.mask_strides[1];
-    item.lse_base = bh * params.lse_rows;
-    item.score_base = (u64)place * (params.row_end - params.row_begin);
     return item;
 }
 
@@ -101,11 +94,19 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
 DEVICE u64 q_row(const Params& params, const Item& item, u32 i) { return item.q_base + i * params.q_strides[2]; }
 DEVICE u64 k_row(const Params& params, const Item& item, u32 j) { return item.k_base + j * params.k_strides[2]; }
 DEVICE u64 v_row(const Params& params, const Item& item, u32 j) { return item.v_base + j * params.v_strides[2]; }
-DEVICE u64 out_row(const Params& params, const Item& item, u32 i) { return item.out_base + i * params.out_strides[2]; }
+
+// These are asked once: what they begin at is not kept in registers.
+DEVICE u64 out_row(const Params& params, const Item& item, u32 i) {
+    return item.b * params.out_strides[0] + item.h * params.out_strides[1] + i * params.out_strides[2];
+}
+DEVICE u64 mask_row(const Params& params, const Item& item, u32 i) {
+    return item.b * params.mask_strides[0] + item.h * params.mask_strides[1] + i * params.mask_strides[2];
+}
+DEVICE u64 lse_row(const Params& params, const Item& item, u32 i) { return (params.bh_begin + item.place) * params.lse_rows + i; }
 
 // Where the scores of query i begin in the workspace of the unfused kernels.
 DEVICE u64 score_row(const Params& params, const Item& item, u32 i) {
-    return (item.score_base + (i - params.row_begin)) * params.score_stride;
+    return ((u64)item.place * (params.row_end - params.row_begin) + (i - params.row_begin)) * params.score_stride;
 }
 
 struct Range {

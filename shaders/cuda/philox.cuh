@@ -25,5 +25,13 @@ DEVICE Words dropout_words(const Params& params, const Item& item, u32 i, u32 j)
     return philox(j / 4, i, item.b * params.heads + item.h, params.dropout_offset, params.seed[0], params.seed[1]);
 }
 
+// The word of one key. By choices: registers have no indices.
+DEVICE u32 dropout_word(const Params& params, const Item& item, u32 i, u32 j) {
+    Words words = dropout_words(params, item, i, j / 4 * 4);
+    u32 low = j % 2 == 0 ? words.word[0] : words.word[1];
+    u32 high = j % 2 == 0 ? words.word[2] : words.word[3];
+    return j % 4 < 2 ? low : high;
+}
+
 // Whether a weight with this word is kept.
 DEVICE bool kept(const Params& params, u32 word) { return word >= params.dropout_threshold && params.keep_scale > 0.0f; }

@@ -94,7 +94,7 @@ DEVICE bool is_dirty(const float* kv_tile, u32 thread) {
 
 // Adds Q K^T over the columns of one block, `depth` of them. `q` leads to column 0 of the block in q_tile.
 DEVICE void add_scores(float (&s)[RT][4 * KT], const float* q, u32 q_pitch, const float* k, u32 depth) {
-#pragma unroll 2
+#pragma unroll 1
     for (u32 d = 0; d < depth; d += 4) {
         Four keys[4 * KT];
 #pragma unroll

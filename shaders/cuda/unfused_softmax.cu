@@ -46,12 +46,12 @@ KERNEL(unfused_softmax) {
     for (u32 j = thread; j < params.seq_kv; j += THREADS) {
         bool present = float_bits(row[j]) != NEG_INF;
         if (GENERAL && params.dropout != 0) {
-            present = present && kept(params, dropout_words(params, item, i, j / 4 * 4).word[j % 4]);
+            present = present && kept(params, dropout_word(params, item, i, j));
         }
         const float p = exp_nonpositive(row[j] - m) / l * params.keep_scale;
         row[j] = present ? p : bits_float(ABSENT);
     }
     if (thread == 0 && params.lse != nullptr) {
-        ((u32*)params.lse)[item.lse_base + i] = l == 0.0f ? NEG_INF : float_bits(m + ln(l));
+        ((u32*)params.lse)[lse_row(params, item, i)] = l == 0.0f ? NEG_INF : float_bits(m + ln(l));
     }
 }

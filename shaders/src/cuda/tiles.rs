@@ -55,7 +55,7 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
 /// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
 pub const CUDA_MMA_TILES: [CudaTiles; 13] = [
     mma(128, 64, 4, 32, 32, 2),
-    mma(128, 128, 4, 64, 64, 2),
+    mma(128, 96, 4, 64, 64, 2),
     mma(128, 64, 4, 64, 64, 2),
     mma(128, 64, 4, 96, 96, 2),
     mma(128, 64, 4, 128, 128, 2),
@@ -84,9 +84,10 @@ impl CudaTiles {
     /// Whether the shape leaves a thread the registers that masks, softcap and dropout take.
     pub const fn has_general(&self) -> bool {
         let scores = self.rows * self.keys / self.threads();
+        let all = scores + self.rows * self.columns / self.threads();
         match self.engine {
-            Engine::Mma => scores <= 64,
-            Engine::Simt => scores + self.rows * self.columns / self.threads() <= 96,
+            Engine::Mma => scores <= 32 || all <= 128,
+            Engine::Simt => all <= 96,
         }
     }
 
