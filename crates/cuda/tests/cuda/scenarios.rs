@@ -1,0 +1,299 @@
+//! What is played on the fake driver. A scenario fails where it panics.
+
+use crate::fake::Scenario;
+use flashtile_core::{
+    Argument, Call, DType, HostArgs, KernelKind, Layout, Problem, ProblemError, Reason, TensorView, Verdict,
+};
+use flashtile_cuda::{
+    Args, Context, DeviceChoice, Error, HostRun, Input, Output, Plan, PlanOptions,
+    cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr},
+    devices, open,
+};
+use std::{env, fs, sync::Arc, thread};
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario { name: "cards_are_listed_and_opened", settings: &[], play: cards },
+    Scenario { name: "host_tensors_run", settings: &[], play: host_tensors },
+    Scenario { name: "large_tiles_opt_in_to_their_shared_memory", settings: &[], play: large_tiles },
+    Scenario { name: "slices_views_and_addresses_launch", settings: &[], play: memory },
+    Scenario { name: "what_does_not_fit_is_refused", settings: &[], play: misfits },
+    Scenario { name: "calls_that_share_a_workspace_do_not_mix", settings: &[], play: workspaces },
+    Scenario { name: "a_captured_stream_waits_for_nothing", settings: &[("FAKE_CAPTURE", "1")], play: capture },
+    Scenario { name: "kernels_are_compiled_once", settings: &[], play: caches },
+    Scenario { name: "no_card", settings: &[("FAKE_DEVICES", "0")], play: no_card },
+    Scenario { name: "an_old_driver", settings: &[("FAKE_VERSION", "11080")], play: old_driver },
+    Scenario {
+        name: "a_driver_that_lacks_something",
+        settings: &[("LD_LIBRARY_PATH", "incomplete")],
+        play: incomplete,
+    },
+    Scenario { name: "no_compiler", settings: &[("FLASHTILE_NVRTC", "/nowhere")], play: no_compiler },
+    Scenario { name: "a_kernel_that_does_not_compile", settings: &[("FAKE_SYNTAX_ERROR", "1")], play: no_kernel },
+    Scenario { name: "no_memory", settings: &[("FAKE_MEMORY", "100")], play: no_memory },
+    Scenario { name: "a_card_that_fails", settings: &[("FAKE_FAIL", "700")], play: failure },
+];
+
+const fn shared_between_threads<T: Send + Sync>() {}
+const _: () = {
+    shared_between_threads::<Context>();
+    shared_between_threads::<Plan>();
+    shared_between_threads::<HostRun>();
+};
+
+fn first() -> Context {
+    open(&DeviceChoice::default()).unwrap()
+}
+
+/// One head, `seq` queries and keys, one column.
+fn problem(seq: usize) -> Problem {
+    let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, seq, 1]).unwrap();
+    Problem::builder(view, view, view).build().unwrap()
+}
+
+fn plan(context: &Context, kernel: KernelKind) -> Plan {
+    context.plan(&problem(4), &PlanOptions::kernel(kernel)).unwrap()
+}
+
+/// Memory for one tensor of [`problem`] with four queries.
+fn zeros(stream: &Arc<CudaStream>) -> CudaSlice<f32> {
+    stream.clone_htod(&[0f32; 4]).unwrap()
+}
+
+/// Scores are zero, and the rest is as in [`problem`].
+fn host_args<'a>(zeros: &'a [u8], values: &'a [u8], out: &'a mut [u8], seq_q: Option<usize>) -> HostArgs<'a> {
+    let call = Call { seq_q, ..Call::default() };
+    HostArgs { q: zeros, k: zeros, v: values, mask: None, kv_lens: None, out, lse: None, call }
+}
+
+/// Lines that the fakes wrote so far and that begin in this way.
+fn told(begin: &str) -> Vec<String> {
+    let log = fs::read_to_string(env::var_os("FAKE_LOG").unwrap()).unwrap_or_default();
+    log.lines().filter(|line| line.starts_with(begin)).map(str::to_owned).collect()
+}
+
+fn cards() {
+    let cards = devices().unwrap();
+    assert_eq!(cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["Fake 0", "Fake 1"]);
+    assert_eq!((cards[1].machine.arch, cards[1].machine.shared_limit, cards[1].index), (86, 99 << 10, 1));
+    let second = open(&DeviceChoice { index: Some(1), name: None }).unwrap();
+    assert_eq!((second.name(), second.cuda().ordinal(), second.driver_version()), ("Fake 1", 1, 12040));
+    let none = open(&DeviceChoice { index: Some(2), name: Some("x".into()) }).unwrap_err();
+    assert_eq!(none.to_string(), "no CUDA card with number 2 named like `x`: there is 0: Fake 0, 1: Fake 1");
+}
+
+fn host_tensors() {
+    let context = first();
+    assert!(
+        matches!(context.verdict(&problem(4), KernelKind::Flash), Verdict::Runs(how) if how.starts_with("Fake 0, Br"))
+    );
+    let plan = plan(&context, KernelKind::Flash);
+    let text = plan.to_string();
+    for part in ["on Fake 0 (CUDA, compute capability 8.6)", "flash: asked for", "40 registers", "workspace 0 bytes"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let (zeros, values, mut out) = (bytes(&[0.0; 4]), bytes(&[1.0, 2.0, 3.0, 6.0]), bytes(&[9.0; 5]));
+    let stats = context.run_host(&plan, host_args(&zeros, &values, &mut out, Some(3))).unwrap();
+    assert_eq!(out, bytes(&[3.0, 3.0, 3.0, 9.0, 9.0]), "rows of the call, and no more");
+    assert_eq!((stats.device_bytes, stats.run.gpu.unwrap().as_micros()), (64, 1500));
+    let short = context.run_host(&plan, host_args(&zeros, &values, &mut out[..15], Some(3))).unwrap_err();
+    assert!(matches!(short, Error::Problem(ProblemError::TooShort { argument: Argument::Out, .. })));
+    let none = context.plan(&problem(0), &PlanOptions::default()).unwrap();
+    let mut run = HostRun::upload(&none, &host_args(&zeros, &values, &mut out, Some(3))).unwrap_err();
+    assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
+    run = none
+        .launch(
+            context.stream(),
+            &mut HostRun::upload(&plan, &host_args(&zeros, &values, &mut out, Some(3))).unwrap().args(),
+        )
+        .unwrap_err();
+    assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
+}
+
+fn large_tiles() {
+    let context = first();
+    let plan = context.plan(&problem(100), &PlanOptions::default()).unwrap();
+    assert!(plan.steps()[0].variant.shared_bytes() > 48 << 10);
+    let (zeros, mut out) = ([0; 400], [9; 400]);
+    context.run_host(&plan, host_args(&zeros, &zeros, &mut out, None)).unwrap();
+    assert_eq!(out, zeros);
+}
+
+fn memory() {
+    let context = first();
+    let stream = context.stream();
+    let plan = plan(&context, KernelKind::Flash);
+    let zeros = stream.clone_htod(&[0f32; 4]).unwrap();
+    let values = stream.clone_htod(&[0f32, 0.0, 1.0, 2.0, 3.0, 6.0]).unwrap();
+    let mut out = stream.clone_htod(&[9f32; 8]).unwrap();
+
+    // A slice with an offset.
+    let v = Input::from(&values).offset(8);
+    plan.launch(stream, &mut Args::new(&zeros, &zeros, v, Output::from(&mut out).offset(4))).unwrap();
+    assert_eq!(stream.clone_dtoh(&out).unwrap(), [9.0, 3.0, 3.0, 3.0, 3.0, 9.0, 9.0, 9.0]);
+
+    // Views.
+    let view = values.slice(1..5);
+    let mut place = out.slice_mut(4..);
+    plan.launch(stream, &mut Args::new(&zeros, &zeros, &view, &mut place)).unwrap();
+    assert_eq!(stream.clone_dtoh(&out).unwrap(), [9.0, 3.0, 3.0, 3.0, 1.5, 1.5, 1.5, 1.5]);
+
+    // Addresses, on another stream of the context, from several threads.
+    let other = context.cuda().new_stream().unwrap();
+    let address = zeros.device_ptr(stream).0;
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut own = other.clone_htod(&[9f32; 4]).unwrap();
+                // SAFETY: the slice outlives the call, and nobody writes it.
+                let raw = || unsafe { Input::from_raw(address, 16) };
+                plan.launch(&other, &mut Args::new(raw(), raw(), &values, &mut own)).unwrap();
+                assert_eq!(other.clone_dtoh(&own).unwrap(), [0.75; 4]);
+            });
+        }
+    });
+}
+
+fn misfits() {
+    let context = first();
+    let stream = context.stream();
+    let plan = plan(&context, KernelKind::Flash);
+    let x = zeros(&stream);
+    let mut out = zeros(&stream);
+    let elsewhere = CudaContext::new(1).unwrap().default_stream();
+    let there = zeros(&elsewhere);
+
+    let launch = |args: &mut Args<'_>| plan.launch(stream, args).unwrap_err();
+    let other = plan.launch(&elsewhere, &mut Args::new(&x, &x, &x, &mut out)).unwrap_err();
+    assert_eq!(other, Error::OtherContext { what: "the stream".into() });
+    assert_eq!(launch(&mut Args::new(&x, &there, &x, &mut out)), Error::OtherContext { what: "k".into() });
+    let short = launch(&mut Args::new(&x, &x, Input::from(&x).offset(4), &mut out));
+    assert_eq!(short, ProblemError::TooShort { argument: Argument::V, expected: 20, given: 16 }.into());
+    let unexpected = launch(&mut Args::new(&x, &x, &x, &mut out).mask(&x));
+    assert_eq!(unexpected, ProblemError::Unexpected { argument: Argument::AttnMask }.into());
+    // SAFETY: refused before anything is written.
+    let overlapping = unsafe { Output::from_raw(x.device_ptr(stream).0 + 12, 16) };
+    let aliased = launch(&mut Args::new(&x, &x, &x, overlapping));
+    assert_eq!(aliased, Error::Aliased { written: Argument::Out, other: Argument::Q });
+    // SAFETY: as above.
+    let odd = unsafe { Output::from_raw(0x1002, 16) };
+    assert_eq!(
+        launch(&mut Args::new(&x, &x, &x, odd)),
+        Error::Misaligned { argument: Argument::Out, address: 0x1002, size: 4 }
+    );
+    assert!(told("launched").is_empty());
+}
+
+fn workspaces() {
+    let context = first();
+    let plan = plan(&context, KernelKind::Unfused);
+    assert_eq!(plan.workspace_bytes(), 4 * 4 * 4);
+    let stream = context.stream();
+    let x = zeros(&stream);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let stream = context.cuda().new_stream().unwrap();
+                let mut out = zeros(&stream);
+                for _ in 0..20 {
+                    plan.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+                }
+            });
+        }
+    });
+    let launches = told("launched");
+    assert_eq!(launches.len(), 4 * 20 * 3);
+    for call in launches.chunks(3) {
+        let starts = ["launched unfused_scores", "launched unfused_softmax", "launched unfused_values"];
+        assert!(call.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{call:?}");
+    }
+
+    // A workspace of one's own.
+    let mut out = zeros(&stream);
+    let mut own = stream.clone_htod(&[0f32; 16]).unwrap();
+    let address = own.device_ptr(stream).0;
+    plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own)).unwrap();
+    assert!(told("launched")[240..].iter().all(|line| line.ends_with(&format!("scores {address:#x}"))));
+    let short =
+        plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own.slice_mut(1..))).unwrap_err();
+    assert_eq!(short, ProblemError::TooShort { argument: Argument::Workspace, expected: 64, given: 60 }.into());
+}
+
+fn capture() {
+    let context = first();
+    let stream = context.stream();
+    let (x, mut out) = (zeros(stream), zeros(stream));
+    for kernel in KernelKind::ALL {
+        plan(&context, kernel).launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+    }
+    assert_eq!(told("launched").len(), 4);
+}
+
+fn caches() {
+    for _ in 0..2 {
+        let context = first();
+        plan(&context, KernelKind::Unfused);
+        plan(&context, KernelKind::Unfused);
+        assert_eq!(context.kernel_count(), 3);
+    }
+    assert_eq!(
+        told("compiled"),
+        ["compiled --gpu-architecture=sm_86"; 3],
+        "the second context reads the first's from disk"
+    );
+    assert_eq!(told("unloaded").len(), 6);
+}
+
+fn no_card() {
+    assert_eq!(devices().unwrap(), []);
+    let error = open(&DeviceChoice::default()).unwrap_err();
+    assert_eq!(error.to_string(), "no CUDA card: the driver finds none");
+}
+
+fn old_driver() {
+    assert_eq!(devices().unwrap_err(), Error::OldDriver(11080));
+    let error = open(&DeviceChoice::default()).unwrap_err().to_string();
+    assert!(error.starts_with("the CUDA driver is of version 11.8, and CUDA 12.0"), "{error}");
+}
+
+fn incomplete() {
+    let error = open(&DeviceChoice::default()).unwrap_err();
+    assert!(matches!(&error, Error::NoDriver(why) if why.ends_with("it lacks cuLaunchKernel")), "{error}");
+}
+
+fn no_compiler() {
+    let context = first();
+    let refused = context.verdict(&problem(4), KernelKind::Flash);
+    assert!(matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])), "{refused}");
+    let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    assert!(
+        matches!(error, Error::NoCompiler { arch: 86, command: "pip install nvidia-cuda-nvrtc-cu12", .. }),
+        "{error}"
+    );
+}
+
+fn no_kernel() {
+    let error = first().plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::Compile { arch: 86, message, .. } if message.contains("ptxas")), "{error}");
+}
+
+fn no_memory() {
+    let context = first();
+    let plan = |seq, kernel| context.plan(&problem(seq), &PlanOptions::kernel(kernel));
+    let error = plan(50, KernelKind::Unfused).unwrap_err();
+    assert_eq!(error, Error::OutOfMemory { what: "10400 bytes of scores".into() });
+    let zeros = [0; 200];
+    let mut out = zeros;
+    let args = host_args(&zeros, &zeros, &mut out, None);
+    let error = context.run_host(&plan(50, KernelKind::Flash).unwrap(), args).unwrap_err();
+    assert_eq!(error, Error::OutOfMemory { what: "200 bytes of q".into() });
+}
+
+fn failure() {
+    let context = first();
+    let zeros = [0; 16];
+    let mut out = zeros;
+    let args = host_args(&zeros, &zeros, &mut out, None);
+    let error = context.run_host(&plan(&context, KernelKind::Flash), args).unwrap_err();
+    assert!(matches!(&error, Error::DeviceLost(why) if why.contains("ILLEGAL_ADDRESS")), "{error}");
+}
