@@ -78,6 +78,14 @@ pub fn compile(variant: &CudaVariant, arch: Arch) -> Result<Compiled, Error> {
     compile_with(&nvrtc, variant, arch, &Cache::none())
 }
 
+/// Major and minor version of the NVRTC that [`compile`] takes for `arch`.
+///
+/// # Errors
+/// [`Error::NoCompiler`].
+pub fn compiler_version(arch: Arch) -> Result<(u32, u32), Error> {
+    Ok(find(arch, None)?.version)
+}
+
 /// Compiles `variant`, unless `cache` has it.
 pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cache: &Cache) -> Result<Compiled, Error> {
     let failed = |message: String| Error::Compile { variant: variant.to_string(), arch, message };

@@ -158,8 +158,8 @@ fn misfits() {
     let context = first();
     let stream = context.stream();
     let plan = plan(&context, KernelKind::Flash);
-    let x = zeros(&stream);
-    let mut out = zeros(&stream);
+    let x = zeros(stream);
+    let mut out = zeros(stream);
     let elsewhere = CudaContext::new(1).unwrap().default_stream();
     let there = zeros(&elsewhere);
 
@@ -189,7 +189,7 @@ fn workspaces() {
     let plan = plan(&context, KernelKind::Unfused);
     assert_eq!(plan.workspace_bytes(), 4 * 4 * 4);
     let stream = context.stream();
-    let x = zeros(&stream);
+    let x = zeros(stream);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -209,7 +209,7 @@ fn workspaces() {
     }
 
     // A workspace of one's own.
-    let mut out = zeros(&stream);
+    let mut out = zeros(stream);
     let mut own = stream.clone_htod(&[0f32; 16]).unwrap();
     let address = own.device_ptr(stream).0;
     plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own)).unwrap();
