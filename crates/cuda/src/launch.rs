@@ -1,5 +1,5 @@
 use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView};
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Plan {
     /// CUDA graph.
     ///
     /// Slices and views keep cudarc's order of reads and writes across streams. A captured stream cannot wait for what was enqueued outside the
-    /// capture: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's kernels and workspace, so
+    /// capture, which is then an error: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's kernels and workspace, so
     /// the plan has to outlive it; a graph that uses the plan's own workspace must not run beside other calls of the plan.
     ///
     /// # Errors
@@ -45,21 +45,17 @@ impl Plan {
 
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
         let Args { q, k, v, out, mask, kv_lens, lse, workspace, call: _ } = args;
-        fn begin<'b>(
-            input: &'b Option<Input<'_>>,
-            stream: &'b CudaStream,
-        ) -> (u64, Option<cudarc::driver::SyncOnDrop<'b>>) {
-            input.as_ref().map_or((0, None), |input| input.begin(stream))
-        }
         let (q, _q) = q.begin(stream);
         let (k, _k) = k.begin(stream);
         let (v, _v) = v.begin(stream);
-        let (mask, _mask) = begin(mask, stream);
-        let (kv_lens, _kv_lens) = begin(kv_lens, stream);
+        let (mask, _mask) = mask.as_ref().map_or((0, None), |mask| mask.begin(stream));
+        let (kv_lens, _kv_lens) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(stream));
         let (out, _out) = out.begin(stream);
         let (lse, _lse) = lse.as_mut().map_or((0, None), |lse| lse.begin(stream));
         let own = workspace.is_none();
         let (scores, _workspace) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(stream));
+        // An order that cudarc could not establish is kept as an error in its context.
+        cuda.check_err().map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
         let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
         check_addresses(&needs(&inner.problem, inner.schedule.workspace_bytes), &pointers)?;
         match &inner.workspace {
@@ -117,7 +113,7 @@ impl PlanInner {
     }
 }
 
-fn refused(error: cudarc::driver::DriverError, launch: &Launch) -> Error {
+fn refused(error: DriverError, launch: &Launch) -> Error {
     Error::of_driver(error, format!("the launch of {} in {} blocks", launch.variant, launch.grid))
 }
 

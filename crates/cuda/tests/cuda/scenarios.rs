@@ -227,6 +227,13 @@ fn capture() {
         plan(&context, kernel).launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
     }
     assert_eq!(told("launched").len(), 4);
+
+    // With a second stream cudarc orders slices by events, for which a captured stream cannot wait.
+    let _second = context.cuda().new_stream().unwrap();
+    let flash = plan(&context, KernelKind::Flash);
+    let error = flash.launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap_err();
+    assert!(matches!(&error, Error::Driver { what, .. } if what.starts_with("the order of reads")), "{error}");
+    assert_eq!(told("launched").len(), 4);
 }
 
 fn caches() {
