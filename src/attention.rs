@@ -1,6 +1,10 @@
 use crate::Error;
 #[cfg(feature = "wgpu")]
-use crate::gpu::Gpu;
+use crate::adapter::Adapter;
+#[cfg(feature = "cuda")]
+use crate::card::Card;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::session::Session;
 use flashtile_core::{BackendKind, Explanation, HostArgs, KernelKind, Problem, Reason, Verdict};
 use std::{sync::LazyLock, time::Instant};
 
@@ -65,25 +69,42 @@ pub struct Report {
 #[derive(Debug, Default)]
 pub struct Attention {
     #[cfg(feature = "wgpu")]
-    gpu: Gpu,
+    gpu: Session<Adapter>,
+    #[cfg(feature = "cuda")]
+    cuda: Session<Card>,
+    /// The backend whose device the caller named or gave: it comes before all others.
+    own: Option<BackendKind>,
 }
 
+#[allow(clippy::needless_update, reason = "other features bring other fields")]
 impl Attention {
-    /// A session on the best adapter. Nothing is opened before it is asked for.
+    /// A session on the first card, and on the best adapter. Nothing is opened before it is asked for.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A session on an adapter of the caller's choice.
+    /// A session on an adapter of the caller's choice. wgpu is then asked before all other backends.
     #[cfg(feature = "wgpu")]
     pub fn with_adapter(choice: flashtile_wgpu::AdapterChoice) -> Self {
-        Self { gpu: Gpu::new(choice) }
+        Self { gpu: Session::new(choice), own: Some(BackendKind::Wgpu), ..Self::default() }
     }
 
-    /// A session on a device that is already open.
+    /// A session on a device that is already open. wgpu is then asked before all other backends.
     #[cfg(feature = "wgpu")]
     pub fn with_context(context: flashtile_wgpu::Context) -> Self {
-        Self { gpu: Gpu::with_context(context) }
+        Self { gpu: Session::with_context(context), own: Some(BackendKind::Wgpu), ..Self::default() }
+    }
+
+    /// A session on an NVIDIA card of the caller's choice.
+    #[cfg(feature = "cuda")]
+    pub fn with_card(choice: flashtile_cuda::DeviceChoice) -> Self {
+        Self { cuda: Session::new(choice), own: Some(BackendKind::Cuda), ..Self::default() }
+    }
+
+    /// A session in a CUDA context that is already there.
+    #[cfg(feature = "cuda")]
+    pub fn with_cuda_context(context: flashtile_cuda::Context) -> Self {
+        Self { cuda: Session::with_context(context), own: Some(BackendKind::Cuda), ..Self::default() }
     }
 
     /// The session that [`scaled_dot_product_attention`](crate::scaled_dot_product_attention) shares through the process.
@@ -99,18 +120,27 @@ impl Attention {
 
     /// As [`explain`](Self::explain), for what `choice` leaves. A backend that it leaves out is not asked, and its device not opened.
     pub fn explain_within(&self, problem: &Problem, choice: Choice) -> Explanation {
-        let pairs = BackendKind::ALL.into_iter().flat_map(|b| KernelKind::ALL.map(|k| (b, k)));
+        let mut backends = BackendKind::ALL;
+        backends.sort_by_key(|&backend| self.own != Some(backend));
+        let pairs = backends.into_iter().flat_map(|b| KernelKind::ALL.map(|k| (b, k)));
         let asked = pairs.filter(|&(b, k)| choice.allows(b, k));
         Explanation { verdicts: asked.map(|(b, k)| (b, k, self.verdict(problem, b, k))).collect() }
     }
 
-    #[cfg_attr(not(feature = "wgpu"), expect(unused_variables, reason = "the others run anything"))]
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        expect(unused_variables, reason = "the others run anything")
+    )]
     fn verdict(&self, problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdict {
         match (backend, kernel) {
             #[cfg(feature = "wgpu")]
             (BackendKind::Wgpu, _) => self.gpu.verdict(problem, kernel),
             #[cfg(not(feature = "wgpu"))]
             (BackendKind::Wgpu, _) => Verdict::Refused(vec![Reason::FeatureOff { backend }]),
+            #[cfg(feature = "cuda")]
+            (BackendKind::Cuda, _) => self.cuda.verdict(problem, kernel),
+            #[cfg(not(feature = "cuda"))]
+            (BackendKind::Cuda, _) => Verdict::Refused(vec![Reason::FeatureOff { backend }]),
             (BackendKind::Reference, KernelKind::Unfused) => Verdict::Runs(reference_plan()),
             (BackendKind::Reference, _) => Verdict::Refused(vec![Reason::NoSuchKernel { backend, kernel }]),
             _ => Verdict::Refused(vec![Reason::NotBuilt { backend }]),
@@ -131,6 +161,8 @@ impl Attention {
         let mut report = match backend {
             #[cfg(feature = "wgpu")]
             BackendKind::Wgpu => self.gpu.run(problem, args, kernel, choice.kernel.is_some())?,
+            #[cfg(feature = "cuda")]
+            BackendKind::Cuda => self.cuda.run(problem, args, kernel, choice.kernel.is_some())?,
             _ => run_reference(problem, args)?,
         };
         report.why = why;
@@ -145,6 +177,9 @@ fn why(explanation: &Explanation, choice: Choice, backend: BackendKind, kernel: 
         (Some(_), Some(_)) => "asked for by name".to_owned(),
         (Some(_), None) => format!("backend asked for; {kernel} is its first kernel that runs"),
         (None, Some(_)) => format!("kernel asked for; {backend} is the first backend that runs it"),
+        (None, None) if backend == BackendKind::Cuda => {
+            "first that runs: NVIDIA cards have kernels of their own".to_owned()
+        }
         (None, None) => "first that runs".to_owned(),
     };
     let mut refused: Vec<String> = Vec::new();
@@ -223,7 +258,7 @@ mod tests {
     #[test]
     fn auto_always_finds_somebody_and_says_why() {
         let report = run(Choice::AUTO).expect("the reference, at the least");
-        assert!(report.why.starts_with("first that runs (cuda: the cuda backend is not part"), "{}", report.why);
+        assert!(report.why.starts_with("first that runs"), "{}", report.why);
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub enum Error {
     #[cfg(feature = "wgpu")]
     #[error(transparent)]
     Wgpu(#[from] flashtile_wgpu::Error),
+    /// The CUDA backend failed while it ran.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] flashtile_cuda::Error),
 }
 
 /// An explanation without line breaks.

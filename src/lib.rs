@@ -100,12 +100,16 @@
 #[cfg(target_endian = "big")]
 compile_error!("flashtile hands slices to kernels as little-endian bytes; big-endian hosts are not supported");
 
-mod attention;
-mod error;
 #[cfg(feature = "wgpu")]
-mod gpu;
+mod adapter;
+mod attention;
+#[cfg(feature = "cuda")]
+mod card;
+mod error;
 mod past;
 mod sdpa;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod session;
 mod tensor;
 
 pub use attention::{Attention, Choice, Report};
@@ -115,6 +119,10 @@ pub use past::concat_past;
 pub use sdpa::{AttnMask, manual_seed, scaled_dot_product_attention};
 pub use tensor::{Element, OwnedTensor, Tensor, bytes_of, zeroed_bytes};
 
+/// Attention on an NVIDIA card, on a CUDA context and stream that the caller owns: [`Context`](flashtile_cuda::Context),
+/// [`Plan`](flashtile_cuda::Plan), and cudarc itself.
+#[cfg(feature = "cuda")]
+pub use flashtile_cuda as cuda;
 /// The oracle: naive attention in float64, which every result is held to.
 pub use flashtile_reference as reference;
 /// Attention on a wgpu device that the caller owns: [`Context`](flashtile_wgpu::Context), [`Plan`](flashtile_wgpu::Plan), and wgpu itself.
