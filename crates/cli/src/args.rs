@@ -101,12 +101,18 @@ pub(crate) struct BenchArgs {
     /// Threads of the CPU backends
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Seconds that the repetitions of one case may take together
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    pub(crate) seconds: f64,
     /// One JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,
     /// Draw speed and memory against sequence length
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+    /// Measure nothing: lines that --json wrote, as tables; with --plot, those of one dtype and of --causal or not [default: f16]
+    #[arg(long, value_name = "RESULTS.json", conflicts_with_all = ["shape", "threads", "json", "backend", "kernel", "adapter"])]
+    pub(crate) from: Option<PathBuf>,
 }
 
 /// Who should run it, and how.
@@ -229,8 +235,14 @@ fn keys(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| "expected how many keys, 0 or more".to_owned())
 }
 
+/// Reads a time.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0);
+    seconds.ok_or_else(|| "expected seconds, 0 or more".to_owned())
+}
+
 /// Reads `BxHxSxD`.
-fn shape(text: &str) -> Result<[usize; 4], String> {
+pub(crate) fn shape(text: &str) -> Result<[usize; 4], String> {
     let sizes: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
     sizes
         .and_then(|sizes| sizes.try_into().ok())

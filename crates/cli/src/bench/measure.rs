@@ -5,8 +5,6 @@ use super::{
 use anyhow::Result;
 use std::time::Instant;
 
-/// Seconds that the repetitions of one case may take together.
-const BUDGET_S: f64 = 1.0;
 /// Seconds that a single run may be expected to take before it is left out.
 const LIMIT_S: f64 = 8.0;
 
@@ -14,8 +12,8 @@ const LIMIT_S: f64 = 8.0;
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) case: Case,
-    pub(crate) backend: &'static str,
-    pub(crate) kernel: &'static str,
+    pub(crate) backend: String,
+    pub(crate) kernel: String,
     pub(crate) device: String,
     /// Median.
     pub(crate) ms: f64,
@@ -38,7 +36,7 @@ impl Speed {
     pub(crate) fn probe(target: &Target, like: &Case) -> Result<Self> {
         let case = Case { shape: [1, 2, 128, 64], ..*like };
         let mut speed = Self::default();
-        measure(target, &case, &Data::new(&case), &mut speed)?;
+        measure(target, &case, &Data::new(&case), 1.0, &mut speed)?;
         Ok(speed)
     }
 
@@ -49,19 +47,19 @@ impl Speed {
     }
 }
 
-/// The median of as many repetitions as the budget allows: three or more, or two where a run is long.
-pub(crate) fn measure(target: &Target, case: &Case, data: &Data, speed: &mut Speed) -> Result<Row> {
+/// The median of as many repetitions as `budget` seconds allow: three or more, or two where a run is long.
+pub(crate) fn measure(target: &Target, case: &Case, data: &Data, budget: f64, speed: &mut Speed) -> Result<Row> {
     let cost = case.cost()?;
     let mut prepared = target.prepare(case, data)?;
     let begin = Instant::now();
     let mut times = Vec::new();
-    if prepared.first_run_ms > BUDGET_S * 1e3 {
+    if prepared.first_run_ms > budget.max(1.0) * 1e3 {
         // So long that nothing of its first time shows.
         times.push(prepared.first_run_ms);
     }
-    while times.len() < 3 || begin.elapsed().as_secs_f64() < BUDGET_S {
+    while times.len() < 3 || begin.elapsed().as_secs_f64() < budget {
         times.push(prepared.run()?);
-        if times.len() >= 200 || begin.elapsed().as_secs_f64() > 2.0 * BUDGET_S {
+        if times.len() >= 200 || begin.elapsed().as_secs_f64() > 2.0 * budget.max(1.0) {
             break;
         }
     }
@@ -70,8 +68,8 @@ pub(crate) fn measure(target: &Target, case: &Case, data: &Data, speed: &mut Spe
     speed.gflops = speed.gflops.max(gflops);
     Ok(Row {
         case: *case,
-        backend: target.backend.name(),
-        kernel: target.kernel.name(),
+        backend: target.backend.name().to_owned(),
+        kernel: target.kernel.name().to_owned(),
         device: target.device.clone(),
         ms,
         clock: prepared.clock,

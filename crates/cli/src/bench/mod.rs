@@ -3,13 +3,14 @@
 mod cases;
 mod measure;
 mod plot;
+mod results;
 mod target;
 
 use crate::{args::BenchArgs, complain, output::Destination, progress, text};
 use anyhow::{Result, bail, ensure};
 use cases::{Case, cases};
 use comfy_table::{CellAlignment, Table, presets};
-use flashtile::BackendKind;
+use flashtile::{BackendKind, DType};
 use indicatif::ProgressBar;
 use measure::{Row, Speed, measure};
 use serde_json::json;
@@ -20,6 +21,15 @@ use target::{Data, Target, targets};
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     ensure!(args.threads != Some(0), "--threads must be at least 1, but is 0");
     let plot = args.plot.as_deref().map(Destination::open).transpose()?;
+    if let Some(file) = &args.from {
+        let results = results::read(file)?;
+        write!(out, "{results}")?;
+        if let Some(destination) = plot {
+            let dtype = args.dtype.map_or(DType::F16, |dtype| dtype.dtype());
+            destination.write(results.svg(dtype, args.causal)?.as_bytes())?;
+        }
+        return Ok(());
+    }
     let targets = targets(args)?;
     if args.threads.is_some_and(|n| n > 1) && targets.iter().any(|t| t.backend == BackendKind::Reference) {
         complain("the reference runs on one thread, whatever --threads says");
@@ -75,7 +85,7 @@ fn all(
                 bar.suspend(|| complain(&format!("skipped {what}: {reason}")));
             } else {
                 let data = data.get_or_insert_with(|| Data::new(case));
-                let row = measure(target, case, data, speed)?;
+                let row = measure(target, case, data, args.seconds, speed)?;
                 if args.json {
                     let line = json_line(&row);
                     bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush()))?;
@@ -127,8 +137,8 @@ fn table(rows: &[Row]) -> Table {
             row.case.name(),
             row.case.dtype.to_string(),
             if row.case.causal { "yes" } else { "no" }.to_owned(),
-            row.backend.to_owned(),
-            row.kernel.to_owned(),
+            row.backend.clone(),
+            row.kernel.clone(),
             text::ms(row.ms),
             row.clock.name().to_owned(),
             text::digits(row.gflops),

@@ -3,6 +3,7 @@
 use super::measure::Row;
 use crate::text;
 use anyhow::{Result, anyhow};
+use flashtile::DType;
 use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
@@ -14,13 +15,15 @@ const SIZE: (u32, u32) = (1100, 480);
 const LINE: i32 = 22;
 
 /// Colours that stay apart for colour-blind eyes, on light and dark pages (Okabe and Ito, 2008).
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+    RGBColor(214, 202, 40),
 ];
 const INK: RGBColor = RGBColor(60, 60, 67);
 const GRID: RGBColor = RGBColor(225, 225, 230);
@@ -32,39 +35,68 @@ struct Curve<'a> {
     rows: Vec<&'a Row>,
 }
 
-/// One half of the picture: what stands above it, how a row's value is read, and how it is written.
+/// One half of the picture: what stands above it, which rows it shows, how a row's value is read, and how it is written.
 struct Panel {
-    title: &'static str,
+    title: String,
+    head_dim: Option<usize>,
     value: fn(&Row) -> f64,
     label: fn(f64) -> String,
 }
 
-/// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
-pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
-    let mut document = String::new();
-    draw(&mut document, rows).map_err(|e| anyhow!("cannot draw: {e}"))?;
-    Ok(document)
+impl Panel {
+    fn shows(&self, row: &Row) -> bool {
+        self.head_dim.is_none_or(|d| d == row.case.shape[3])
+    }
 }
 
-fn draw(document: &mut String, rows: &[&Row]) -> Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::with_string(document, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
+/// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
+pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
     let title = rows.first().map_or(String::new(), |row| {
         let [batch, heads, _, width] = row.case.shape;
         let causal = if row.case.causal { ", causal" } else { "" };
         format!("Forward attention, {batch} x {heads} heads of {width}, {}{causal}", row.case.dtype)
     });
-    let root = root.titled(&title, ("sans-serif", 20).into_font().color(&INK))?;
     let speed = Panel {
-        title: "speed, GFLOP/s (higher is better)",
+        title: "speed, GFLOP/s (higher is better)".to_owned(),
+        head_dim: None,
         value: |row| row.gflops,
         label: |y| short(&text::digits(y)),
     };
     let memory = Panel {
-        title: "memory of tensors and workspace (lower is better)",
+        title: "memory of tensors and workspace (lower is better)".to_owned(),
+        head_dim: None,
         value: |row| row.peak_bytes as f64,
         label: |bytes| short(&text::bytes(bytes.round() as u64)),
     };
+    draw(&title, rows, [speed, memory])
+}
+
+/// Draws the speed of `rows`, all of one dtype, causal or not, at two widths of heads.
+pub(crate) fn speed_svg(rows: &[&Row], dtype: DType, causal: bool, head_dims: [usize; 2]) -> Result<String> {
+    let panels = head_dims.map(|d| Panel {
+        title: format!("head_dim {d}, TFLOP/s (higher is better)"),
+        head_dim: Some(d),
+        value: |row| row.gflops / 1e3,
+        label: |y| short(&text::digits(y)),
+    });
+    draw(&format!("Forward attention, {dtype}{}", if causal { ", causal" } else { "" }), rows, panels)
+}
+
+fn draw(title: &str, rows: &[&Row], panels: [Panel; 2]) -> Result<String> {
+    let mut document = String::new();
+    draw_into(&mut document, title, rows, panels).map_err(|e| anyhow!("cannot draw: {e}"))?;
+    Ok(document)
+}
+
+fn draw_into(
+    document: &mut String,
+    title: &str,
+    rows: &[&Row],
+    panels: [Panel; 2],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(document, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let root = root.titled(title, ("sans-serif", 20).into_font().color(&INK))?;
     let curves = curves(rows);
     let (names, root) = root.split_vertically(LINE * curves.len().div_ceil(2) as i32);
     for (n, curve) in curves.iter().enumerate() {
@@ -73,7 +105,7 @@ fn draw(document: &mut String, rows: &[&Row]) -> Result<(), Box<dyn std::error::
         let style = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
         names.draw(&Text::new(curve.name.clone(), (x + 30, y), style))?;
     }
-    for (area, panel) in root.split_evenly((1, 2)).iter().zip([speed, memory]) {
+    for (area, panel) in root.split_evenly((1, 2)).iter().zip(panels) {
         draw_panel(area, &panel, &curves)?;
     }
     root.present()?;
@@ -85,13 +117,13 @@ fn draw_panel(
     panel: &Panel,
     curves: &[Curve<'_>],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let rows = || curves.iter().flat_map(|curve| &curve.rows);
+    let rows = || curves.iter().flat_map(|curve| &curve.rows).filter(|row| panel.shows(row));
     let xs = around(rows().map(|row| row.case.shape[2] as f64), 1.2);
     let ys = around(rows().map(|row| (panel.value)(row)), 1.6);
     let small = ("sans-serif", 13).into_font().color(&INK);
     let mut chart = ChartBuilder::on(area)
         .margin(14)
-        .caption(panel.title, ("sans-serif", 15).into_font().color(&INK))
+        .caption(&panel.title, ("sans-serif", 15).into_font().color(&INK))
         .x_label_area_size(42)
         .y_label_area_size(74)
         .build_cartesian_2d(xs.log_scale().base(2.0), ys.log_scale().base(2.0))?;
@@ -107,8 +139,8 @@ fn draw_panel(
         .label_style(small.clone())
         .draw()?;
     for curve in curves {
-        let points: Vec<_> =
-            curve.rows.iter().map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
+        let shown = curve.rows.iter().filter(|row| panel.shows(row));
+        let points: Vec<_> = shown.map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
         let colour = curve.colour;
         chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?;
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
@@ -155,9 +187,10 @@ mod tests {
     use crate::bench::{cases::Case, target::Clock};
     use flashtile::DType;
 
-    fn row(kernel: &'static str, seq: usize, gflops: f64) -> Row {
+    fn row(kernel: &str, seq: usize, gflops: f64) -> Row {
         let case = Case { shape: [1, 8, seq, 64], dtype: DType::F32, causal: true, on_curve: true };
-        let (backend, device, first_ms) = ("wgpu", "a <card> & more".to_owned(), 1.0);
+        let (backend, device, first_ms) = ("wgpu".to_owned(), "a <card> & more".to_owned(), 1.0);
+        let kernel = kernel.to_owned();
         let (peak_bytes, clock) = ((seq * seq) as u64, Clock::Host);
         Row { case, backend, kernel, device, ms: 1.0, clock, gflops, gbps: 1.0, peak_bytes, first_ms }
     }
@@ -176,5 +209,6 @@ mod tests {
     fn one_point_and_none_are_pictures_too() {
         assert!(svg(&[&row("flash", 1, 0.0)]).is_ok());
         assert!(svg(&[]).is_ok());
+        assert!(speed_svg(&[], DType::F16, true, [64, 128]).is_ok());
     }
 }

@@ -45,6 +45,8 @@ pub(crate) enum Clock {
 }
 
 impl Clock {
+    pub(crate) const ALL: [Self; 2] = [Clock::Gpu, Clock::Host];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Clock::Gpu => "gpu",

@@ -1,0 +1,293 @@
+//! Results that were measured before: read from the lines that `--json` wrote, told as tables.
+
+use super::{cases::Case, measure::Row, plot, target::Clock};
+use crate::{args, text};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use flashtile::DType;
+use serde_json::Value;
+use std::{fmt, fs, path::Path};
+
+/// What `scripts/gpu-check` holds fixed over the lengths of its curves, as FlashAttention's own benchmark does: batch * seq, and heads * head_dim.
+const CURVE: [usize; 2] = [16_384, 2048];
+/// The widths of heads that have curves.
+const HEAD_DIMS: [usize; 2] = [64, 128];
+
+/// The lines of one file.
+#[derive(Debug)]
+pub(crate) struct Results {
+    /// The first line, where it tells of the machine: what it tells, in the order in which it is written below.
+    header: Vec<(&'static str, String)>,
+    rows: Vec<Row>,
+}
+
+/// What the first line may tell, and how it is told.
+const HEADER: [(&str, &str); 8] = [
+    ("gpu", ""),
+    ("date", ""),
+    ("driver", "driver "),
+    ("cuda", "CUDA "),
+    ("clocks", "SM clock "),
+    ("flashtile", "flashtile "),
+    ("torch", "torch "),
+    ("cudnn", "cuDNN "),
+];
+
+/// One column: who ran it.
+#[derive(Clone, PartialEq)]
+struct Column<'a> {
+    backend: &'a str,
+    kernel: &'a str,
+}
+
+pub(crate) fn read(path: &Path) -> Result<Results> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| format!("{} holds no results", path.display()))
+}
+
+fn parse(text: &str) -> Result<Results> {
+    let mut results = Results { header: Vec::new(), rows: Vec::new() };
+    for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = || format!("line {}", n + 1);
+        let value: Value = serde_json::from_str(line).with_context(wrong)?;
+        if n == 0 && value.get("case").is_none() {
+            let told = |(key, before)| Some((before, value.get(key)?.as_str()?.to_owned()));
+            results.header = HEADER.into_iter().filter_map(told).collect();
+        } else {
+            results.rows.push(row(&value).with_context(wrong)?);
+        }
+    }
+    ensure!(!results.rows.is_empty(), "nothing was measured");
+    Ok(results)
+}
+
+/// The inverse of `json_line`.
+fn row(value: &Value) -> Result<Row> {
+    let field = |key: &str| value.get(key).ok_or_else(|| anyhow!("`{key}` is missing"));
+    let text = |key| field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no text"));
+    let number = |key| {
+        let number = field(key)?.as_f64().filter(|n| n.is_finite() && *n >= 0.0);
+        number.ok_or_else(|| anyhow!("`{key}` is no positive number"))
+    };
+    let shape = args::shape(&text("case")?).map_err(|e| anyhow!("`case`: {e}"))?;
+    let dtype = text("dtype")?;
+    let clock = text("clock")?;
+    let [batch, heads, seq, head_dim] = shape;
+    Ok(Row {
+        case: Case {
+            shape,
+            dtype: DType::ALL
+                .into_iter()
+                .find(|known| known.to_string() == dtype)
+                .ok_or_else(|| anyhow!("`dtype` {dtype} is not known"))?,
+            causal: field("causal")?.as_bool().ok_or_else(|| anyhow!("`causal` is neither true nor false"))?,
+            on_curve: [batch.saturating_mul(seq), heads.saturating_mul(head_dim)] == CURVE,
+        },
+        backend: text("backend")?,
+        kernel: text("kernel")?,
+        device: text("device")?,
+        ms: number("ms")?,
+        clock: Clock::ALL
+            .into_iter()
+            .find(|known| known.name() == clock)
+            .ok_or_else(|| anyhow!("`clock` {clock} is not known"))?,
+        gflops: number("gflops")?,
+        gbps: number("gbps")?,
+        peak_bytes: number("peak_bytes")? as u64,
+        first_ms: number("first_ms")?,
+    })
+}
+
+impl Results {
+    /// Speed against length at both widths of heads.
+    pub(crate) fn svg(&self, dtype: DType, causal: bool) -> Result<String> {
+        let shown = |row: &&Row| row.case.on_curve && row.case.dtype == dtype && row.case.causal == causal;
+        let rows: Vec<&Row> = self.rows.iter().filter(shown).collect();
+        plot::speed_svg(&rows, dtype, causal, HEAD_DIMS)
+    }
+
+    /// Who ran anything of `dtype`: flashtile first, and flash first.
+    fn columns(&self, dtype: DType) -> Vec<Column<'_>> {
+        let mut columns: Vec<Column<'_>> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.case.dtype == dtype) {
+            let column = Column { backend: &row.backend, kernel: &row.kernel };
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+        columns.sort_by_key(Column::rank);
+        columns
+    }
+
+    /// The last measurement of a case in a column.
+    fn find(&self, case: &Case, column: &Column<'_>) -> Option<&Row> {
+        let is = |row: &&Row| row.case == *case && row.backend == column.backend && row.kernel == column.kernel;
+        self.rows.iter().rev().find(is)
+    }
+
+    /// The cases of `dtype`: those of the curves by width and length, then the others by size.
+    fn cases(&self, dtype: DType) -> Vec<Case> {
+        let mut cases: Vec<Case> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.case.dtype == dtype) {
+            if !cases.contains(&row.case) {
+                cases.push(row.case);
+            }
+        }
+        cases.sort_by_key(|case| {
+            let [b, h, s, d] = case.shape;
+            let size = if case.on_curve { s } else { b * h * s * s * d };
+            (!case.on_curve, if case.on_curve { d } else { 0 }, case.causal, size)
+        });
+        cases
+    }
+
+    fn table(&self, dtype: DType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.columns(dtype);
+        // What flashtile is compared with: torch's fused kernel; for f32 it has another one.
+        let cuda = |kernel| columns.iter().find(|c| c.backend == "cuda" && c.kernel == kernel);
+        let torch = ["flash_attention", "efficient_attention"]
+            .into_iter()
+            .find_map(|kernel| columns.iter().find(|c| c.backend == "torch" && c.kernel == kernel));
+        let ratios: Vec<(String, &Column<'_>, &Column<'_>)> = [
+            cuda("flash").zip(torch).map(|(ours, theirs)| (format!("{ours} : {theirs}"), ours, theirs)),
+            cuda("flash")
+                .zip(cuda("unfused"))
+                .map(|(ours, theirs)| (format!("{ours} : {}", theirs.kernel), ours, theirs)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        write!(f, "| {dtype}, TFLOP/s | causal |")?;
+        columns.iter().try_for_each(|column| write!(f, " {column} |"))?;
+        ratios.iter().try_for_each(|(name, ..)| write!(f, " {name} |"))?;
+        write!(f, "\n| --- | --- |{}", " ---: |".repeat(columns.len() + ratios.len()))?;
+        for case in self.cases(dtype) {
+            write!(f, "\n| {} | {} |", case.name(), if case.causal { "yes" } else { "no" })?;
+            for column in &columns {
+                match self.find(&case, column) {
+                    Some(row) => write!(f, " {} |", text::digits(row.gflops / 1e3))?,
+                    None => write!(f, " |")?,
+                }
+            }
+            for (_, ours, theirs) in &ratios {
+                match self.find(&case, ours).zip(self.find(&case, theirs)) {
+                    Some((ours, theirs)) => write!(f, " {:.2} |", theirs.ms / ours.ms)?,
+                    None => write!(f, " |")?,
+                }
+            }
+        }
+        writeln!(f)
+    }
+}
+
+impl Column<'_> {
+    fn rank(&self) -> (usize, usize) {
+        let place = |list: &[&str], name: &str| list.iter().position(|known| *known == name).unwrap_or(list.len());
+        (
+            place(&["cuda", "wgpu", "cpu", "reference"], self.backend),
+            place(
+                &["flash", "unfused", "flash_attention", "cudnn_attention", "efficient_attention", "math"],
+                self.kernel,
+            ),
+        )
+    }
+}
+
+impl fmt::Display for Column<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kernel = self.kernel.strip_suffix("_attention").unwrap_or(self.kernel);
+        write!(f, "{} {kernel}", self.backend)
+    }
+}
+
+/// Markdown: what the machine is, then a table of each dtype.
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let told: Vec<String> = self.header.iter().map(|(before, value)| format!("{before}{value}")).collect();
+        if !told.is_empty() {
+            writeln!(f, "{}.\n", told.join(", "))?;
+        }
+        let dtypes = [DType::F16, DType::BF16, DType::F32];
+        let present = dtypes.into_iter().filter(|&dtype| self.rows.iter().any(|row| row.case.dtype == dtype));
+        for (n, dtype) in present.enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            self.table(dtype, f)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn line(case: &str, backend: &str, kernel: &str, dtype: &str, ms: f64) -> String {
+        json!({
+            "case": case, "backend": backend, "kernel": kernel, "dtype": dtype, "causal": true, "ms": ms, "clock": "gpu",
+            "gflops": 2e6 / ms, "gbps": 1.0, "peak_bytes": 4096, "first_ms": 9.5, "device": "a card",
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn results_are_told_as_tables_beside_torch() {
+        let header = json!({ "gpu": "A Card", "date": "2026-01-02", "driver": "1.2", "clocks": "5 MHz", "other": 1 });
+        let lines = [
+            header.to_string(),
+            line("1x16x16384x128", "torch", "flash_attention", "f16", 10.0),
+            line("1x16x16384x128", "torch", "math", "f16", 200.0),
+            line("1x16x16384x128", "wgpu", "flash", "f16", 40.0),
+            line("1x16x16384x128", "cuda", "flash", "f16", 12.5),
+            line("4x16x4096x128", "cuda", "flash", "f16", 2.0),
+            line("4x16x4096x128", "cuda", "unfused", "f16", 8.0),
+            line("1x4x256x64", "cuda", "flash", "f32", 1.0),
+            line("1x4x256x64", "torch", "efficient_attention", "f32", 1.5),
+        ];
+        let results = parse(&lines.join("\n")).expect("results");
+        assert_eq!(
+            results.to_string(),
+            "A Card, 2026-01-02, driver 1.2, SM clock 5 MHz.\n\n\
+             | f16, TFLOP/s | causal | cuda flash | cuda unfused | wgpu flash | torch flash | torch math | cuda flash : torch flash | cuda flash : unfused |\n\
+             | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n\
+             | 4x16x4096x128 | yes | 1000 | 250 | | | | | 4.00 |\n\
+             | 1x16x16384x128 | yes | 160 | | 50.0 | 200 | 10.0 | 0.80 | |\n\n\
+             | f32, TFLOP/s | causal | cuda flash | torch efficient | cuda flash : torch efficient |\n\
+             | --- | --- | ---: | ---: | ---: |\n\
+             | 1x4x256x64 | yes | 2000 | 1333 | 1.50 |\n"
+        );
+        let svg = results.svg(DType::F16, true).expect("draws");
+        for text in
+            ["Forward attention, f16, causal", "head_dim 128, TFLOP/s", "cuda flash, a card", "torch math, a card"]
+        {
+            assert!(svg.contains(text), "{text}");
+        }
+        assert!(!svg.contains("efficient"));
+    }
+
+    #[test]
+    fn what_bench_writes_is_what_is_read() {
+        let written = line("1x2x3x4", "wgpu", "unfused", "bf16", 0.25);
+        let read = row(&serde_json::from_str(&written).expect("JSON")).expect("a row");
+        assert_eq!(super::super::json_line(&read).to_string(), written);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let good = line("1x2x3x4", "wgpu", "flash", "f32", 1.0);
+        for (text, error) in [
+            (String::new(), "nothing was measured"),
+            ("{}".to_owned(), "nothing was measured"),
+            ("nonsense".to_owned(), "line 1"),
+            (format!("{good}\n{{}}"), "line 2: `case` is missing"),
+            (good.replace("f32", "f8"), "`dtype` f8"),
+            (good.replace("1x2x3x4", "1x2"), "`case`"),
+            (good.replace("\"ms\":1.0", "\"ms\":-1.0"), "`ms` is no positive number"),
+            (good.replace("true", "1"), "`causal`"),
+        ] {
+            let told = format!("{:#}", parse(&text).expect_err("refused"));
+            assert!(told.contains(error), "{told}");
+        }
+    }
+}
