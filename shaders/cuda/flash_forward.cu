@@ -138,13 +138,23 @@ KERNEL(flash_forward) {
             copy_commit();
             const float* v = kv_tile + stage * KV_FLOATS;
             const bool select = edge && barrier_any(is_dirty(v, thread));
-            float part[RT][4 * VT];
-            weighted_values(part, p_tile, P_PITCH, v, select);
 #pragma unroll
             for (u32 r = 0; r < RT; r++) {
 #pragma unroll
                 for (u32 c = 0; c < 4 * VT; c++) {
-                    o[t][r][c] = fmaf(o[t][r][c], alpha[r], part[r][c]);
+                    o[t][r][c] *= alpha[r];
+                }
+            }
+#pragma unroll 1
+            for (u32 j = 0; j < BC; j += CHUNK) {
+                float part[RT][4 * VT];
+                weighted_values(part, p_tile, P_PITCH, v, j, select);
+#pragma unroll
+                for (u32 r = 0; r < RT; r++) {
+#pragma unroll
+                    for (u32 c = 0; c < 4 * VT; c++) {
+                        o[t][r][c] += part[r][c];
+                    }
                 }
             }
             stage ^= 1;

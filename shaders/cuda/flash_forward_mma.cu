@@ -7,8 +7,10 @@
 // Weights are kept times 2^SHIFT: those that f16 would lose as too small are then 2^29 times smaller than the largest, not 2^14 times.
 #if defined(ELEM_F16)
 constexpr float SHIFT = 15.0f;
+constexpr float UNSHIFT = 1.0f / 32768.0f;
 #else
 constexpr float SHIFT = 0.0f;
+constexpr float UNSHIFT = 1.0f;
 #endif
 
 // Without masks and softcap m counts in units of log2, and a score is told from it in one fused step. Beyond this size products saturate.
@@ -235,7 +237,7 @@ KERNEL(flash_forward) {
             }
             if (lane % 4 == 0 && item.across == 0 && i < row_end) {
                 const float m = GENERAL ? row.m : row.m * LN_2;
-                store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m + (ln(sum) - SHIFT * LN_2)));
+                store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m + ln(sum * UNSHIFT)));
             }
         }
     }

@@ -116,9 +116,12 @@ DEVICE void add_scores(float (&s)[RT][4 * KT], const float* q, u32 q_pitch, cons
     }
 }
 
-// P V over the keys of one block, summed by itself: rounding then grows with the number of blocks, not of keys.
-// `select`: some weights are ABSENT and their values NaN; those contribute nothing.
-DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pitch, const float* v, bool select) {
+// Keys whose products are summed by themselves: rounding then grows with the number of such chunks, not of keys.
+constexpr u32 CHUNK = 32;
+static_assert(BC % CHUNK == 0, "blocks of whole chunks");
+
+// P V over CHUNK keys of a block, from j_begin on. `select`: some weights are ABSENT and their values NaN; those contribute nothing.
+DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pitch, const float* v, u32 j_begin, bool select) {
 #pragma unroll
     for (u32 r = 0; r < RT; r++) {
 #pragma unroll
@@ -127,7 +130,7 @@ DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pit
         }
     }
 #pragma unroll 2
-    for (u32 j = 0; j < BC; j += 4) {
+    for (u32 j = j_begin; j < j_begin + CHUNK; j += 4) {
         Four values[4][VT];
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {

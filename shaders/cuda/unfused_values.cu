@@ -29,13 +29,16 @@ KERNEL(unfused_values) {
         copy_wait<0>();
         barrier();
         const bool select = barrier_any(is_dirty(v_tile, thread));
-        float part[RT][4 * VT];
-        weighted_values(part, p_tile, P_PITCH, v_tile, select);
+#pragma unroll 1
+        for (u32 j = 0; j < BC; j += CHUNK) {
+            float part[RT][4 * VT];
+            weighted_values(part, p_tile, P_PITCH, v_tile, j, select);
 #pragma unroll
-        for (u32 r = 0; r < RT; r++) {
+            for (u32 r = 0; r < RT; r++) {
 #pragma unroll
-            for (u32 c = 0; c < 4 * VT; c++) {
-                o[r][c] += part[r][c];
+                for (u32 c = 0; c < 4 * VT; c++) {
+                    o[r][c] += part[r][c];
+                }
             }
         }
         barrier();

@@ -10,8 +10,8 @@ use flashtile_shaders::{
     cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant, Engine},
 };
 
-/// The widest heads that the flash kernels reach.
-pub(crate) const MAX_HEAD_DIM: usize = 512;
+/// The widest V that the flash kernels serve: blocks share wide ones out and each computes the scores again, which beyond this is no gain.
+pub(crate) const MAX_HEAD_DIM_V: usize = 512;
 
 /// The lowest compute capability that any kernel runs on.
 pub(crate) const MIN_ARCH: u32 = 60;
@@ -34,10 +34,8 @@ pub(crate) fn choose_tiles(
     forced: Option<CudaTiles>,
     why: &mut Vec<String>,
 ) -> Result<CudaTiles, Reason> {
-    for (axis, given) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
-        if given > MAX_HEAD_DIM {
-            return Err(Reason::HeadDim { axis, given, max: MAX_HEAD_DIM });
-        }
+    if problem.head_dim_v() > MAX_HEAD_DIM_V {
+        return Err(Reason::HeadDim { axis: "head_dim_v", given: problem.head_dim_v(), max: MAX_HEAD_DIM_V });
     }
     if let Some(tiles) = forced {
         return match refuse(problem, machine, &tiles) {

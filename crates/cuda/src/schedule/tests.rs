@@ -117,7 +117,7 @@ fn what_cannot_run_is_refused_with_every_reason() {
     let wide = problem(DType::F32, [1, 1, 4, 513]);
     let old = Machine { memory: 1000, ..Machine::of_arch(52) };
     let refused = schedule(&wide, KernelKind::Flash, &PlanOptions::default(), &old).expect_err("all wrong");
-    assert!(refused.contains(&Reason::HeadDim { axis: "head_dim", given: 513, max: 512 }), "{refused:?}");
+    assert!(refused.contains(&Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }), "{refused:?}");
     assert!(refused.contains(&Reason::ComputeCapability { given: 52, needed: 60 }), "{refused:?}");
     let bytes = 4 * 4 * 513;
     assert!(refused.contains(&Reason::BufferSize { argument: Argument::K, needed: bytes, limit: 1000 }));
