@@ -1,9 +1,10 @@
-//! From the command line to adapters, open devices and sessions.
+//! From the command line to adapters and cards, open devices and sessions.
 
 use crate::{args::ChoiceArgs, complain};
 use anyhow::Result;
 use flashtile::{
-    Attention,
+    Attention, BackendKind,
+    cuda::{self, DeviceChoice},
     wgpu::{AdapterChoice, Context, adapters_blocking, open_blocking},
 };
 
@@ -15,9 +16,35 @@ fn named(adapter: &str) -> AdapterChoice {
     }
 }
 
-/// A session on the adapter that was asked for, or on the best.
+/// As [`named`], of a card.
+fn named_card(adapter: &str) -> DeviceChoice {
+    match adapter.parse() {
+        Ok(index) => DeviceChoice { index: Some(index), name: None },
+        Err(_) => DeviceChoice { index: None, name: Some(adapter.to_owned()) },
+    }
+}
+
+/// A session on the adapter or card that was asked for, or on the best.
 pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
-    choice.adapter.as_deref().map_or_else(Attention::new, |adapter| Attention::with_adapter(named(adapter)))
+    match (choice.adapter.as_deref(), choice.choice().backend) {
+        (None, _) => Attention::new(),
+        (Some(adapter), Some(BackendKind::Cuda)) => Attention::with_card(named_card(adapter)),
+        (Some(adapter), _) => Attention::with_adapter(named(adapter)),
+    }
+}
+
+/// The card that was asked for, or every one there is; no driver is no card, unless CUDA was asked for.
+pub(crate) fn cards(choice: &ChoiceArgs) -> Result<Vec<cuda::Context>> {
+    if let Some(adapter) = &choice.adapter {
+        return Ok(vec![cuda::open(&named_card(adapter))?]);
+    }
+    let found = match cuda::devices() {
+        Err(_) if choice.choice().backend.is_none() => Vec::new(),
+        found => found?,
+    };
+    let open = |index| cuda::open(&DeviceChoice { index: Some(index), name: None });
+    let opened = found.into_iter().map(|card| open(card.index));
+    Ok(opened.filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok()).collect())
 }
 
 /// A device on the adapter that was asked for, or on every one there is.
@@ -46,6 +73,11 @@ fn once_each<Api: PartialEq>(cards: &[(String, Api)]) -> Vec<usize> {
 pub(crate) fn device_name(context: &Context) -> String {
     let info = context.adapter_info();
     format!("{} ({:?})", info.name, info.backend)
+}
+
+/// The card's name.
+pub(crate) fn card_name(context: &cuda::Context) -> String {
+    format!("{} (CUDA)", context.name())
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ pub(crate) struct ChoiceArgs {
     /// Fused and tiled, or with stored scores
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
     pub(crate) kernel: KernelArg,
-    /// The wanted adapter's number, or a part of its name, as `devices` lists it
+    /// The wanted adapter's number, or a part of its name, as `devices` lists it; with `--backend cuda` the card's
     #[arg(long, value_name = "NUMBER or NAME")]
     pub(crate) adapter: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! Every backend here against the oracle.
 
 use crate::{
-    adapters::{contexts_with, device_name},
+    adapters::{card_name, cards, contexts_with, device_name},
     args::CheckArgs,
     complain, progress, text,
 };
@@ -112,6 +112,15 @@ fn cases(args: &CheckArgs) -> Result<Vec<(&'static str, Case)>> {
 fn sessions(args: &CheckArgs) -> Result<Vec<Session>> {
     let wanted = |backend| args.choice.choice().backend.is_none_or(|b| b == backend);
     let mut sessions = Vec::new();
+    if wanted(BackendKind::Cuda) {
+        for context in cards(&args.choice)? {
+            sessions.push(Session {
+                backend: BackendKind::Cuda,
+                name: format!("cuda, {}", card_name(&context)),
+                attention: Attention::with_cuda_context(context),
+            });
+        }
+    }
     if wanted(BackendKind::Wgpu) {
         for context in contexts_with(&args.choice, args.baseline)? {
             let limits = if args.baseline { ", baseline" } else { "" };
@@ -123,7 +132,7 @@ fn sessions(args: &CheckArgs) -> Result<Vec<Session>> {
         }
     }
     if sessions.is_empty() && args.choice.choice().backend.is_none() {
-        complain("no graphics adapter was found: only the reference is checked");
+        complain("no card and no graphics adapter was found: only the reference is checked");
     }
     if wanted(BackendKind::Reference) {
         let (backend, name) = (BackendKind::Reference, "reference".to_owned());

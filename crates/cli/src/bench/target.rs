@@ -1,17 +1,15 @@
 use super::cases::Case;
 use crate::{
-    adapters::{contexts, device_name},
+    adapters::{card_name, cards, contexts, device_name},
     args::BenchArgs,
     complain,
 };
 use anyhow::{Result, bail};
 use flashtile::{
-    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict,
-    wgpu::{Context, HostRun, Plan, PlanOptions, Timing},
-    zeroed_bytes,
+    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict, cuda, wgpu, zeroed_bytes,
 };
 use pollster::block_on;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One kernel of one device.
 pub(crate) struct Target {
@@ -19,7 +17,15 @@ pub(crate) struct Target {
     pub(crate) kernel: KernelKind,
     /// Name of the device.
     pub(crate) device: String,
-    context: Option<Context>,
+    place: Place,
+}
+
+/// Where a target runs.
+#[derive(Clone)]
+enum Place {
+    Cpu,
+    Adapter(wgpu::Context),
+    Card(cuda::Context),
 }
 
 /// A case made ready to be run again and again.
@@ -54,22 +60,29 @@ impl Clock {
         }
     }
 
-    fn of(timing: &Timing) -> Self {
+    fn of(timing: &Took) -> Self {
         if timing.gpu.is_some() { Clock::Gpu } else { Clock::Host }
     }
 
     /// A time by this clock, also where a later run could not be timed by it.
-    fn ms(self, timing: &Timing) -> f64 {
+    fn ms(self, timing: &Took) -> f64 {
         let time = match self {
-            Clock::Gpu => timing.best(),
+            Clock::Gpu => timing.gpu.unwrap_or(timing.host),
             Clock::Host => timing.host,
         };
         time.as_secs_f64() * 1e3
     }
 }
 
+/// What a run took, by both clocks.
+struct Took {
+    host: Duration,
+    gpu: Option<Duration>,
+}
+
 enum Runner<'a> {
-    Gpu(Box<HostRun>),
+    Adapter(Box<wgpu::HostRun>),
+    Card(Box<cuda::HostRun>),
     Reference { problem: Box<Problem>, data: &'a Data, out: Vec<u8> },
 }
 
@@ -86,29 +99,31 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     let wanted = |backend| choice.backend.is_none_or(|b| b == backend);
     let kernels = || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
     let mut targets = Vec::new();
-    if wanted(BackendKind::Wgpu) {
-        for context in contexts(&args.choice)? {
-            let device = device_name(&context);
-            targets.extend(kernels().map(|kernel| Target {
-                backend: BackendKind::Wgpu,
-                kernel,
-                device: device.clone(),
-                context: Some(context.clone()),
-            }));
+    let mut add = |backend, device: String, place: Place| {
+        let exists = |&kernel: &KernelKind| backend != BackendKind::Reference || kernel == KernelKind::Unfused;
+        targets.extend(kernels().filter(exists).map(|kernel| {
+            let (device, place) = (device.clone(), place.clone());
+            Target { backend, kernel, device, place }
+        }));
+    };
+    let mut any = false;
+    if wanted(BackendKind::Cuda) {
+        for context in cards(&args.choice)? {
+            any = true;
+            add(BackendKind::Cuda, card_name(&context), Place::Card(context));
         }
     }
-    if targets.is_empty() && choice.backend.is_none() {
-        complain("no graphics adapter was found: only the CPU is measured");
+    if wanted(BackendKind::Wgpu) {
+        for context in contexts(&args.choice)? {
+            any = true;
+            add(BackendKind::Wgpu, device_name(&context), Place::Adapter(context));
+        }
+    }
+    if !any && choice.backend.is_none() {
+        complain("no card and no graphics adapter was found: only the CPU is measured");
     }
     if wanted(BackendKind::Reference) {
-        let device = "CPU".to_owned();
-        let unfused = kernels().filter(|&kernel| kernel == KernelKind::Unfused);
-        targets.extend(unfused.map(|kernel| Target {
-            backend: BackendKind::Reference,
-            kernel,
-            device: device.clone(),
-            context: None,
-        }));
+        add(BackendKind::Reference, "CPU".to_owned(), Place::Cpu);
     }
     if targets.is_empty() {
         // Somebody asked for what cannot run: the reasons are those that `run` gives.
@@ -121,7 +136,12 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
 impl Target {
     /// The reasons why it cannot run `problem`, if it cannot.
     pub(crate) fn refusal(&self, problem: &Problem) -> Option<String> {
-        match self.context.as_ref()?.verdict(problem, self.kernel) {
+        let verdict = match &self.place {
+            Place::Cpu => return None,
+            Place::Adapter(context) => context.verdict(problem, self.kernel),
+            Place::Card(context) => context.verdict(problem, self.kernel),
+        };
+        match verdict {
             Verdict::Refused(reasons) => Some(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
             Verdict::Runs(_) => None,
         }
@@ -131,45 +151,57 @@ impl Target {
     pub(crate) fn prepare<'a>(&self, case: &Case, data: &'a Data) -> Result<Prepared<'a>> {
         let problem = case.problem()?;
         let mut out = zeroed_bytes(&problem)?;
-        let Some(context) = &self.context else {
-            let mut runner = Runner::Reference { problem: Box::new(problem), data, out };
-            let report = runner.run_reference()?;
-            return Ok(Prepared {
-                runner,
-                first_ms: report.first_ms,
-                first_run_ms: report.run_ms,
-                clock: Clock::Host,
-                peak_bytes: report.peak_bytes,
-            });
+        // A fresh context has compiled nothing yet, so that every case pays what its first user would. (CUDA's kernels may be on disk.)
+        let (runner, first_ms, took, peak_bytes) = match &self.place {
+            Place::Cpu => {
+                let mut runner = Runner::Reference { problem: Box::new(problem), data, out };
+                let report = runner.run_reference()?;
+                let took = Took { host: Duration::from_secs_f64(report.run_ms / 1e3), gpu: None };
+                (runner, report.first_ms, took, report.peak_bytes)
+            }
+            Place::Adapter(context) => {
+                let context = wgpu::Context::new_blocking(context.device().clone(), context.queue().clone())?;
+                let begin = Instant::now();
+                let plan = context.plan_blocking(&problem, &wgpu::PlanOptions::kernel(self.kernel))?;
+                let mut args = data.args(&mut out);
+                let run = block_on(wgpu::HostRun::upload(&plan, &args))?;
+                let timing = block_on(run.run())?;
+                block_on(run.download(&mut args))?;
+                let (took, bytes) = (Took { host: timing.host, gpu: timing.gpu }, run.device_bytes());
+                (Runner::Adapter(Box::new(run)), begin.elapsed().as_secs_f64() * 1e3, took, bytes)
+            }
+            Place::Card(context) => {
+                let context = cuda::Context::new(context.stream().clone())?;
+                let begin = Instant::now();
+                let plan = context.plan(&problem, &cuda::PlanOptions::kernel(self.kernel))?;
+                let mut args = data.args(&mut out);
+                let mut run = cuda::HostRun::upload(&plan, &args)?;
+                let timing = run.run()?;
+                run.download(&mut args)?;
+                let (took, bytes) = (Took { host: timing.host, gpu: timing.gpu }, run.device_bytes());
+                (Runner::Card(Box::new(run)), begin.elapsed().as_secs_f64() * 1e3, took, bytes)
+            }
         };
-        // A fresh context has compiled nothing yet, so that every case pays what its first user would.
-        let context = Context::new_blocking(context.device().clone(), context.queue().clone())?;
-        let begin = Instant::now();
-        let plan = context.plan_blocking(&problem, &PlanOptions::kernel(self.kernel))?;
-        let (run, timing) = first(&plan, data.args(&mut out))?;
-        let first_ms = begin.elapsed().as_secs_f64() * 1e3;
-        let peak_bytes = run.device_bytes();
-        let clock = Clock::of(&timing);
-        let (runner, first_run_ms) = (Runner::Gpu(Box::new(run)), clock.ms(&timing));
-        Ok(Prepared { runner, first_ms, first_run_ms, clock, peak_bytes })
+        let clock = Clock::of(&took);
+        Ok(Prepared { runner, first_ms, first_run_ms: clock.ms(&took), clock, peak_bytes })
     }
-}
-
-/// Copies, runs, reads back; what was copied stays for later runs.
-fn first(plan: &Plan, mut args: HostArgs<'_>) -> Result<(HostRun, Timing)> {
-    let run = block_on(HostRun::upload(plan, &args))?;
-    let timing = block_on(run.run())?;
-    block_on(run.download(&mut args))?;
-    Ok((run, timing))
 }
 
 impl Prepared<'_> {
     /// Runs once more: milliseconds by [`clock`](Self::clock).
     pub(crate) fn run(&mut self) -> Result<f64> {
-        match &mut self.runner {
-            Runner::Gpu(run) => Ok(self.clock.ms(&block_on(run.run())?)),
-            reference => Ok(reference.run_reference()?.run_ms),
-        }
+        let took = match &mut self.runner {
+            Runner::Adapter(run) => {
+                let timing = block_on(run.run())?;
+                Took { host: timing.host, gpu: timing.gpu }
+            }
+            Runner::Card(run) => {
+                let timing = run.run()?;
+                Took { host: timing.host, gpu: timing.gpu }
+            }
+            reference => return Ok(reference.run_reference()?.run_ms),
+        };
+        Ok(self.clock.ms(&took))
     }
 }
 
