@@ -78,23 +78,45 @@ KERNEL(flash_forward) {
         }
 
         // Masks, the largest score of each row, P = exp(S - m), and what the rows so far are worth beside it.
-        const bool edge = (GENERAL && (params.mask_kind != 0 || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+        const bool edge = (GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+#pragma unroll
+        for (u32 n = 0; n < RT * 4 * KT; n++) {
+            s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
+        }
+        if (GENERAL && params.softcap > 0.0f) {
+#pragma unroll
+            for (u32 n = 0; n < RT * 4 * KT; n++) {
+                s[n / (4 * KT)][n % (4 * KT)] = capped(params, s[n / (4 * KT)][n % (4 * KT)]);
+            }
+        }
+        u32 absent[RT]; // a bit a key
+#pragma unroll
+        for (u32 r = 0; r < RT; r++) {
+            absent[r] = 0;
+        }
+        if (edge) {
+            with_mask_kind(params, [&](auto kind) {
+#pragma unroll
+                for (u32 n = 0; n < RT * 4 * KT; n++) {
+                    const u32 r = n / (4 * KT);
+                    const u32 c = n % (4 * KT);
+                    const u32 i = item.row_begin + ty + TY * r;
+                    const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
+                    const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
+                    absent[r] |= (allowed(params, item, i, j, bias) ? 0u : 1u) << c;
+                    s[r][c] = score(s[r][c], bias);
+                }
+            });
+        }
         float alpha[RT];
 #pragma unroll
         for (u32 r = 0; r < RT; r++) {
             const u32 i = item.row_begin + ty + TY * r;
-            u32 absent = 0; // a bit a key
             float top = m[r];
 #pragma unroll
             for (u32 c = 0; c < 4 * KT; c++) {
-                const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
-                u32 bias = 0;
-                if (edge) {
-                    bias = mask_at(params, item, i, j);
-                    absent |= (allowed(params, item, i, j, bias) ? 0u : 1u) << c;
-                }
-                s[r][c] = score(params, s[r][c] * params.scale, bias);
-                top = (absent >> c & 1u) != 0 ? top : fmaxf(top, s[r][c]);
+                s[r][c] = edge ? s[r][c] : score(s[r][c], 0u);
+                top = (absent[r] >> c & 1u) != 0 ? top : fmaxf(top, s[r][c]);
             }
             top = row_max(top);
             alpha[r] = rescale(m[r], top);
@@ -102,7 +124,7 @@ KERNEL(flash_forward) {
             float sum = 0.0f;
 #pragma unroll
             for (u32 c = 0; c < 4 * KT; c++) {
-                s[r][c] = (absent >> c & 1u) != 0 ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
+                s[r][c] = (absent[r] >> c & 1u) != 0 ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
                 sum += s[r][c];
             }
             l[r] = l[r] * alpha[r] + sum;

@@ -25,17 +25,19 @@ struct Row {
 // The key of element c of a row's part in this lane, s[c / 2][2 half + c % 2], from the first of the tile.
 DEVICE u32 key_of(u32 c, u32 lane) { return c / 2 * 8 + lane % 4 * 2 + c % 2; }
 
-// Puts -inf in the place of scores of keys that are not seen. A score that overflowed to it is a number still.
+// Adds the mask, and puts -inf in the place of scores of keys that are not seen. A score that overflowed to it is a number still.
 DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
+    with_mask_kind(params, [&](auto kind) {
 #pragma unroll
-    for (u32 n = 0; n < MT * ST * 4; n++) {
-        const u32 i = i_begin + 16 * (n / (ST * 4)) + n % 4 / 2 * 8 + lane / 4;
-        const u32 j = j_begin + key_of(n / 4 % ST * 2 + n % 2, lane);
-        float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-        const u32 bias = mask_at(params, item, i, j);
-        x = GENERAL ? score(params, x * params.scale, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
-        x = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
-    }
+        for (u32 n = 0; n < MT * ST * 4; n++) {
+            const u32 i = i_begin + 16 * (n / (ST * 4)) + n % 4 / 2 * 8 + lane / 4;
+            const u32 j = j_begin + key_of(n / 4 % ST * 2 + n % 2, lane);
+            float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+            const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
+            x = GENERAL ? score(x, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
+            x = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
+        }
+    });
 }
 
 // Turns scores into weights, for all rows of a warp's tile. `alpha`: what the sums so far are worth beside the new ones.
@@ -173,11 +175,19 @@ KERNEL(flash_forward) {
         }
 
         // Masks, P = exp(S - m), and what the rows so far are worth beside it.
-        const bool edge = (GENERAL && (params.mask_kind != 0 || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
-        if (!GENERAL && params.scale < 0.0f) {
+        const bool edge = (GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+        if (GENERAL || params.scale < 0.0f) {
+            // Else the scale is part of what a score is told from m by, which takes its size alone.
+            const float factor = GENERAL ? params.scale : -1.0f;
 #pragma unroll
             for (u32 n = 0; n < MT * ST * 4; n++) {
-                s[n / (ST * 4)][n / 4 % ST][n % 4] = -s[n / (ST * 4)][n / 4 % ST][n % 4];
+                s[n / (ST * 4)][n / 4 % ST][n % 4] *= factor;
+            }
+        }
+        if (GENERAL && params.softcap > 0.0f) {
+#pragma unroll
+            for (u32 n = 0; n < MT * ST * 4; n++) {
+                s[n / (ST * 4)][n / 4 % ST][n % 4] = capped(params, s[n / (ST * 4)][n / 4 % ST][n % 4]);
             }
         }
         if (edge) {
@@ -185,7 +195,7 @@ KERNEL(flash_forward) {
         } else if (GENERAL) {
 #pragma unroll
             for (u32 n = 0; n < MT * ST * 4; n++) {
-                s[n / (ST * 4)][n / 4 % ST][n % 4] = score(params, s[n / (ST * 4)][n / 4 % ST][n % 4] * params.scale, 0u);
+                s[n / (ST * 4)][n / 4 % ST][n % 4] = score(s[n / (ST * 4)][n / 4 % ST][n % 4], 0u);
             }
         }
         float alpha[MT][2];

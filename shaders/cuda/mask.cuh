@@ -1,28 +1,51 @@
-// Entry `index` of the mask as the bits of an f32; a false is -inf.
-DEVICE u32 mask_bits(const Params& params, u64 index) {
-    switch (params.mask_kind) {
-    case 1:
-        return ((const u8*)params.mask)[index] != 0 ? 0u : NEG_INF;
-    case 2:
-        return ((const u32*)params.mask)[index];
-    case 3:
-        return float_bits(f16_value(((const u16*)params.mask)[index]));
+// Kinds of masks, as params.mask_kind tells them.
+enum MaskKind { NO_MASK, BOOL_MASK, F32_MASK, F16_MASK, BF16_MASK };
+
+// Entry `index` of a mask as the bits of an f32; a false is -inf.
+template <u32 KIND> DEVICE u32 mask_bits(const void* mask, u64 index) {
+    switch (KIND) {
+    case BOOL_MASK:
+        return ((const u8*)mask)[index] != 0 ? 0u : NEG_INF;
+    case F32_MASK:
+        return ((const u32*)mask)[index];
+    case F16_MASK:
+        return float_bits(f16_value(((const u16*)mask)[index]));
+    case BF16_MASK:
+        return (u32)((const u16*)mask)[index] << 16;
     default:
-        return (u32)((const u16*)params.mask)[index] << 16;
+        return 0u;
     }
 }
 
 // The mask's entry for query i and key j as the bits of an f32; zero where there is no such score.
-DEVICE u32 mask_at(const Params& params, const Item& item, u32 i, u32 j) {
-    if (!GENERAL || params.mask_kind == 0 || i >= params.row_end || j >= item.kv_len) {
+template <u32 KIND> DEVICE u32 mask_at(const Params& params, const Item& item, u32 i, u32 j) {
+    if (KIND == NO_MASK || i >= params.row_end || j >= item.kv_len) {
         return 0u;
     }
-    return mask_bits(params, mask_row(params, item, i) + j * params.mask_strides[3]);
+    return mask_bits<KIND>(params.mask, mask_row(params, item, i) + j * params.mask_strides[3]);
+}
+
+// Calls `f` with the kind of the mask as a constant: asked once, and not for every score.
+template <typename F> DEVICE void with_mask_kind(const Params& params, F f) {
+    switch (GENERAL ? params.mask_kind : NO_MASK) {
+    case BOOL_MASK:
+        return f(Constant<BOOL_MASK>());
+    case F32_MASK:
+        return f(Constant<F32_MASK>());
+    case F16_MASK:
+        return f(Constant<F16_MASK>());
+    case BF16_MASK:
+        return f(Constant<BF16_MASK>());
+    default:
+        return f(Constant<NO_MASK>());
+    }
 }
 
 // Whether key j contributes to query i: neither masked nor dropped.
 DEVICE bool contributes(const Params& params, const Item& item, u32 i, u32 j) {
-    if (!allowed(params, item, i, j, mask_at(params, item, i, j))) {
+    u32 bias = 0;
+    with_mask_kind(params, [&](auto kind) { bias = mask_at<kind.VALUE>(params, item, i, j); });
+    if (!allowed(params, item, i, j, bias)) {
         return false;
     }
     return !GENERAL || params.dropout == 0 || kept(params, dropout_word(params, item, i, j));

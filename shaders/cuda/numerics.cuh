@@ -69,3 +69,8 @@ DEVICE u32 pair(float low, float high) { return bf16_pair(low, high); }
 struct alignas(16) Four {
     float x[4];
 };
+
+// A number that is known when the kernel is compiled, as an argument.
+template <u32 N> struct Constant {
+    static constexpr u32 VALUE = N;
+};

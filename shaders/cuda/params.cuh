@@ -138,15 +138,12 @@ DEVICE bool allowed(const Params& params, const Item& item, u32 i, u32 j, u32 bi
     return i < params.row_end && j < item.kv_len && (i32)j >= row + params.band_lo && (i32)j <= row + params.band_hi && bias != NEG_INF;
 }
 
-// The score that softmax sees, of a scaled q.k. It saturates at the largest finite numbers: a finite mask or product that overflows is still a
-// number, and only masking makes a key absent.
-DEVICE float score(const Params& params, float s, u32 bias) {
-    float x = s;
-    if (GENERAL) {
-        if (params.softcap > 0.0f) {
-            x = params.softcap * tanh_accurate(x / params.softcap);
-        }
-        x += bits_float(bias);
-    }
+// A scaled q.k with softcap.
+DEVICE float capped(const Params& params, float s) { return params.softcap * tanh_accurate(s / params.softcap); }
+
+// The score that softmax sees, of a scaled and capped q.k. It saturates at the largest finite numbers: a finite mask or product that overflows is
+// still a number, and only masking makes a key absent.
+DEVICE float score(float s, u32 bias) {
+    float x = s + bits_float(bias);
     return is_nan(x) ? x : fminf(fmaxf(x, LOWEST), HIGHEST);
 }

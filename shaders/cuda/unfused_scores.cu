@@ -28,20 +28,27 @@ KERNEL(unfused_scores) {
     }
 
 #pragma unroll
-    for (u32 r = 0; r < RT; r++) {
-        const u32 i = item.row_begin + ty + TY * r;
-        if (i >= params.row_end) {
-            continue;
-        }
-        float* row = params.scores + score_row(params, item, i);
+    for (u32 n = 0; n < RT * 4 * KT; n++) {
+        s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
+    }
+    if (GENERAL && params.softcap > 0.0f) {
 #pragma unroll
-        for (u32 c = 0; c < 4 * KT; c++) {
-            const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
-            if (j < params.seq_kv) {
-                const u32 bias = mask_at(params, item, i, j);
-                const float x = score(params, s[r][c] * params.scale, bias);
-                row[j] = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
-            }
+        for (u32 n = 0; n < RT * 4 * KT; n++) {
+            s[n / (4 * KT)][n % (4 * KT)] = capped(params, s[n / (4 * KT)][n % (4 * KT)]);
         }
     }
+    with_mask_kind(params, [&](auto kind) {
+#pragma unroll
+        for (u32 n = 0; n < RT * 4 * KT; n++) {
+            const u32 r = n / (4 * KT);
+            const u32 c = n % (4 * KT);
+            const u32 i = item.row_begin + ty + TY * r;
+            const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
+            if (i < params.row_end && j < params.seq_kv) {
+                const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
+                const float x = score(s[r][c], bias);
+                params.scores[score_row(params, item, i) + j] = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
+            }
+        }
+    });
 }

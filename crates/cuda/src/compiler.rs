@@ -86,12 +86,19 @@ pub fn compiler_version(arch: Arch) -> Result<(u32, u32), Error> {
     Ok(find(arch, None)?.version)
 }
 
+/// Lambdas have no place for `__device__`: what says nothing is for the device.
+const DEVICE_LAMBDAS: &str = "--device-as-default-execution-space";
+
 /// Compiles `variant`, unless `cache` has it.
 pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cache: &Cache) -> Result<Compiled, Error> {
     let failed = |message: String| Error::Compile { variant: variant.to_string(), arch, message };
     let target = nvrtc.target(arch).ok_or_else(|| failed(format!("{} does not know it", nvrtc.path.display())))?;
-    let options =
-        [format!("--gpu-architecture=sm_{target}"), "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()];
+    let options = [
+        format!("--gpu-architecture=sm_{target}"),
+        "--std=c++17".to_owned(),
+        DEVICE_LAMBDAS.to_owned(),
+        "--ptxas-options=-v".to_owned(),
+    ];
     let source = variant.source();
     let (major, minor) = nvrtc.version;
     let key = format!("NVRTC {major}.{minor}\n{}\n{source}", options.join(" "));

@@ -53,10 +53,11 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
 ];
 
 /// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
-pub const CUDA_MMA_TILES: [CudaTiles; 13] = [
+pub const CUDA_MMA_TILES: [CudaTiles; 14] = [
     mma(128, 64, 4, 32, 32, 2),
     mma(128, 96, 4, 64, 64, 2),
     mma(128, 64, 4, 64, 64, 2),
+    mma(64, 64, 4, 64, 64, 2),
     mma(128, 64, 4, 96, 96, 2),
     mma(128, 64, 4, 128, 128, 2),
     mma(64, 64, 4, 128, 128, 2),
@@ -86,7 +87,7 @@ impl CudaTiles {
         let scores = self.rows * self.keys / self.threads();
         let all = scores + self.rows * self.columns / self.threads();
         match self.engine {
-            Engine::Mma => scores <= 32 || all <= 128,
+            Engine::Mma => scores <= 32,
             Engine::Simt => all <= 96,
         }
     }
