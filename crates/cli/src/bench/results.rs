@@ -156,7 +156,10 @@ impl Results {
         .into_iter()
         .flatten()
         .collect();
-        write!(f, "| {dtype}, TFLOP/s | causal |")?;
+        // A GPU's figures, or those of one made of software.
+        let fastest = self.rows.iter().map(|row| row.gflops).fold(0.0, f64::max);
+        let (unit, scale) = if fastest < 1e3 { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) };
+        write!(f, "| {dtype}, {unit} | causal |")?;
         columns.iter().try_for_each(|column| write!(f, " {column} |"))?;
         ratios.iter().try_for_each(|(name, ..)| write!(f, " {name} |"))?;
         write!(f, "\n| --- | --- |{}", " ---: |".repeat(columns.len() + ratios.len()))?;
@@ -164,7 +167,7 @@ impl Results {
             write!(f, "\n| {} | {} |", case.name(), if case.causal { "yes" } else { "no" })?;
             for column in &columns {
                 match self.find(&case, column) {
-                    Some(row) => write!(f, " {} |", text::digits(row.gflops / 1e3))?,
+                    Some(row) => write!(f, " {} |", text::digits(row.gflops / scale))?,
                     None => write!(f, " |")?,
                 }
             }
