@@ -16,12 +16,14 @@
 //!   models' shapes for benchmarks.
 //! - [`Backend`] is what is tested. [`run_case`] and [`run_cases`] hold it to the oracle (promises 1 and 3, and that nothing else is
 //!   written), [`check_repeats`] and [`check_neighbours`] to the same bits (promise 4).
+//! - [`EmulatedCudaBackend`] runs the CUDA kernels without a card.
 //! - [`Prepared`] asks the oracle once for any number of backends.
 
 mod backend;
 mod case;
 mod catalogue;
 mod check;
+mod emulator;
 mod inputs;
 mod random;
 mod rng;
@@ -36,6 +38,9 @@ pub use backend::{Backend, ReferenceBackend};
 pub use case::{Case, KvLens, MaskContent, MaskSpec, Nan, Placement, Poison, Values};
 pub use catalogue::catalogue;
 pub use check::{Failure, Outcome, Prepared, Worst, Wrong, run_case};
+pub use emulator::{
+    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator, EmulatorError, ThreadOrder,
+};
 pub use inputs::Tensors;
 pub use random::random_case;
 pub use rng::Rng;

@@ -1,0 +1,68 @@
+// Copies to shared memory that are under way (cp.async). A card may do one at any time from where it is asked for until it is waited for; here the
+// worst of all times is taken: its place is poisoned at once, and written when the thread that asked waits for it.
+namespace emulation {
+
+constexpr u32 MAX_COPIES = 256;
+
+struct Copy {
+    u8* to;
+    const u8* from;
+    u32 bytes;
+    u32 group;
+};
+
+static Copy copies[MAX_THREADS][MAX_COPIES];
+
+static bool is_readable(const u8* from, u32 bytes) {
+    const Launch& launch = *block.launch;
+    for (u64 n = 0; n < launch.global_count; n++) {
+        if ((u64)from >= launch.global[n].begin && (u64)from + bytes <= launch.global[n].end) {
+            return true;
+        }
+    }
+    return bytes == 0;
+}
+
+static void begin_copy(void* shared, const void* global, u32 bytes, u32 line) {
+    Thread& thread = current();
+    if (!are_shared(shared, line, "a copy")) {
+        leave();
+    }
+    if (((u64)global & 15) != 0) {
+        report(line, 0, "thread %u: a copy from an address that is no multiple of 16", thread.index);
+    } else if (bytes > 16) {
+        report(line, 0, "thread %u: a copy of %u bytes, of at most 16", thread.index, bytes);
+    } else if (!is_readable((const u8*)global, bytes)) {
+        report(line, 0, "thread %u: a copy from memory that belongs to no tensor", thread.index);
+    } else if (thread.copy_count == MAX_COPIES) {
+        report(line, 0, "thread %u: more than %u copies under way", thread.index, MAX_COPIES);
+    }
+    if (block.failed) {
+        leave();
+    }
+    poison(shared, 16);
+    copies[thread.index][thread.copy_count++] = Copy{(u8*)shared, (const u8*)global, bytes, thread.open_group};
+}
+
+// Ends the copies of all closed groups but the last `latest`. Those that no copy_commit closed stay under way.
+static void end_copies(u32 latest) {
+    Thread& thread = current();
+    Copy* copy = copies[thread.index];
+    u32 left = 0;
+    for (u32 n = 0; n < thread.copy_count; n++) {
+        if (copy[n].group + latest < thread.open_group) {
+            u8 x[16] = {};
+            memcpy(x, copy[n].from, copy[n].bytes);
+            memcpy(copy[n].to, x, 16);
+        } else {
+            copy[left++] = copy[n];
+        }
+    }
+    thread.copy_count = left;
+}
+
+} // namespace emulation
+
+DEVICE void copy16(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, bytes, line); }
+DEVICE void copy_commit() { emulation::current().open_group++; }
+template <int LATEST> DEVICE void copy_wait() { emulation::end_copies(LATEST); }

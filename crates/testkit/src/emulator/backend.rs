@@ -1,0 +1,178 @@
+use super::{BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, ThreadOrder};
+use crate::Backend;
+use flashtile_core::{DType, HostArgs, KernelKind, Problem, TensorView, Verdict, check_host_args};
+use flashtile_cuda::{CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, schedule};
+use flashtile_shaders::cuda::Arch;
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Compiles kernels, each once.
+pub struct Emulator {
+    compiler: CppCompiler,
+    kernels: Mutex<HashMap<String, Slot>>,
+}
+
+/// A kernel that one thread compiles and others wait for.
+type Slot = Arc<OnceLock<Result<Arc<EmulatedKernel>, Arc<EmulatorError>>>>;
+
+impl Emulator {
+    /// Compiles with `compiler`.
+    pub fn new(compiler: CppCompiler) -> Self {
+        Self { compiler, kernels: Mutex::default() }
+    }
+
+    /// What it compiles with.
+    pub fn compiler(&self) -> &CppCompiler {
+        &self.compiler
+    }
+
+    /// The kernel `KERNEL(entry_point)` of `text`, which defines `Params` and calls nothing but the device's primitives. Errors call it `name`.
+    ///
+    /// # Errors
+    /// [`EmulatorError::Compile`], [`Cache`](EmulatorError::Cache), [`Load`](EmulatorError::Load).
+    pub fn kernel(&self, name: &str, entry_point: &str, text: &str) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = kernels.entry(text.to_owned()).or_default().clone();
+        drop(kernels);
+        let load = || {
+            let library = self.compiler.compile(name, text)?;
+            // SAFETY: compiled from this text.
+            unsafe { EmulatedKernel::load(&library, name, entry_point, text) }
+        };
+        slot.get_or_init(|| load().map(Arc::new).map_err(Arc::new)).clone()
+    }
+}
+
+/// Changes a variant's text before it is compiled.
+type Edit = Arc<dyn Fn(&CudaVariant, String) -> String + Send + Sync>;
+
+/// The launches that flashtile-cuda makes on a card of some compute capability, run by an [`Emulator`].
+///
+/// The schedules are flashtile-cuda's own. So are the texts, but for [`with_text`](Self::with_text).
+#[derive(Clone)]
+pub struct EmulatedCudaBackend {
+    emulator: Arc<Emulator>,
+    machine: Machine,
+    order: ThreadOrder,
+    tiles: Option<CudaTiles>,
+    edit: Option<Edit>,
+    mutant: u32,
+}
+
+impl EmulatedCudaBackend {
+    /// A card of compute capability `arch`, whose threads run in `order`.
+    pub fn new(emulator: Arc<Emulator>, arch: Arch, order: ThreadOrder) -> Self {
+        Self { emulator, machine: Machine::of_arch(arch), order, tiles: None, edit: None, mutant: 0 }
+    }
+
+    /// The same card, with a tile shape forced on its flash kernel.
+    pub fn with_tiles(&self, tiles: CudaTiles) -> Self {
+        Self { tiles: Some(tiles), ..self.clone() }
+    }
+
+    /// The same card, with another order of threads.
+    pub fn with_order(&self, order: ThreadOrder) -> Self {
+        Self { order, ..self.clone() }
+    }
+
+    /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found.
+    pub fn with_text(&self, edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static) -> Self {
+        Self { edit: Some(Arc::new(edit)), ..self.clone() }
+    }
+
+    /// The same card, where `is_mutant(n)` in a text is true.
+    pub fn with_mutant(&self, n: u32) -> Self {
+        Self { mutant: n, ..self.clone() }
+    }
+
+    fn schedule(&self, problem: &Problem, kernel: KernelKind) -> Result<Schedule, EmulatorError> {
+        let mut options = PlanOptions::kernel(kernel);
+        options.tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
+        schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
+    }
+
+    fn launch(&self, launch: &Launch, memory: &mut [&mut DeviceMemory]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Launch { variant, params, grid } = launch;
+        let mut text = variant.source();
+        if let Some(edit) = &self.edit {
+            text = edit(variant, text);
+        }
+        let kernel = self.emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
+        let run = BlockRun {
+            grid: *grid,
+            threads: [variant.tiles.tx, variant.tiles.ty],
+            shared_bytes: variant.shared_bytes(),
+            bf16: variant.dtype == DType::BF16,
+            order: self.order,
+            mutant: self.mutant,
+        };
+        // SAFETY: the parameters are this kernel's, and point to `memory`.
+        Ok(unsafe { kernel.run(&run, params, memory) }?)
+    }
+}
+
+impl Backend for EmulatedCudaBackend {
+    fn name(&self) -> String {
+        let tiles = self.tiles.map(|tiles| format!(", {tiles}")).unwrap_or_default();
+        format!("cuda emulated as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
+    }
+
+    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
+        match self.schedule(problem, kernel) {
+            Ok(schedule) => Verdict::Runs(schedule.reasons.join("; ")),
+            Err(EmulatorError::Refused(reasons)) => Verdict::Refused(reasons),
+            Err(_) => Verdict::Refused(Vec::new()),
+        }
+    }
+
+    fn run(
+        &self,
+        problem: &Problem,
+        kernel: KernelKind,
+        args: HostArgs<'_>,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let call = check_host_args(problem, &args)?;
+        let schedule = self.schedule(problem, kernel)?;
+        let span = |view: &TensorView| view.byte_span().unwrap_or(0);
+        let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
+        let lse_rows: usize = problem.lse_shape().iter().product();
+        let mut q = DeviceMemory::new("q", &args.q[..span(problem.q())]);
+        let mut k = DeviceMemory::new("k", &args.k[..span(problem.k())]);
+        let mut v = DeviceMemory::new("v", &args.v[..span(problem.v())]);
+        let mut out = DeviceMemory::new("out", &args.out[..span(problem.out())]);
+        let mut mask = args.mask.map(|mask| DeviceMemory::new("attn_mask", &mask[..mask_span]));
+        let mut kv_lens = args.kv_lens.map(|lens| DeviceMemory::new("kv_lens", &words(lens, |n| n.to_le_bytes())));
+        let mut lse =
+            args.lse.as_deref().map(|lse| DeviceMemory::new("lse", &words(&lse[..lse_rows], |x| x.to_le_bytes())));
+        let mut scores = (schedule.workspace_bytes > 0)
+            .then(|| DeviceMemory::poisoned("the workspace", schedule.workspace_bytes as usize));
+        let address = |memory: &mut Option<DeviceMemory>| memory.as_mut().map_or(0, DeviceMemory::address);
+        let pointers = Pointers {
+            q: q.address(),
+            k: k.address(),
+            v: v.address(),
+            mask: address(&mut mask),
+            kv_lens: address(&mut kv_lens),
+            out: out.address(),
+            lse: address(&mut lse),
+            scores: address(&mut scores),
+        };
+        let mut memory = vec![&mut q, &mut k, &mut v, &mut out];
+        memory.extend([&mut mask, &mut kv_lens, &mut lse, &mut scores].into_iter().flatten());
+        for launch in schedule.steps.iter().filter_map(|step| schedule.launch(problem, step, &call, &pointers)) {
+            self.launch(&launch, &mut memory)?;
+        }
+        args.out[..out.content().len()].copy_from_slice(out.content());
+        if let (Some(to), Some(lse)) = (args.lse, &lse) {
+            for (to, from) in to.iter_mut().zip(lse.content().chunks_exact(4)) {
+                *to = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn words<T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
+    values.iter().flat_map(|&value| bytes(value)).collect()
+}

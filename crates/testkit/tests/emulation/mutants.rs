@@ -1,0 +1,5 @@
+use super::Test;
+
+pub(super) fn tests() -> Vec<Test> {
+    Vec::new()
+}
