@@ -4,6 +4,58 @@
 // K and V come through shared memory in blocks of KV_WIDTH columns: while one is multiplied, the next is on its way.
 constexpr u32 OT = COLUMNS / KV_WIDTH; // blocks of columns of O that a thread holds
 
+// Puts -inf in the place of scores of keys that are not seen, and makes of the others what softmax sees.
+// With masks and softcap this goes by way of the weights' place in p_tile, where each thread has its own: a loop over memory is a short text.
+DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[RT][4 * KT], float* p_tile, u32 j_begin) {
+    const u32 tx = thread_x();
+    const u32 ty = thread_y();
+    if (!GENERAL) {
+#pragma unroll
+        for (u32 n = 0; n < RT * 4 * KT; n++) {
+            const u32 c = n % (4 * KT);
+            float& x = s[n / (4 * KT)][c];
+            const bool seen = allowed(params, item, item.row_begin + ty + TY * (n / (4 * KT)), j_begin + c / 4 * 4 * TX + 4 * tx + c % 4, 0u);
+            x = seen ? score(x, 0u) : bits_float(NEG_INF);
+        }
+        return;
+    }
+    store_weights(p_tile, P_PITCH, s);
+#pragma unroll 1
+    for (u32 n = 0; n < RT * KT; n++) {
+        const u32 row = ty + TY * (n / KT);
+        const u32 column = 4 * TX * (n % KT) + 4 * tx;
+        Four* place = (Four*)(p_tile + row * P_PITCH + column);
+        Four x = *place;
+        finish_scores(params, item, x, item.row_begin + row, j_begin + column);
+        *place = x;
+    }
+#pragma unroll
+    for (u32 n = 0; n < RT * KT; n++) {
+        const Four x = *(const Four*)(p_tile + (ty + TY * (n / KT)) * P_PITCH + 4 * TX * (n % KT) + 4 * tx);
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) {
+            s[n / KT][4 * (n % KT) + c] = x.x[c];
+        }
+    }
+}
+
+// Drops weights, which l does not see.
+DEVICE void drop_weights(const Params& params, const Item& item, float* p_tile, u32 j_begin) {
+#pragma unroll 1
+    for (u32 n = 0; n < RT * KT; n++) {
+        const u32 row = thread_y() + TY * (n / KT);
+        const u32 column = 4 * TX * (n % KT) + 4 * thread_x();
+        Four* place = (Four*)(p_tile + row * P_PITCH + column);
+        const Words words = dropout_words(params, item, item.row_begin + row, j_begin + column);
+        Four x = *place;
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) {
+            x.x[c] = kept(params, words.word[c]) ? x.x[c] : bits_float(ABSENT);
+        }
+        *place = x;
+    }
+}
+
 KERNEL(flash_forward) {
     float* q_tile = (float*)shared_memory();    // [query][Q_PITCH]
     float* p_tile = q_tile + BR * Q_PITCH;      // [query][P_PITCH], weights
@@ -83,40 +135,21 @@ KERNEL(flash_forward) {
         for (u32 n = 0; n < RT * 4 * KT; n++) {
             s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
         }
-        if (GENERAL && params.softcap > 0.0f) {
+        if (edge || (GENERAL && params.softcap > 0.0f)) {
+            mask_scores(params, item, s, p_tile, j_begin);
+        } else {
 #pragma unroll
             for (u32 n = 0; n < RT * 4 * KT; n++) {
-                s[n / (4 * KT)][n % (4 * KT)] = capped(params, s[n / (4 * KT)][n % (4 * KT)]);
+                s[n / (4 * KT)][n % (4 * KT)] = score(s[n / (4 * KT)][n % (4 * KT)], 0u);
             }
-        }
-        u32 absent[RT]; // a bit a key
-#pragma unroll
-        for (u32 r = 0; r < RT; r++) {
-            absent[r] = 0;
-        }
-        if (edge) {
-            with_mask_kind(params, [&](auto kind) {
-#pragma unroll
-                for (u32 n = 0; n < RT * 4 * KT; n++) {
-                    const u32 r = n / (4 * KT);
-                    const u32 c = n % (4 * KT);
-                    const u32 i = item.row_begin + ty + TY * r;
-                    const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
-                    const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
-                    absent[r] |= (allowed(params, item, i, j, bias) ? 0u : 1u) << c;
-                    s[r][c] = score(s[r][c], bias);
-                }
-            });
         }
         float alpha[RT];
 #pragma unroll
         for (u32 r = 0; r < RT; r++) {
-            const u32 i = item.row_begin + ty + TY * r;
             float top = m[r];
 #pragma unroll
             for (u32 c = 0; c < 4 * KT; c++) {
-                s[r][c] = edge ? s[r][c] : score(s[r][c], 0u);
-                top = (absent[r] >> c & 1u) != 0 ? top : fmaxf(top, s[r][c]);
+                top = fmaxf(top, s[r][c]);
             }
             top = row_max(top);
             alpha[r] = rescale(m[r], top);
@@ -124,22 +157,14 @@ KERNEL(flash_forward) {
             float sum = 0.0f;
 #pragma unroll
             for (u32 c = 0; c < 4 * KT; c++) {
-                s[r][c] = (absent[r] >> c & 1u) != 0 ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
+                s[r][c] = float_bits(s[r][c]) == NEG_INF ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
                 sum += s[r][c];
             }
             l[r] = l[r] * alpha[r] + sum;
-#pragma unroll
-            for (u32 g = 0; g < KT; g++) {
-                const u32 j = 4 * TX * g + 4 * tx;
-                if (GENERAL && params.dropout != 0) {
-                    const Words words = dropout_words(params, item, i, j_begin + j);
-#pragma unroll
-                    for (u32 c = 0; c < 4; c++) {
-                        s[r][4 * g + c] = kept(params, words.word[c]) ? s[r][4 * g + c] : bits_float(ABSENT);
-                    }
-                }
-                *(Four*)(p_tile + (ty + TY * r) * P_PITCH + j) = Four{{s[r][4 * g], s[r][4 * g + 1], s[r][4 * g + 2], s[r][4 * g + 3]}};
-            }
+        }
+        store_weights(p_tile, P_PITCH, s);
+        if (GENERAL && params.dropout != 0) {
+            drop_weights(params, item, p_tile, j_begin);
         }
 
         // O = alpha O + P V

@@ -116,6 +116,33 @@ DEVICE void add_scores(float (&s)[RT][4 * KT], const float* q, u32 q_pitch, cons
     }
 }
 
+// Puts a thread's scores or weights where it and, behind a barrier, others find them.
+DEVICE void store_weights(float* p, u32 p_pitch, const float (&s)[RT][4 * KT]) {
+#pragma unroll
+    for (u32 n = 0; n < RT * KT; n++) {
+        const u32 r = n / KT;
+        const u32 c = 4 * (n % KT);
+        *(Four*)(p + (thread_y() + TY * r) * p_pitch + TX * c + 4 * thread_x()) = Four{{s[r][c], s[r][c + 1], s[r][c + 2], s[r][c + 3]}};
+    }
+}
+
+// Four scaled q.k as softmax sees them, of query i and keys j ..= j + 3: capped, with the mask, -inf where the key is not seen.
+DEVICE void finish_scores(const Params& params, const Item& item, Four& x, u32 i, u32 j) {
+    if (GENERAL && params.softcap > 0.0f) {
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) {
+            x.x[c] = capped(params, x.x[c]);
+        }
+    }
+    with_mask_kind(params, [&](auto kind) {
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) {
+            const u32 bias = mask_at<kind.VALUE>(params, item, i, j + c);
+            x.x[c] = allowed(params, item, i, j + c, bias) ? score(x.x[c], bias) : bits_float(NEG_INF);
+        }
+    });
+}
+
 // Keys whose products are summed by themselves: rounding then grows with the number of such chunks, not of keys.
 constexpr u32 CHUNK = 32;
 static_assert(BC % CHUNK == 0, "blocks of whole chunks");

@@ -27,28 +27,28 @@ KERNEL(unfused_scores) {
         barrier();
     }
 
+    // By way of the place of Q, where each thread has its own: a loop over memory is a short text.
 #pragma unroll
     for (u32 n = 0; n < RT * 4 * KT; n++) {
         s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
     }
-    if (GENERAL && params.softcap > 0.0f) {
-#pragma unroll
-        for (u32 n = 0; n < RT * 4 * KT; n++) {
-            s[n / (4 * KT)][n % (4 * KT)] = capped(params, s[n / (4 * KT)][n % (4 * KT)]);
+    store_weights(q_tile, Q_PITCH, s);
+#pragma unroll 1
+    for (u32 n = 0; n < RT * KT; n++) {
+        const u32 row = ty + TY * (n / KT);
+        const u32 column = 4 * TX * (n % KT) + 4 * tx;
+        const u32 i = item.row_begin + row;
+        if (i >= params.row_end) {
+            break;
         }
-    }
-    with_mask_kind(params, [&](auto kind) {
+        Four x = *(const Four*)(q_tile + row * Q_PITCH + column);
+        finish_scores(params, item, x, i, j_begin + column);
+        float* scores = params.scores + score_row(params, item, i);
 #pragma unroll
-        for (u32 n = 0; n < RT * 4 * KT; n++) {
-            const u32 r = n / (4 * KT);
-            const u32 c = n % (4 * KT);
-            const u32 i = item.row_begin + ty + TY * r;
-            const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
-            if (i < params.row_end && j < params.seq_kv) {
-                const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
-                const float x = score(s[r][c], bias);
-                params.scores[score_row(params, item, i) + j] = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
+        for (u32 c = 0; c < 4; c++) {
+            if (j_begin + column + c < params.seq_kv) {
+                scores[j_begin + column + c] = x.x[c];
             }
         }
-    });
+    }
 }
