@@ -229,8 +229,7 @@ KERNEL(flash_forward) {
         add_values(o, p, v_tile, lane);
     }
 
-    // O / l by way of the place of Q, so that whole rows are stored, and lse = m + ln l.
-    barrier();
+    // O / l by way of the place of Q, so that whole rows are stored, and lse = m + ln l. Only the warp itself has read these rows of Q.
 #pragma unroll
     for (u32 r = 0; r < MT; r++) {
 #pragma unroll

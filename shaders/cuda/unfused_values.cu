@@ -27,8 +27,7 @@ KERNEL(unfused_values) {
         load_v_block(params, item, v_tile, j_begin, d_begin, thread);
         copy_commit();
         copy_wait<0>();
-        barrier();
-        const bool select = barrier_any(is_dirty(v_tile, thread));
+        const bool select = barrier_any(is_dirty(v_tile, thread)); // of what the thread itself loaded: no other barrier is needed
 #pragma unroll 1
         for (u32 j = 0; j < BC; j += CHUNK) {
             float part[RT][4 * VT];

@@ -58,12 +58,15 @@ pub struct EmulatedCudaBackend {
     tiles: Option<CudaTiles>,
     edit: Option<Edit>,
     mutant: u32,
+    /// By variant, so that texts are put together once. Shared among clones that have the same texts.
+    kernels: Arc<Mutex<HashMap<CudaVariant, Arc<EmulatedKernel>>>>,
 }
 
 impl EmulatedCudaBackend {
     /// A card of compute capability `arch`, whose threads run in `order`.
     pub fn new(emulator: Arc<Emulator>, arch: Arch, order: ThreadOrder) -> Self {
-        Self { emulator, machine: Machine::of_arch(arch), order, tiles: None, edit: None, mutant: 0 }
+        let machine = Machine::of_arch(arch);
+        Self { emulator, machine, order, tiles: None, edit: None, mutant: 0, kernels: Arc::default() }
     }
 
     /// The same card, with a tile shape forced on its flash kernel.
@@ -78,7 +81,7 @@ impl EmulatedCudaBackend {
 
     /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found.
     pub fn with_text(&self, edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static) -> Self {
-        Self { edit: Some(Arc::new(edit)), ..self.clone() }
+        Self { edit: Some(Arc::new(edit)), kernels: Arc::default(), ..self.clone() }
     }
 
     /// The same card, where `is_mutant(n)` in a text is true.
@@ -92,13 +95,21 @@ impl EmulatedCudaBackend {
         schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
     }
 
+    fn kernel(&self, variant: &CudaVariant) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
+        let known = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = known().get(variant) {
+            return Ok(kernel.clone());
+        }
+        let text = variant.source();
+        let text = self.edit.iter().fold(text, |text, edit| edit(variant, text));
+        let kernel = self.emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
+        known().insert(*variant, kernel.clone());
+        Ok(kernel)
+    }
+
     fn launch(&self, launch: &Launch, memory: &mut [&mut DeviceMemory]) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Launch { variant, params, grid } = launch;
-        let mut text = variant.source();
-        if let Some(edit) = &self.edit {
-            text = edit(variant, text);
-        }
-        let kernel = self.emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
+        let kernel = self.kernel(variant)?;
         let run = BlockRun {
             grid: *grid,
             threads: [variant.tiles.tx, variant.tiles.ty],
