@@ -23,6 +23,7 @@ mod backend;
 mod case;
 mod catalogue;
 mod check;
+mod cuda;
 mod emulator;
 mod inputs;
 mod random;
@@ -38,6 +39,7 @@ pub use backend::{Backend, ReferenceBackend};
 pub use case::{Case, KvLens, MaskContent, MaskSpec, Nan, Placement, Poison, Values};
 pub use catalogue::catalogue;
 pub use check::{Failure, Outcome, Prepared, Worst, Wrong, run_case};
+pub use cuda::CudaBackend;
 pub use emulator::{
     BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator, EmulatorError, ThreadOrder,
 };
