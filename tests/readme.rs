@@ -1,14 +1,15 @@
 //! What the documents say and code decides: the tables of README.md and docs/ARCHITECTURE.md, and the README's example.
 //!
 //! Each is made here and compared with what stands between its markers. `UPDATE_README=1 cargo test --test readme` writes it anew.
-#![cfg(feature = "wgpu")]
+#![cfg(all(feature = "wgpu", feature = "cuda"))]
 
 use flashtile::{
     Align, Attention, BackendKind, Call, Choice, DType, KernelKind, Layout, Mask, MaskKind, Problem, ProblemBuilder,
     ProblemError, TensorView, Verdict,
+    cuda::{Machine, PlanOptions, schedule},
     wgpu::{Error as WgpuError, export_baseline},
 };
-use flashtile_shaders::{Access, Operation, Slot, Variant};
+use flashtile_shaders::{Access, Operation, Slot, Variant, cuda::Engine};
 use std::{env, fmt::Write as _, fs, path::Path};
 
 // ---- The README's example -----------------------------------------------------------------------------------------------
@@ -108,7 +109,8 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
     rows.into_iter().map(|(label, problem)| Ok((label, problem.build()?))).collect()
 }
 
-/// What a backend says to a problem: wgpu for a device with WebGPU's default limits and no features, the others as anywhere.
+/// What a backend says to a problem: wgpu for a device with WebGPU's default limits and no features, CUDA for a card of compute capability 8.6,
+/// the others as anywhere.
 fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdict {
     if backend == BackendKind::Wgpu {
         return match export_baseline(problem, kernel, &Call::default()) {
@@ -118,6 +120,13 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
             }
             Err(WgpuError::Refused { reasons, .. }) => Verdict::Refused(reasons),
             Err(error) => panic!("{problem}: {error}"),
+        };
+    }
+    if backend == BackendKind::Cuda {
+        return match schedule(problem, kernel, &PlanOptions::default(), &Machine::of_arch(86)) {
+            Ok(plan) if plan.tiles.engine == Engine::Mma => Verdict::Runs("yes, on tensor cores".to_owned()),
+            Ok(_) => Verdict::Runs("yes".to_owned()),
+            Err(reasons) => Verdict::Refused(reasons),
         };
     }
     // Asked by name, so that no device is opened.
@@ -133,7 +142,7 @@ fn the_readme_says_what_runs_where() {
     let problems = problems().expect("valid problems");
     let mut notes: Vec<String> = Vec::new();
     let mut columns: Vec<(String, Vec<String>)> = Vec::new();
-    for backend in [BackendKind::Wgpu, BackendKind::Reference, BackendKind::Cuda, BackendKind::Cpu] {
+    for backend in [BackendKind::Wgpu, BackendKind::Cuda, BackendKind::Reference, BackendKind::Cpu] {
         let of_backend = KernelKind::ALL.map(|kernel| {
             let cells = problems.iter().map(|(_, problem)| match verdict(problem, backend, kernel) {
                 Verdict::Runs(how) => how,
