@@ -1,7 +1,8 @@
 //! Which key tiles a kernel visits, and which of those pay for masking. Results cannot show it: a tile that is visited in vain changes
 //! nothing but time. So the kernel's own functions are asked on the device, and core's visitor is what they are held to.
 
-use crate::embedding::{buffer, read, text};
+use super::embedding::{buffer, read};
+use crate::shared::text;
 use flashtile_core::{Align, Call, DType, KernelKind, KeyTiles, Layout, Problem, TensorView, TileKind};
 use flashtile_shaders::Slot;
 use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
@@ -31,7 +32,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>) {
 ";
 
 /// Every band over lengths that are no multiples of tiles, with lengths of batch entries and of calls.
-pub(crate) fn visited_tiles(context: &Context) -> Result<(), String> {
+pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
     let windows = [None, Some(0), Some(40), Some(100)];
     let mut met = [0; 3];
     for align in [Align::TopLeft, Align::BottomRight, Align::Offset(-37), Align::Offset(70)] {

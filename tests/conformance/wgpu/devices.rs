@@ -1,6 +1,7 @@
 //! What a device does to those who work on it: it comes with features or without, one among equals, and goes away.
 
-use crate::embedding::{Check, buffer, bytes, dense, floats, hold, text};
+use super::{Check, embedding::buffer};
+use crate::shared::{bytes, dense, floats, hold, text};
 use flashtile_core::{Call, HostArgs, HostInputs, Problem};
 use flashtile_wgpu::{
     AdapterChoice, Args, Context, Error, HostRun, PlanOptions, adapters_blocking, open_blocking, wgpu,
@@ -11,7 +12,7 @@ use std::sync::{
 };
 use wgpu::BufferUsages as Usage;
 
-pub(crate) const CHECKS: [(&str, Check); 4] = [
+pub(super) const CHECKS: [(&str, Check); 4] = [
     ("a buffer of another one is an error", foreign_buffer),
     ("a lost one says so", lost_device),
     ("time is by timestamps where it has them", timestamps),
@@ -33,14 +34,14 @@ fn foreign_buffer(context: &Context) -> Result<(), String> {
 }
 
 /// The adapter of `context`, in an instance of its own.
-pub(crate) fn same_adapter(context: &Context) -> Result<wgpu::Adapter, String> {
+pub(super) fn same_adapter(context: &Context) -> Result<wgpu::Adapter, String> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let same = adapters.into_iter().find(|adapter| adapter.get_info().name == context.adapter_info().name);
     same.ok_or("the adapter is gone".into())
 }
 
-pub(crate) fn device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Context, String> {
+pub(super) fn device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Context, String> {
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(text)?;
     Context::new_blocking(device, queue).map_err(text)

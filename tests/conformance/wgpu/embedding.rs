@@ -1,18 +1,18 @@
 //! What an app that owns its device relies on: its buffers and offsets, its encoders and passes, its threads, and errors instead of panics.
 
-use crate::devices::{device, same_adapter};
-use flashtile_core::{
-    Argument, Call, DType, HostArgs, HostInputs, KernelKind, Layout, Mask, MaskKind, Problem, ProblemError, Reason,
-    TensorView,
+use super::{
+    Check,
+    devices::{device, same_adapter},
 };
-use flashtile_reference::attention;
-use flashtile_testkit::{Rng, WgpuBackend};
+use crate::shared::{bytes, dense, floats, hold, text};
+use flashtile_core::{
+    Argument, Call, DType, HostArgs, HostInputs, KernelKind, Mask, MaskKind, Problem, ProblemError, Reason, TensorView,
+};
+use flashtile_testkit::WgpuBackend;
 use flashtile_wgpu::{Args, BufferView, Context, Error, PlanOptions, wgpu};
 use wgpu::BufferUsages as Usage;
 
-pub(crate) type Check = fn(&Context) -> Result<(), String>;
-
-pub(crate) const CHECKS: [(&str, Check); 10] = [
+pub(super) const CHECKS: [(&str, Check); 10] = [
     ("a call of very many dispatches", many_dispatches),
     ("NaN behind a mask changes no bit", masked_nan_bits),
     ("packed q, k and v in one buffer, two plans in one pass", packed_in_one_pass),
@@ -25,20 +25,7 @@ pub(crate) const CHECKS: [(&str, Check); 10] = [
     ("small bindings and grids split the work", small_limits),
 ];
 
-pub(crate) fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
-pub(crate) fn floats(seed: u64, count: usize) -> Vec<f32> {
-    let mut rng = Rng::new(seed, 0);
-    (0..count).map(|_| rng.normal() as f32).collect()
-}
-
-pub(crate) fn bytes(floats: &[f32]) -> Vec<u8> {
-    floats.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-pub(crate) fn buffer(context: &Context, contents: &[u8], usage: Usage) -> wgpu::Buffer {
+pub(super) fn buffer(context: &Context, contents: &[u8], usage: Usage) -> wgpu::Buffer {
     let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("test"),
         size: contents.len().max(4).next_multiple_of(4) as u64,
@@ -49,7 +36,7 @@ pub(crate) fn buffer(context: &Context, contents: &[u8], usage: Usage) -> wgpu::
     buffer
 }
 
-pub(crate) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, String> {
+pub(super) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, String> {
     let copy = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("test readback"),
         size: source.size(),
@@ -63,27 +50,6 @@ pub(crate) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, 
     context.device().poll(wgpu::PollType::wait_indefinitely()).map_err(text)?;
     let view = copy.get_mapped_range(..).map_err(text)?;
     Ok(view.to_vec())
-}
-
-/// Holds dense f32 results to the oracle's bound.
-pub(crate) fn hold(problem: &Problem, inputs: &HostInputs<'_>, got: &[u8]) -> Result<(), String> {
-    let answer = attention(problem, inputs).map_err(text)?;
-    let width = problem.head_dim_v();
-    for (n, &expected) in answer.out.iter().enumerate() {
-        let row = n / width;
-        let seq_q = answer.out.len() / width / problem.batch() / problem.heads();
-        let (b, h, i) = (row / seq_q / problem.heads(), row / seq_q % problem.heads(), row % seq_q);
-        let got = problem.dtype().read(got, problem.out().index(b, h, i, n % width));
-        let bound = answer.rows[row].out_bound(problem.dtype(), problem.head_dim());
-        if (got - expected).abs() > bound || got.is_nan() {
-            return Err(format!("({b}, {h}, {i}, {}): got {got}, expected {expected} +- {bound:e}", n % width));
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn dense(shape: [usize; 4]) -> TensorView {
-    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
 }
 
 /// One buffer (S, 3, H, D) at an odd offset, as a fused projection leaves it; two problems recorded into one pass.

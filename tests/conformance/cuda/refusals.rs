@@ -1,0 +1,168 @@
+//! Whatever is wrong with a call's memory is a typed error, and nothing is launched.
+
+use super::{AnyError, Check};
+use crate::shared::dense;
+use flashtile_core::{Argument, Call, KernelKind, Mask, MaskKind, Problem, ProblemError, Reason};
+use flashtile_cuda::{
+    Args, Context, Error, Input, Output, Plan, PlanOptions,
+    cudarc::driver::{CudaContext, DevicePtr},
+};
+
+pub(super) const CHECKS: [(&str, Check); 3] = [
+    ("bad memory is a typed error", bad_memory),
+    ("memory of another CUDA context is an error", foreign_memory),
+    ("kernels that do not fit are refused", refused),
+];
+
+/// What `out` holds: it stays so.
+const BEFORE: f32 = 9.0;
+
+fn bad_memory(context: &Context) -> Result<(), AnyError> {
+    let stream = context.stream();
+    let view = dense([1, 1, 8, 8]);
+    let plain = Problem::builder(view, view, view).build()?;
+    let mask = Mask::contiguous(MaskKind::Bool, &[8, 8])?;
+    let full = Problem::builder(view, view, view).mask(mask).lse(true).kv_lens(true).build()?;
+    let plan = |problem, kernel| context.plan(problem, &PlanOptions::kernel(kernel));
+    let (flash, full) = (plan(&plain, KernelKind::Flash)?, plan(&full, KernelKind::Flash)?);
+    let unfused = plan(&plain, KernelKind::Unfused)?;
+    let (x, lens) = (stream.clone_htod(&[0_f32; 64])?, stream.clone_htod(&[8])?);
+    let mut out = stream.clone_htod(&[BEFORE; 64])?;
+    let mut scores = stream.clone_htod(&[BEFORE; 68])?;
+    let (x_at, out_at) = (x.device_ptr(stream).0, out.device_ptr(stream).0);
+    let (lens_at, scores_at) = (lens.device_ptr(stream).0, scores.device_ptr(stream).0);
+    stream.synchronize()?;
+
+    // By address, so that outputs may be anywhere.
+    // SAFETY: all that is given is memory of the slices above, and every call is refused before it is used.
+    let at = |address, bytes| unsafe { Input::from_raw(address, bytes) };
+    // SAFETY: as above.
+    let to = |address, bytes| unsafe { Output::from_raw(address, bytes) };
+    let args = || Args::new(at(x_at, 256), at(x_at, 256), at(x_at, 256), to(out_at, 256));
+    let whole = || args().mask(at(x_at, 64)).kv_lens(at(lens_at, 4)).lse(to(scores_at, 32));
+    let aliased = |written, other| Error::Aliased { written, other };
+    let misaligned = |argument, address, size| Error::Misaligned { argument, address, size };
+    let short = |argument, expected, given| Error::from(ProblemError::TooShort { argument, expected, given });
+    let missing = |argument| Error::from(ProblemError::Missing { argument });
+    let beyond = Call { seq_kv: Some(9), ..Call::default() };
+    use Argument::{AttnMask, K, KvLens, Lse, Out, Q, V, Workspace};
+    let cases = [
+        (&flash, Args { out: to(x_at, 256), ..args() }, aliased(Out, Q)),
+        (&flash, Args { v: at(out_at + 252, 256), ..args() }, aliased(Out, V)),
+        (&full, Args { lse: Some(to(out_at + 224, 32)), ..whole() }, aliased(Out, Lse)),
+        (&full, Args { lse: Some(to(x_at + 64, 32)), ..whole() }, aliased(Lse, Q)),
+        (&full, Args { lse: Some(to(lens_at, 32)), ..whole() }, aliased(Lse, KvLens)),
+        (&unfused, args().workspace(to(x_at, 256)), aliased(Workspace, Q)),
+        (&unfused, args().workspace(to(out_at, 256)), aliased(Out, Workspace)),
+        (&flash, Args { q: at(x_at + 2, 256), ..args() }, misaligned(Q, x_at + 2, 4)),
+        (&flash, Args { q: at(x_at, 300).offset(1), ..args() }, misaligned(Q, x_at + 1, 4)),
+        (&flash, Args { out: to(out_at + 1, 256), ..args() }, misaligned(Out, out_at + 1, 4)),
+        (&full, Args { kv_lens: Some(at(lens_at + 2, 4)), ..whole() }, misaligned(KvLens, lens_at + 2, 4)),
+        (&unfused, args().workspace(to(scores_at + 8, 256)), misaligned(Workspace, scores_at + 8, 16)),
+        (&flash, Args { v: at(x_at, 252), ..args() }, short(V, 256, 252)),
+        (&flash, Args { k: at(x_at, 256).offset(4), ..args() }, short(K, 260, 256)),
+        (&flash, Args { k: at(x_at, 256).offset(u64::MAX - 3), ..args() }, short(K, usize::MAX, 256)),
+        (&flash, Args { out: to(out_at, 256).offset(8), ..args() }, short(Out, 264, 256)),
+        (&full, Args { mask: Some(at(x_at, 63)), ..whole() }, short(AttnMask, 64, 63)),
+        (&full, Args { kv_lens: Some(at(lens_at, 3)), ..whole() }, short(KvLens, 4, 3)),
+        (&full, Args { lse: Some(to(scores_at, 28)), ..whole() }, short(Lse, 32, 28)),
+        (&unfused, args().workspace(to(scores_at, 252)), short(Workspace, 256, 252)),
+        (&full, Args { mask: None, ..whole() }, missing(AttnMask)),
+        (&full, Args { kv_lens: None, ..whole() }, missing(KvLens)),
+        (&full, Args { lse: None, ..whole() }, missing(Lse)),
+        (&flash, args().lse(to(scores_at, 32)), ProblemError::Unexpected { argument: Lse }.into()),
+        (&flash, args().call(beyond), ProblemError::BeyondCapacity { axis: "seq_kv", capacity: 8, given: 9 }.into()),
+    ];
+    for (n, (plan, mut args, expected)) in cases.into_iter().enumerate() {
+        match plan.launch(stream, &mut args) {
+            Err(error) if error == expected => {}
+            other => return Err(format!("case {n}: expected {expected:?}, got {other:?}").into()),
+        }
+    }
+    let nan = Call { scale: Some(f32::NAN), ..Call::default() };
+    match flash.launch(stream, &mut args().call(nan)) {
+        Err(Error::Problem(ProblemError::Scale { .. })) => {}
+        other => return Err(format!("a NaN scale gave {other:?}").into()),
+    }
+    // A slice is as long as it says, and a view no longer.
+    let wanted = short(K, 256, 252);
+    if flash.launch(stream, &mut Args::new(&x, &x.slice(1..), &x, &mut out)) != Err(wanted) {
+        return Err("a short view was taken".into());
+    }
+    let wanted = short(Workspace, 256, 252);
+    let given = unfused.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut scores.slice_mut(..63)));
+    if given != Err(wanted) {
+        return Err(format!("a short workspace gave {given:?}").into());
+    }
+    let untouched = stream.clone_dtoh(&out)?.into_iter().chain(stream.clone_dtoh(&scores)?).all(|x| x == BEFORE);
+    if untouched { Ok(()) } else { Err("a call that was refused wrote".into()) }
+}
+
+/// A second context on the same card: an app that mixes them up would read memory that is not there.
+fn foreign_memory(context: &Context) -> Result<(), AnyError> {
+    let view = dense([1, 1, 8, 8]);
+    let problem = Problem::builder(view, view, view).kv_lens(true).lse(true).build()?;
+    let plan = context.plan(&problem, &PlanOptions::kernel(KernelKind::Unfused))?;
+    let told = with_foreign_memory(&plan);
+    // The foreign context was the thread's current one and is gone.
+    context.cuda().bind_to_thread()?;
+    told
+}
+
+fn with_foreign_memory(plan: &Plan) -> Result<(), AnyError> {
+    let stream = plan.context().stream();
+    let elsewhere = CudaContext::new_non_primary(stream.context().ordinal(), 0)?.new_stream()?;
+    let (there, lens_there) = (elsewhere.clone_htod(&[0_f32; 64])?, elsewhere.clone_htod(&[8])?);
+    let mut out_there = elsewhere.clone_htod(&[BEFORE; 64])?;
+    let mut lse_there = elsewhere.clone_htod(&[BEFORE; 8])?;
+    let mut scores_there = elsewhere.clone_htod(&[BEFORE; 64])?;
+    elsewhere.synchronize()?;
+    let (x, lens) = (stream.clone_htod(&[0_f32; 64])?, stream.clone_htod(&[8])?);
+    let mut out = stream.clone_htod(&[BEFORE; 64])?;
+    let mut lse = stream.clone_htod(&[BEFORE; 8])?;
+
+    let refuse = |what, args: &mut Args<'_>| expect_foreign(what, plan.launch(stream, args));
+    refuse("q", &mut Args::new(&there, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse))?;
+    refuse("v", &mut Args::new(&x, &x, &there, &mut out).kv_lens(&lens).lse(&mut lse))?;
+    refuse("out", &mut Args::new(&x, &x, &x, &mut out_there).kv_lens(&lens).lse(&mut lse))?;
+    refuse("kv_lens", &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens_there).lse(&mut lse))?;
+    refuse("lse", &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse_there))?;
+    let mut args = Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse).workspace(&mut scores_there);
+    refuse("workspace", &mut args)?;
+    let mut args = Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse);
+    expect_foreign("the stream", plan.launch(&elsewhere, &mut args))?;
+
+    // And nothing of it harms the plan.
+    plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse))?;
+    let (mean, there) = (stream.clone_dtoh(&out)?, elsewhere.clone_dtoh(&out_there)?);
+    // This thread's memory here is freed first, and then what is elsewhere.
+    stream.context().bind_to_thread()?;
+    drop((x, lens, out, lse));
+    elsewhere.context().bind_to_thread()?;
+    if mean.iter().any(|&x| x != 0.0) || there.iter().any(|&x| x != BEFORE) {
+        return Err("a call that was refused wrote, or the one after it did not".into());
+    }
+    Ok(())
+}
+
+fn expect_foreign(what: &str, launched: Result<(), Error>) -> Result<(), String> {
+    match launched {
+        Err(Error::OtherContext { what: told }) if told == what => Ok(()),
+        other => Err(format!("{what} of another context gave {other:?}")),
+    }
+}
+
+fn refused(context: &Context) -> Result<(), AnyError> {
+    let view = dense([1, 1, 2, 600]);
+    let problem = Problem::builder(view, view, view).build()?;
+    match context.plan(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
+        Err(Error::Refused { reasons, .. }) if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+        other => return Err(format!("head_dim_v 600 gave {other:?}").into()),
+    }
+    // Left to itself, the plan takes the kernel that runs, and says why.
+    let plan = context.plan(&problem, &PlanOptions::default())?;
+    match plan.reasons().first() {
+        Some(reason) if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") => Ok(()),
+        other => Err(format!("{:?} because {other:?}", plan.kernel()).into()),
+    }
+}

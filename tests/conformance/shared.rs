@@ -1,0 +1,105 @@
+//! What both kinds of device are held to, and what the tests of both are made of.
+
+use flashtile_core::{DType, HostInputs, KernelKind, Layout, Problem, TensorView};
+use flashtile_reference::attention;
+use flashtile_testkit::{Backend, Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random};
+
+/// The catalogue by its groups, or the one case of FLASHTILE_CASE.
+pub(crate) struct Chosen {
+    pub(crate) groups: Vec<(&'static str, Vec<Case>)>,
+    /// Whether one case is replayed: then there is nothing else to test.
+    pub(crate) replay: bool,
+}
+
+impl Chosen {
+    pub(crate) fn by_environment() -> Self {
+        let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
+        let replay = cases.len() == 1;
+        let mut groups: Vec<(&str, Vec<Case>)> = Vec::new();
+        for (group, case) in cases {
+            match groups.last_mut() {
+                Some((last, of_group)) if *last == group => of_group.push(case),
+                _ => groups.push((group, vec![case])),
+            }
+        }
+        Self { groups, replay }
+    }
+
+    /// Every `step`th case of a group; the one that is replayed in any case.
+    pub(crate) fn spread(of_group: &[Case], step: usize) -> Vec<Case> {
+        of_group.iter().step_by(step).cloned().collect()
+    }
+}
+
+/// Cases written as lines.
+pub(crate) fn cases<T: AsRef<str>>(lines: impl IntoIterator<Item = T>) -> Vec<Case> {
+    let parse = |line: T| line.as_ref().parse().unwrap_or_else(|e| panic!("{}: {e}", line.as_ref()));
+    lines.into_iter().map(parse).collect()
+}
+
+/// Runs every case and reports every failure.
+pub(crate) fn run_all(backend: &dyn Backend, kernel: KernelKind, cases: &[Case]) -> Result<(), String> {
+    report(cases.iter().filter_map(|case| run_case(backend, kernel, case).err()))
+}
+
+pub(crate) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
+    let failures: Vec<_> = failures.map(|failure| failure.to_string()).collect();
+    if failures.is_empty() { Ok(()) } else { Err(format!("{} failed\n{}", failures.len(), failures.join("\n"))) }
+}
+
+/// Holds both kernels to the same bits, as `check` understands it, where every option is on.
+pub(crate) fn same_bits(
+    backend: &dyn Backend,
+    check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
+) -> Result<(), String> {
+    let cases: Vec<Case> =
+        catalogue().into_iter().filter(|(g, _)| *g == "together").map(|(_, c)| c).step_by(6).collect();
+    assert!(!cases.is_empty());
+    report(
+        KernelKind::ALL
+            .into_iter()
+            .flat_map(|kernel| cases.iter().filter_map(move |case| check(backend, kernel, case).err())),
+    )
+}
+
+/// FLASHTILE_RANDOM problems on the flash kernel; a third of them on the unfused one.
+pub(crate) fn random(backend: &dyn Backend, kernel: KernelKind) -> Result<(), String> {
+    let count = std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    let count = if kernel == KernelKind::Flash { count } else { count / 3 };
+    let tally = run_random(backend, kernel, 0..count).map_err(text)?;
+    if tally.all_passed() { Ok(()) } else { Err(tally.to_string()) }
+}
+
+pub(crate) fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+pub(crate) fn floats(seed: u64, count: usize) -> Vec<f32> {
+    let mut rng = Rng::new(seed, 0);
+    (0..count).map(|_| rng.normal() as f32).collect()
+}
+
+pub(crate) fn bytes(floats: &[f32]) -> Vec<u8> {
+    floats.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub(crate) fn dense(shape: [usize; 4]) -> TensorView {
+    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+}
+
+/// Holds results to the oracle's bound.
+pub(crate) fn hold(problem: &Problem, inputs: &HostInputs<'_>, got: &[u8]) -> Result<(), String> {
+    let answer = attention(problem, inputs).map_err(text)?;
+    let width = problem.head_dim_v();
+    for (n, &expected) in answer.out.iter().enumerate() {
+        let row = n / width;
+        let seq_q = answer.out.len() / width / problem.batch() / problem.heads();
+        let (b, h, i) = (row / seq_q / problem.heads(), row / seq_q % problem.heads(), row % seq_q);
+        let got = problem.dtype().read(got, problem.out().index(b, h, i, n % width));
+        let bound = answer.rows[row].out_bound(problem.dtype(), problem.head_dim());
+        if (got - expected).abs() > bound || got.is_nan() {
+            return Err(format!("({b}, {h}, {i}, {}): got {got}, expected {expected} +- {bound:e}", n % width));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Kernels through wgpu, on the best adapter of this machine.
+
+mod devices;
+mod embedding;
+mod visited;
+
+use crate::{
+    harness::{Suite, Test},
+    shared::{Chosen, cases, random, run_all, same_bits},
+};
+use flashtile_core::KernelKind;
+use flashtile_testkit::{WgpuBackend, check_neighbours, check_repeats};
+use flashtile_wgpu::{Context, FLASH_TILES, Tiles};
+
+/// A test of what an app or a device does.
+type Check = fn(&Context) -> Result<(), String>;
+
+/// The devices under test: one adapter, opened twice.
+pub(super) struct Devices {
+    /// With all that it offers.
+    full: WgpuBackend,
+    /// With WebGPU's default limits and no features.
+    baseline: WgpuBackend,
+}
+
+pub(super) fn suite() -> Suite<Devices> {
+    let open = || {
+        let full = WgpuBackend::full().map_err(|e| e.to_string())?;
+        let baseline = WgpuBackend::baseline().map_err(|e| e.to_string())?;
+        Ok(Devices { full, baseline })
+    };
+    Suite { device: "adapter", required: "FLASHTILE_REQUIRE_GPU", open, tests: tests() }
+}
+
+fn tests() -> Vec<Test<Devices>> {
+    let mut tests: Vec<Test<Devices>> = Vec::new();
+    let chosen = Chosen::by_environment();
+    for (group, all) in chosen.groups {
+        // Most pipelines are compiled by one case only, and on software adapters compiling is the time that tests take: the device that users
+        // have runs every case, the others a spread of them.
+        let (some, few) = (Chosen::spread(&all, 5), Chosen::spread(&all, 8));
+        let flash = KernelKind::Flash;
+        tests.extend([
+            Test::new(format!("full flash: {group}"), move |d: &Devices| run_all(&d.full, flash, &all)),
+            Test::new(format!("full unfused: {group}"), move |d: &Devices| {
+                run_all(&d.full, KernelKind::Unfused, &some)
+            }),
+            Test::new(format!("baseline flash: {group}"), move |d: &Devices| run_all(&d.baseline, flash, &few)),
+        ]);
+    }
+    if chosen.replay {
+        return tests;
+    }
+    tests.extend(
+        FLASH_TILES.map(|tiles| Test::new(format!("tiles: {tiles:?}"), move |d: &Devices| run_tiles(d, tiles))),
+    );
+    let check = |name, check: Check| Test::new(name, move |d: &Devices| check(d.full.context()));
+    tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
+    tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
+    tests.push(check("tiles out of sight are not visited".into(), visited::visited_tiles));
+    tests.push(Test::new("same bits in a second run", |d: &Devices| same_bits(&d.full, check_repeats)));
+    tests.push(Test::new("same bits beside other batch entries", |d: &Devices| same_bits(&d.full, check_neighbours)));
+    for kernel in KernelKind::ALL {
+        tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| random(&d.full, kernel)));
+    }
+    tests
+}
+
+/// Each tile shape at the widest head it holds and at an odd one, over several tiles of queries and keys, with edges.
+fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
+    let wide = tiles.max_head_dim_v();
+    let backend = if tiles.flash_workgroup_bytes() <= 16 << 10 { &devices.baseline } else { &devices.full };
+    let backend = backend.with_tiles(tiles);
+    let cases = cases([
+        format!("shape=2x2x70x{wide} hkv=1 skv=300 causal=yes align=bottom-right window_left=150"),
+        format!("shape=1x2x37x{} skv=140 dtype=f16 causal=yes poison=unseen", wide - 1),
+        format!(
+            "shape=2x4x39x24 hkv=2 skv=141 dv={} dtype=bf16 causal=yes align=2 window_left=90 window_right=4 softcap=5.0 \
+             mask=f32:b11k:blocks kv_lens=random dropout=0.25 poison=unseen",
+            wide.min(57)
+        ),
+    ]);
+    run_all(&backend, KernelKind::Flash, &cases)
+}
