@@ -45,7 +45,7 @@ impl<D: Send + Sync + 'static> Suite<D> {
         let Self { device, required, open, mut tests } = self;
         tests.retain(|test| !arguments.is_filtered_out(&ignored(&test.name, "", arguments.ignored)));
         if arguments.list {
-            return tests.iter().map(|test| ignored(&test.name, "", arguments.ignored)).collect();
+            return tests.iter().map(|test| ignored(&test.name, "", false)).collect();
         }
         if tests.is_empty() {
             return Vec::new();
@@ -70,7 +70,7 @@ impl<D: Send + Sync + 'static> Suite<D> {
     }
 }
 
-/// A test that cannot run: whoever runs ignored tests too is told why it fails.
+/// A test that cannot run, or is never to be run: whoever runs ignored tests too is told why it fails.
 fn ignored(name: &str, why: &str, flag: bool) -> Trial {
     let why = why.to_owned();
     Trial::test(name, move || Err(Failed::from(why))).with_ignored_flag(flag)
