@@ -59,7 +59,7 @@ DEVICE void drop_weights(const Params& params, const Item& item, float* p_tile, 
 KERNEL(flash_forward) {
     float* q_tile = (float*)shared_memory();    // [query][Q_PITCH]
     float* p_tile = q_tile + BR * Q_PITCH;      // [query][P_PITCH], weights
-    float* kv_tile = p_tile + BR * P_PITCH;     // [STAGES][KV_FLOATS]
+    float* kv_tile = p_tile + BR * P_PITCH;     // [2][KV_FLOATS]
 
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;

@@ -9,19 +9,21 @@ use flashtile::{
 };
 
 /// A number is a place in the list of `devices`, anything else a part of a name.
-fn named(adapter: &str) -> AdapterChoice {
+fn index_or_name(adapter: &str) -> (Option<usize>, Option<String>) {
     match adapter.parse() {
-        Ok(index) => AdapterChoice { index: Some(index), ..AdapterChoice::default() },
-        Err(_) => AdapterChoice { name: Some(adapter.to_owned()), ..AdapterChoice::default() },
+        Ok(index) => (Some(index), None),
+        Err(_) => (None, Some(adapter.to_owned())),
     }
 }
 
-/// As [`named`], of a card.
+fn named(adapter: &str) -> AdapterChoice {
+    let (index, name) = index_or_name(adapter);
+    AdapterChoice { index, name, ..AdapterChoice::default() }
+}
+
 fn named_card(adapter: &str) -> DeviceChoice {
-    match adapter.parse() {
-        Ok(index) => DeviceChoice { index: Some(index), name: None },
-        Err(_) => DeviceChoice { index: None, name: Some(adapter.to_owned()) },
-    }
+    let (index, name) = index_or_name(adapter);
+    DeviceChoice { index, name }
 }
 
 /// A session on the adapter or card that was asked for, or on the best.

@@ -218,6 +218,32 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// What `schedule` makes of the kernel that is wanted, or of the first that it does not refuse; and why it is that kernel.
+///
+/// # Errors
+/// The first kernel that was asked, with its reasons.
+pub fn choose_kernel<S>(
+    wanted: Option<KernelKind>,
+    mut schedule: impl FnMut(KernelKind) -> Result<S, Vec<Reason>>,
+) -> Result<(S, String), (KernelKind, Vec<Reason>)> {
+    if let Some(kernel) = wanted {
+        let made = schedule(kernel).map_err(|reasons| (kernel, reasons))?;
+        return Ok((made, format!("{kernel}: asked for")));
+    }
+    let [first, second] = KernelKind::ALL;
+    let refused = match schedule(first) {
+        Ok(made) => return Ok((made, format!("{first}: the first choice wherever it runs"))),
+        Err(reasons) => reasons,
+    };
+    match schedule(second) {
+        Ok(made) => {
+            let reasons: Vec<_> = refused.iter().map(Reason::to_string).collect();
+            Ok((made, format!("{second}: {first} cannot run this ({})", reasons.join("; "))))
+        }
+        Err(_) => Err((first, refused)),
+    }
+}
+
 /// What every backend and kernel has to say to a problem.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {

@@ -97,6 +97,16 @@ fn present(argument: Argument, wanted: bool, given: bool) -> Result<(), ProblemE
     }
 }
 
+/// Whether a call brings the optional tensors that `problem` has, and no others.
+///
+/// # Errors
+/// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected).
+pub fn check_presence(problem: &Problem, mask: bool, kv_lens: bool, lse: bool) -> Result<(), ProblemError> {
+    present(Argument::AttnMask, problem.mask().is_some(), mask)?;
+    present(Argument::KvLens, problem.kv_lens(), kv_lens)?;
+    present(Argument::Lse, problem.lse(), lse)
+}
+
 fn check_kv_lens(lens: &[i32], batch: usize, seq_kv: usize) -> Result<(), ProblemError> {
     if lens.len() != batch {
         return Err(ProblemError::KvLensCount { expected: batch, given: lens.len() });

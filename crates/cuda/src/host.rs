@@ -1,6 +1,6 @@
 use crate::{Args, Context, Error, Plan};
 use cudarc::driver::{CudaSlice, CudaStream, DriverError, sys::CUevent_flags};
-use flashtile_core::{Call, HostArgs, Problem, TensorView, check_host_args};
+use flashtile_core::{Call, HostArgs, HostStats, Problem, TensorView, Timing, check_host_args};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -18,31 +18,6 @@ pub struct HostRun {
     kv_lens: Option<CudaSlice<u8>>,
     lse: Option<CudaSlice<u8>>,
     call: Call,
-}
-
-/// What one run took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// From the first launch to completion, by the host's clock: launching, queueing and waking up are in it.
-    pub host: Duration,
-    /// From the begin of the first kernel to the end of the last, by CUDA events. `None` where nothing was launched.
-    pub gpu: Option<Duration>,
-}
-
-impl Timing {
-    /// The card's own time, or the host's where there is none.
-    pub fn best(&self) -> Duration {
-        self.gpu.unwrap_or(self.host)
-    }
-}
-
-/// What one run on host tensors took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostStats {
-    /// The run alone, without copies.
-    pub run: Timing,
-    /// Bytes of device memory: tensors and workspace.
-    pub device_bytes: u64,
 }
 
 impl Context {

@@ -1,6 +1,6 @@
 use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
-use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView};
+use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView, check_presence};
 use std::sync::Arc;
 
 /// The workspace begins at a multiple of this.
@@ -22,8 +22,8 @@ impl Plan {
     /// CUDA graph.
     ///
     /// Slices and views keep cudarc's order of reads and writes across streams. A captured stream cannot wait for what was enqueued outside the
-    /// capture, which is then an error: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's kernels and workspace, so
-    /// the plan has to outlive it; a graph that uses the plan's own workspace must not run beside other calls of the plan.
+    /// capture, which is then an error: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's
+    /// kernels and workspace, so the plan has to outlive it; a graph that uses the plan's own workspace must not run beside other calls of the plan.
     ///
     /// # Errors
     /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Aliased`], [`Error::Misaligned`],
@@ -40,7 +40,8 @@ impl Plan {
         if stream.context() != cuda {
             return Err(Error::OtherContext { what: "the stream".to_owned() });
         }
-        inner.check(args)?;
+        let needs = needs(&inner.problem, inner.schedule.workspace_bytes);
+        inner.check(args, &needs)?;
         cuda.bind_to_thread().map_err(|e| Error::of_driver(e, "the CUDA context"))?;
 
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
@@ -57,7 +58,7 @@ impl Plan {
         // An order that cudarc could not establish is kept as an error in its context.
         cuda.check_err().map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
         let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
-        check_addresses(&needs(&inner.problem, inner.schedule.workspace_bytes), &pointers)?;
+        check_addresses(&needs, &pointers)?;
         match &inner.workspace {
             Some(workspace) if own => {
                 workspace.with(stream, |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers }))
@@ -83,17 +84,10 @@ impl PlanInner {
     }
 
     /// What can be told before addresses are asked for: presence, context and size.
-    fn check(&self, args: &Args<'_>) -> Result<(), Error> {
+    fn check(&self, args: &Args<'_>, needs: &[Need; 8]) -> Result<(), Error> {
         let problem = &self.problem;
-        let present = |argument, wanted: bool, given: bool| match (wanted, given) {
-            (true, false) => Err(ProblemError::Missing { argument }),
-            (false, true) => Err(ProblemError::Unexpected { argument }),
-            _ => Ok(()),
-        };
-        present(Argument::AttnMask, problem.mask().is_some(), args.mask.is_some())?;
-        present(Argument::KvLens, problem.kv_lens(), args.kv_lens.is_some())?;
-        present(Argument::Lse, problem.lse(), args.lse.is_some())?;
-        for need in needs(problem, self.schedule.workspace_bytes) {
+        check_presence(problem, args.mask.is_some(), args.kv_lens.is_some(), args.lse.is_some())?;
+        for need in needs {
             let place = match need.argument {
                 Argument::Q => Some(args.q.place()),
                 Argument::K => Some(args.k.place()),
@@ -106,7 +100,7 @@ impl PlanInner {
             };
             if let Some((context, bytes, offset)) = place {
                 check_context(need.argument, context, self.context.cuda())?;
-                check_size(&need, bytes, offset)?;
+                check_size(need, bytes, offset)?;
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
 use crate::{Context, Error, PlanOptions, Schedule, Step, module::Function, schedule, workspace::Workspace};
-use flashtile_core::{KernelKind, Problem, Reason, Verdict};
+use flashtile_core::{KernelKind, Problem, Reason, Verdict, choose_kernel};
 use flashtile_shaders::cuda::CudaTiles;
 use std::{fmt, sync::Arc};
 
@@ -39,32 +39,11 @@ impl Context {
     /// # Errors
     /// [`Error::Refused`] with every reason, [`Error::NoCompiler`], [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
-        let wanted: &[KernelKind] = match &options.kernel {
-            Some(kernel) => std::slice::from_ref(kernel),
-            None => &KernelKind::ALL,
-        };
-        let mut refused: Option<(KernelKind, Vec<Reason>)> = None;
-        for &kernel in wanted {
-            match schedule(problem, kernel, options, self.machine()) {
-                Ok(mut schedule) => {
-                    let first = match (&refused, options.kernel) {
-                        (_, Some(_)) => format!("{kernel}: asked for"),
-                        (None, None) => format!("{kernel}: the first choice wherever it runs"),
-                        (Some((other, reasons)), None) => {
-                            let reasons: Vec<_> = reasons.iter().map(Reason::to_string).collect();
-                            format!("{kernel}: {other} cannot run this ({})", reasons.join("; "))
-                        }
-                    };
-                    schedule.reasons.insert(0, first);
-                    return self.build(problem, schedule);
-                }
-                Err(reasons) => {
-                    refused.get_or_insert((kernel, reasons));
-                }
-            }
-        }
-        let (kernel, reasons) = refused.unwrap_or((KernelKind::Flash, Vec::new()));
-        Err(Error::Refused { kernel, reasons })
+        let (mut schedule, why) =
+            choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, self.machine()))
+                .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
+        schedule.reasons.insert(0, why);
+        self.build(problem, schedule)
     }
 
     fn build(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {

@@ -1,7 +1,7 @@
 use crate::{
     Args, BufferView, Error, Plan, bind::Bound, plan::PlanInner, ring::Slots, schedule::Step, timing::Stopwatch,
 };
-use flashtile_core::{Argument, ProblemError, ResolvedCall};
+use flashtile_core::{Argument, ProblemError, ResolvedCall, check_presence};
 use flashtile_shaders::Slot;
 
 /// A dispatch that only has to be recorded.
@@ -142,14 +142,7 @@ impl PlanInner {
     /// What buffers add to the checks of the problem: presence, usage, size, alignment of offsets, aliasing.
     fn check(&self, args: &Args<'_>) -> Result<(), Error> {
         let problem = &self.problem;
-        let present = |argument, wanted: bool, given: bool| match (wanted, given) {
-            (true, false) => Err(ProblemError::Missing { argument }),
-            (false, true) => Err(ProblemError::Unexpected { argument }),
-            _ => Ok(()),
-        };
-        present(Argument::AttnMask, problem.mask().is_some(), args.mask.is_some())?;
-        present(Argument::KvLens, problem.kv_lens(), args.kv_lens.is_some())?;
-        present(Argument::Lse, problem.lse(), args.lse.is_some())?;
+        check_presence(problem, args.mask.is_some(), args.kv_lens.is_some(), args.lse.is_some())?;
 
         let span = |view: &flashtile_core::TensorView| (view.byte_span().unwrap_or(usize::MAX), view.dtype.size());
         let lse_bytes = 4 * problem.lse_shape().iter().product::<usize>();

@@ -1,9 +1,9 @@
 use crate::{
     Args, BufferView, Context, Error, Plan,
     scope::{catch, check_lost},
-    timing::{Stopwatch, Timing},
+    timing::Stopwatch,
 };
-use flashtile_core::{Call, HostArgs, Problem, check_host_args};
+use flashtile_core::{Call, HostArgs, HostStats, Problem, Timing, check_host_args};
 use std::sync::{Mutex, PoisonError};
 // The standard one panics in a browser; elsewhere this is the standard one.
 use web_time::Instant;
@@ -23,15 +23,6 @@ pub struct HostRun {
     call: Call,
     /// Taken by a run and given back: of two runs at once, one goes by the host's clock. `None` without the feature.
     stopwatch: Mutex<Option<Stopwatch>>,
-}
-
-/// What one run on host tensors took.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HostStats {
-    /// The run alone, without copies.
-    pub run: Timing,
-    /// Bytes of device memory: tensors and workspace.
-    pub device_bytes: u64,
 }
 
 impl Context {

@@ -6,7 +6,7 @@ use crate::{
     schedule::{Machine, Schedule, schedule},
     scope::{catch, check_lost},
 };
-use flashtile_core::{KernelKind, Problem, Reason, Verdict};
+use flashtile_core::{KernelKind, Problem, Verdict, choose_kernel};
 use flashtile_shaders::{Operation, Tiles};
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -89,32 +89,10 @@ impl Context {
     /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
         let machine = self.machine();
-        let wanted: &[KernelKind] = match &options.kernel {
-            Some(kernel) => std::slice::from_ref(kernel),
-            None => &KernelKind::ALL,
-        };
-        let mut refused: Option<(KernelKind, Vec<Reason>)> = None;
-        for &kernel in wanted {
-            match schedule(problem, kernel, options, &machine) {
-                Ok(mut schedule) => {
-                    let first = match (&refused, options.kernel) {
-                        (_, Some(_)) => format!("{kernel}: asked for"),
-                        (None, None) => format!("{kernel}: the first choice wherever it runs"),
-                        (Some((other, reasons)), None) => {
-                            let reasons: Vec<_> = reasons.iter().map(Reason::to_string).collect();
-                            format!("{kernel}: {other} cannot run this ({})", reasons.join("; "))
-                        }
-                    };
-                    schedule.reasons.insert(0, first);
-                    return self.build(problem, schedule).await;
-                }
-                Err(reasons) => {
-                    refused.get_or_insert((kernel, reasons));
-                }
-            }
-        }
-        let (kernel, reasons) = refused.unwrap_or((KernelKind::Flash, Vec::new()));
-        Err(Error::Refused { kernel, reasons })
+        let (mut schedule, why) = choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, &machine))
+            .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
+        schedule.reasons.insert(0, why);
+        self.build(problem, schedule).await
     }
 
     /// As [`plan`](Self::plan), blocking.

@@ -3,23 +3,6 @@
 use crate::{Context, Error, host};
 use std::time::Duration;
 
-/// What one run took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// From submission to completion, by the host's clock: submitting, queueing and waking up are in it.
-    pub host: Duration,
-    /// From the begin of the first dispatch to the end of the last, by the GPU's clock. `None` where the device was made without
-    /// [`TIMESTAMP_QUERY`](wgpu::Features::TIMESTAMP_QUERY), where its clock did not move, and where nothing was dispatched.
-    pub gpu: Option<Duration>,
-}
-
-impl Timing {
-    /// The GPU's own time, or the host's where there is none.
-    pub fn best(&self) -> Duration {
-        self.gpu.unwrap_or(self.host)
-    }
-}
-
 /// Two timestamps, of the begin and the end of a compute pass, and the way they come back.
 #[derive(Debug)]
 pub(crate) struct Stopwatch {

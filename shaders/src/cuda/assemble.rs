@@ -48,8 +48,6 @@ fn constants(variant: &CudaVariant) -> String {
         ("Q_WIDTH", head_dim),
         ("COLUMNS", columns),
         ("KV_WIDTH", CudaTiles::KV_WIDTH),
-        ("STAGES", CudaTiles::STAGES),
-        ("SHARED_BYTES", variant.shared_bytes()),
         ("GENERAL", variant.general.into()),
     ] {
         text += &format!("#define {name} {value}\n");

@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use flashtile::{
-    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Verdict, cuda, wgpu, zeroed_bytes,
+    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Timing, Verdict, cuda, wgpu, zeroed_bytes,
 };
 use pollster::block_on;
 use std::time::{Duration, Instant};
@@ -60,24 +60,18 @@ impl Clock {
         }
     }
 
-    fn of(timing: &Took) -> Self {
+    fn of(timing: &Timing) -> Self {
         if timing.gpu.is_some() { Clock::Gpu } else { Clock::Host }
     }
 
     /// A time by this clock, also where a later run could not be timed by it.
-    fn ms(self, timing: &Took) -> f64 {
+    fn ms(self, timing: &Timing) -> f64 {
         let time = match self {
-            Clock::Gpu => timing.gpu.unwrap_or(timing.host),
+            Clock::Gpu => timing.best(),
             Clock::Host => timing.host,
         };
         time.as_secs_f64() * 1e3
     }
-}
-
-/// What a run took, by both clocks.
-struct Took {
-    host: Duration,
-    gpu: Option<Duration>,
 }
 
 enum Runner<'a> {
@@ -156,7 +150,7 @@ impl Target {
             Place::Cpu => {
                 let mut runner = Runner::Reference { problem: Box::new(problem), data, out };
                 let report = runner.run_reference()?;
-                let took = Took { host: Duration::from_secs_f64(report.run_ms / 1e3), gpu: None };
+                let took = Timing { host: Duration::from_secs_f64(report.run_ms / 1e3), gpu: None };
                 (runner, report.first_ms, took, report.peak_bytes)
             }
             Place::Adapter(context) => {
@@ -165,9 +159,9 @@ impl Target {
                 let plan = context.plan_blocking(&problem, &wgpu::PlanOptions::kernel(self.kernel))?;
                 let mut args = data.args(&mut out);
                 let run = block_on(wgpu::HostRun::upload(&plan, &args))?;
-                let timing = block_on(run.run())?;
+                let took = block_on(run.run())?;
                 block_on(run.download(&mut args))?;
-                let (took, bytes) = (Took { host: timing.host, gpu: timing.gpu }, run.device_bytes());
+                let bytes = run.device_bytes();
                 (Runner::Adapter(Box::new(run)), begin.elapsed().as_secs_f64() * 1e3, took, bytes)
             }
             Place::Card(context) => {
@@ -176,9 +170,9 @@ impl Target {
                 let plan = context.plan(&problem, &cuda::PlanOptions::kernel(self.kernel))?;
                 let mut args = data.args(&mut out);
                 let mut run = cuda::HostRun::upload(&plan, &args)?;
-                let timing = run.run()?;
+                let took = run.run()?;
                 run.download(&mut args)?;
-                let (took, bytes) = (Took { host: timing.host, gpu: timing.gpu }, run.device_bytes());
+                let bytes = run.device_bytes();
                 (Runner::Card(Box::new(run)), begin.elapsed().as_secs_f64() * 1e3, took, bytes)
             }
         };
@@ -191,14 +185,8 @@ impl Prepared<'_> {
     /// Runs once more: milliseconds by [`clock`](Self::clock).
     pub(crate) fn run(&mut self) -> Result<f64> {
         let took = match &mut self.runner {
-            Runner::Adapter(run) => {
-                let timing = block_on(run.run())?;
-                Took { host: timing.host, gpu: timing.gpu }
-            }
-            Runner::Card(run) => {
-                let timing = run.run()?;
-                Took { host: timing.host, gpu: timing.gpu }
-            }
+            Runner::Adapter(run) => block_on(run.run())?,
+            Runner::Card(run) => run.run()?,
             reference => return Ok(reference.run_reference()?.run_ms),
         };
         Ok(self.clock.ms(&took))
