@@ -40,6 +40,10 @@ DEVICE bool warp_any(bool mine) { return __any_sync(0xffffffffu, mine) != 0; }
 DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
 DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 
+// The compiler no longer knows what the number is made of, and so makes nothing of that ahead of time.
+DEVICE void forget(u32& x) { asm volatile("" : "+r"(x)); }
+DEVICE void forget(u64& x) { asm volatile("" : "+l"(x)); }
+
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 // 2^x to 2 ulp; 0 where it would be subnormal.
@@ -86,15 +90,25 @@ DEVICE void copy16(void* shared, const void* global, u32 bytes) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 #else
-    uint4 x = make_uint4(0, 0, 0, 0);
     if (bytes == 16) {
-        x = *(const uint4*)global;
-    } else {
-        for (u32 n = 0; n < bytes / 2; n++) {
-            ((u16*)&x)[n] = ((const u16*)global)[n];
-        }
+        *(uint4*)shared = *(const uint4*)global;
+        return;
     }
-    *(uint4*)shared = x;
+    *(uint4*)shared = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+    for (u32 n = 0; n < bytes / 2; n++) {
+        ((u16*)shared)[n] = ((const u16*)global)[n];
+    }
+#endif
+}
+
+// As copy16, four bytes: both addresses are multiples of 4.
+DEVICE void copy4(void* shared, const void* global, u32 bytes) {
+#if __CUDA_ARCH__ >= 800
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+    *(u32*)shared = bytes == 4 ? *(const u32*)global : (bytes == 2 ? *(const u16*)global : 0u);
 #endif
 }
 
@@ -133,23 +147,24 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row) {
 // C += A B on tensor cores: A is 16 x 16, B 16 x 8, both of the storage type, C 16 x 8 in f32. With g = lane / 4 and t = lane % 4, a lane holds
 // A[g][2t, 2t + 1], A[g + 8][same], A[g][2t + 8, 2t + 9], A[g + 8][same]; B[2t, 2t + 1][g], B[2t + 8, 2t + 9][g];
 // C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1].
+#if __CUDA_ARCH__ >= 800
 DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800 && defined(ELEM_BF16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#elif __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#if defined(ELEM_BF16)
+#define MMA_16X8X16 "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 #else
-    // Turing's instruction is half as deep.
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b0));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[2]), "r"(a[3]), "r"(b1));
+#define MMA_16X8X16 "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 #endif
+    asm(MMA_16X8X16 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+#else
+// Turing's instruction is half as deep, and for f16 alone: the first two words of A, the first one of B.
+#define TENSOR_DEPTH_8
+DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+}
+#endif
 #endif // FLASHTILE_EMULATED

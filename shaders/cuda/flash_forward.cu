@@ -63,7 +63,7 @@ KERNEL(flash_forward) {
 
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;
-    const Range range = kv_range(params, item, row_end);
+    const Range range = kv_range(params, item, item.row_begin, row_end);
     const u32 tx = thread_x();
     const u32 ty = thread_y();
     const u32 thread = ty * TX + tx;

@@ -13,8 +13,12 @@ constexpr float SHIFT = 0.0f;
 constexpr float UNSHIFT = 1.0f;
 #endif
 
-// Without masks and softcap m counts in units of log2, and a score is told from it in one fused step. Beyond this size products saturate.
-constexpr float FAR = 1e38f;
+// Without masks and softcap m counts in units of log2, and a score is told from it in one fused step. That step sees more digits of a score than m
+// has: from this size on, where they would count, scores are rounded before.
+constexpr float FAR = 1048576.0f;
+
+// Products beyond 1e38 count as that: only masking makes a key absent. NaN stays NaN.
+DEVICE float saturated(float x) { return x > 1e38f ? 1e38f : (x < -1e38f ? -1e38f : x); }
 
 // The state of a row.
 struct Row {
@@ -29,19 +33,24 @@ DEVICE u32 key_of(u32 c, u32 lane) { return c / 2 * 8 + lane % 4 * 2 + c % 2; }
 DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
     with_mask_kind(params, [&](auto kind) {
 #pragma unroll
-        for (u32 n = 0; n < MT * ST * 4; n++) {
-            const u32 i = i_begin + 16 * (n / (ST * 4)) + n % 4 / 2 * 8 + lane / 4;
-            const u32 j = j_begin + key_of(n / 4 % ST * 2 + n % 2, lane);
-            float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-            const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
-            x = GENERAL ? score(x, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
-            x = allowed(params, item, i, j, bias) ? x : bits_float(NEG_INF);
+        for (u32 n = 0; n < MT * 2; n++) {
+            const u32 i = i_begin + 8 * n + lane / 4;
+            const Range seen = i < params.row_end ? kv_range(params, item, i, i + 1) : Range{0, 0};
+#pragma unroll
+            for (u32 c = 0; c < 2 * ST; c++) {
+                const u32 j = j_begin + key_of(c, lane);
+                float& x = s[n / 2][c / 2][n % 2 * 2 + c % 2];
+                const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
+                x = GENERAL ? score(x, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
+                x = j - seen.begin < seen.end - seen.begin && bias != NEG_INF ? x : bits_float(NEG_INF);
+            }
         }
     });
 }
 
-// Turns scores into weights, for all rows of a warp's tile. `alpha`: what the sums so far are worth beside the new ones.
-DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT][ST][4], float (&alpha)[MT][2]) {
+// Turns scores into weights, for all rows of a warp's tile. `alpha`: what the sums so far are worth beside the new ones. `edge`: -inf is a key that is
+// not seen; else it is a product that overflowed.
+DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT][ST][4], bool edge, float (&alpha)[MT][2]) {
     float top[MT][2];
 #pragma unroll
     for (u32 r = 0; r < MT; r++) {
@@ -63,26 +72,36 @@ DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT
         }
     }
 
-    float factor = LOG2_E;
-    if (!GENERAL) {
-        // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
-        factor = fmaxf(fabsf(params.scale) * LOG2_E, bits_float(1));
-        bool far = false;
+    // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
+    const float absent = bits_float(edge ? NEG_INF : QUIET_NAN);
+    float factor = GENERAL ? LOG2_E : fmaxf(fabsf(params.scale) * LOG2_E, bits_float(1));
+    bool far = false;
+#pragma unroll
+    for (u32 n = 0; n < 2 * MT; n++) {
+        Row& row = rows[n / 2][n % 2];
+        float x = top[n / 2][n % 2];
+        const bool none = x == absent;
+        x = GENERAL || none ? x : saturated(x * factor);
+        const float before = row.m;
+        row.m = fmaxf(before, x);
+        far = far || (!GENERAL && !none && fabsf(row.m) >= FAR);
+        alpha[n / 2][n % 2] = before == row.m ? 1.0f : exp2_fast(GENERAL ? (before - row.m) * LOG2_E : before - row.m);
+    }
+    float from[MT][2];
+#pragma unroll
+    for (u32 n = 0; n < 2 * MT; n++) {
+        from[n / 2][n % 2] = SHIFT - rows[n / 2][n % 2].m;
+    }
+    if (!GENERAL && warp_any(far)) {
+#pragma unroll
+        for (u32 n = 0; n < MT * ST * 4; n++) {
+            float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+            x = x == absent ? x : saturated(x * factor) - rows[n / (ST * 4)][n % 4 / 2].m;
+        }
+        factor = 1.0f;
 #pragma unroll
         for (u32 n = 0; n < 2 * MT; n++) {
-            float& x = top[n / 2][n % 2];
-            const bool none = float_bits(x) == NEG_INF;
-            x *= factor;
-            far = far || (!none && fabsf(x) >= FAR);
-            x = none ? x : fminf(fmaxf(x, -FAR), FAR);
-        }
-        if (warp_any(far)) {
-#pragma unroll
-            for (u32 n = 0; n < MT * ST * 4; n++) {
-                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-                x = is_nan(x) || float_bits(x) == NEG_INF ? x : fminf(fmaxf(x * factor, -FAR), FAR);
-            }
-            factor = 1.0f;
+            from[n / 2][n % 2] = SHIFT;
         }
     }
 #pragma unroll
@@ -90,15 +109,11 @@ DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             Row& row = rows[r][half];
-            const float before = row.m;
-            row.m = fmaxf(before, top[r][half]);
-            alpha[r][half] = before == row.m ? 1.0f : exp2_fast(GENERAL ? (before - row.m) * LOG2_E : before - row.m);
-            const float from = SHIFT - row.m;
             float sum = 0.0f;
 #pragma unroll
             for (u32 c = 0; c < 2 * ST; c++) {
                 float& x = s[r][c / 2][2 * half + c % 2];
-                x = exp2_fast(GENERAL ? fmaf(x - row.m, factor, SHIFT) : fmaf(x, factor, from));
+                x = exp2_fast(GENERAL ? fmaf(x - row.m, factor, SHIFT) : fmaf(x, factor, from[r][half]));
                 sum += x;
             }
             row.l = fmaf(row.l, alpha[r][half], sum);
@@ -126,7 +141,7 @@ KERNEL(flash_forward) {
 
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;
-    const Range range = kv_range(params, item, row_end);
+    const Range range = kv_range(params, item, item.row_begin, row_end);
     const u32 lane = thread_x();
     const u32 thread = thread_y() * TX + lane;
     const u32 first = thread_y() * (16 * MT);   // the warp's first query in the tile
@@ -199,7 +214,7 @@ KERNEL(flash_forward) {
             }
         }
         float alpha[MT][2];
-        make_weights(params, rows, s, alpha);
+        make_weights(params, rows, s, edge, alpha);
         if (GENERAL && params.dropout != 0) {
             drop_weights(params, item, s, item.row_begin + first, j_begin, lane);
         }

@@ -11,13 +11,22 @@ struct alignas(16) Eight {
     elem x[8];
 };
 
+struct alignas(8) TwoPairs {
+    u32 first;
+    u32 second;
+};
+
+// Bits that tell how the rows of a tensor lie, as params.dense has them for q: their elements side by side, from a multiple of so many bytes on.
+constexpr u32 BY_16_BYTES = 1;
+constexpr u32 BY_4_BYTES = 16;
+
 // Begins to load rows row_begin .. row_begin + ROWS of global memory, columns d_begin .. d_begin + WIDTH, to a tile. Zeros stand beyond row_end and
-// `width`. `first` leads to row_begin. `dense`: rows begin at multiples of 16 bytes and their elements lie side by side. copy_wait and a barrier
-// stand before the first use.
+// `width`. `first` leads to row_begin. copy_wait and a barrier stand before the first use.
 template <u32 ROWS, u32 WIDTH, u32 PITCH>
-DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u32 row_begin, u32 row_end, u32 d_begin, u32 width, bool dense, u32 thread) {
+DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u32 row_begin, u32 row_end, u32 d_begin, u32 width, u32 dense, u32 thread) {
     constexpr u32 CHUNKS = WIDTH / 8;       // of eight numbers, a thread each
     constexpr u32 PASS = THREADS / CHUNKS;  // rows that the block loads at once
+    forget(thread); // or all that follows from it is kept from tile to tile
     const u32 d = d_begin + thread % CHUNKS * 8;
     const u32 r_begin = thread / CHUNKS;
     if (PASS * CHUNKS != THREADS && r_begin >= PASS) {
@@ -25,8 +34,8 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
     }
     elem* to = tile + r_begin * PITCH + thread % CHUNKS * 8;
     const elem* from = first + r_begin * row_step;
-    if (dense) {
-        const u32 left = d < width ? width - d : 0;
+    const u32 left = d < width ? width - d : 0;
+    if ((dense & BY_16_BYTES) != 0) {
         const u32 bytes = 2 * (left < 8 ? left : 8);
         from += d;
 #pragma unroll
@@ -37,12 +46,31 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
         }
         return;
     }
+    if ((dense & BY_4_BYTES) != 0) {
+        from += d;
+#pragma unroll 1
+        for (u32 r = r_begin; r < ROWS; r += PASS) {
+            const u32 here = row_begin + r < row_end ? left : 0;
+#pragma unroll
+            for (u32 c = 0; c < 8; c += 2) {
+                copy4(to + c, from + c, c + 1 < here ? 4 : (c < here ? 2 : 0));
+            }
+            to += PASS * PITCH;
+            from += PASS * row_step;
+        }
+        return;
+    }
+    from += d * step;
 #pragma unroll 1
     for (u32 r = r_begin; r < ROWS; r += PASS) {
+        const u32 here = row_begin + r < row_end ? left : 0;
+        u64 at = 0; // walks: eight places are not kept while scores and sums are in registers
         Eight x;
 #pragma unroll
         for (u32 c = 0; c < 8; c++) {
-            x.x[c] = row_begin + r < row_end && d + c < width ? from[(d + c) * step] : (elem)0;
+            x.x[c] = c < here ? from[at] : (elem)0;
+            at += step;
+            forget(at);
         }
         *(Eight*)to = x;
         to += PASS * PITCH;
@@ -53,19 +81,19 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
 // Begins to load Q[row_begin .. row_begin + BR].
 DEVICE void load_q(const Params& params, const Item& item, elem* q_tile, u32 thread) {
     begin_load<BR, Q_WIDTH, QK_PITCH>(q_tile, (const elem*)params.q + q_row(params, item, item.row_begin), params.q_strides[2], params.q_strides[3],
-                                      item.row_begin, params.row_end, 0, params.head_dim, (params.dense & 1u) != 0, thread);
+                                      item.row_begin, params.row_end, 0, params.head_dim, params.dense, thread);
 }
 
 // Begins to load K[j_begin .. j_begin + BC].
 DEVICE void load_k(const Params& params, const Item& item, elem* k_tile, u32 j_begin, u32 thread) {
     begin_load<BC, Q_WIDTH, QK_PITCH>(k_tile, (const elem*)params.k + k_row(params, item, j_begin), params.k_strides[2], params.k_strides[3], j_begin,
-                                      item.kv_len, 0, params.head_dim, (params.dense & 2u) != 0, thread);
+                                      item.kv_len, 0, params.head_dim, params.dense >> 1, thread);
 }
 
 // Begins to load V[j_begin .. j_begin + BC, d_begin .. d_begin + COLUMNS].
 DEVICE void load_v(const Params& params, const Item& item, elem* v_tile, u32 j_begin, u32 d_begin, u32 thread) {
     begin_load<BC, COLUMNS, V_PITCH>(v_tile, (const elem*)params.v + v_row(params, item, j_begin), params.v_strides[2], params.v_strides[3], j_begin,
-                                     item.kv_len, d_begin, params.head_dim_v, (params.dense & 4u) != 0, thread);
+                                     item.kv_len, d_begin, params.head_dim_v, params.dense >> 2, thread);
 }
 
 // Whether an element is NaN or infinity.
@@ -98,6 +126,16 @@ DEVICE void clean(elem* v_tile, u32 thread) {
     }
 }
 
+// C += A B, 16 deep.
+DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if defined(TENSOR_DEPTH_8)
+    multiply_add_16x8x8(c, a[0], a[1], b0);
+    multiply_add_16x8x8(c, a[2], a[3], b1);
+#else
+    multiply_add_16x8x16(c, a, b0, b1);
+#endif
+}
+
 // Adds Q K^T. `q` leads to the warp's first query.
 DEVICE void add_scores(float (&s)[MT][ST][4], const elem* q, const elem* k, u32 lane) {
     const elem* a_row = q + lane % 16 * QK_PITCH + lane / 16 * 8;
@@ -115,8 +153,8 @@ DEVICE void add_scores(float (&s)[MT][ST][4], const elem* q, const elem* k, u32 
             load_matrix4(b, b_row + 8 * c * QK_PITCH + d);
 #pragma unroll
             for (u32 r = 0; r < MT; r++) {
-                multiply_add_16x8x16(s[r][c], a[r], b[0], b[1]);
-                multiply_add_16x8x16(s[r][c + 1], a[r], b[2], b[3]);
+                multiply_add(s[r][c], a[r], b[0], b[1]);
+                multiply_add(s[r][c + 1], a[r], b[2], b[3]);
             }
         }
     }
@@ -133,8 +171,8 @@ DEVICE void add_values(float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], co
             load_matrix4_transposed(b, row + 16 * j * V_PITCH + 8 * c);
 #pragma unroll
             for (u32 r = 0; r < MT; r++) {
-                multiply_add_16x8x16(o[r][c], p[r][j], b[0], b[1]);
-                multiply_add_16x8x16(o[r][c + 1], p[r][j], b[2], b[3]);
+                multiply_add(o[r][c], p[r][j], b[0], b[1]);
+                multiply_add(o[r][c + 1], p[r][j], b[2], b[3]);
             }
         }
     }

@@ -1,5 +1,6 @@
 // NaN is made and tested as bits, as in the WGSL kernels; infinities too.
 #define NEG_INF 0xff800000u
+#define QUIET_NAN 0x7fc00000u
 #define HIGHEST 3.4028234663852886e38f
 #define LOWEST (-3.4028234663852886e38f)
 #define LOG2_E 1.4426950408889634f

@@ -39,7 +39,7 @@ struct Params {
     u32 dropout;           // 1: weights are dropped
     u32 head_dim;
     u32 head_dim_v;
-    u32 dense;             // bit 0 q, 1 k, 2 v, 3 out: rows begin at multiples of 16 bytes and their elements lie side by side
+    u32 dense;             // bit 0 q, 1 k, 2 v, 3 out: rows begin at multiples of 16 bytes and their elements lie side by side; 4 to 7: of 4 bytes
     u32 pad;
 };
 static_assert(sizeof(Params) == 344, "the Rust side has another layout");
@@ -117,8 +117,8 @@ struct Range {
 DEVICE i32 clamp(i32 x, i32 low, i32 high) { return x < low ? low : (x > high ? high : x); }
 
 // The keys that some query in row_begin..row_end sees: `key_range` of flashtile-core.
-DEVICE Range kv_range(const Params& params, const Item& item, u32 row_end) {
-    i32 first = (i32)item.row_begin + item.diagonal + params.band_lo;
+DEVICE Range kv_range(const Params& params, const Item& item, u32 row_begin, u32 row_end) {
+    i32 first = (i32)row_begin + item.diagonal + params.band_lo;
     i32 last = (i32)row_end - 1 + item.diagonal + params.band_hi;
     i32 end = clamp(last + 1, 0, (i32)item.kv_len);
     i32 begin = clamp(first, 0, (i32)item.kv_len);

@@ -222,7 +222,10 @@ impl Schedule {
         }
         let band = problem.band();
         let dropout = problem.dropout();
-        let strides = |view: &TensorView| view.strides.map(|stride| stride as u64);
+        // The step along an axis of size 1 may be anything, and kernels take it to rows that they then do not read: addresses must be good all the same.
+        let strides = |view: &TensorView| {
+            [0, 1, 2, 3].map(|axis| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 })
+        };
         let params = CudaParams {
             q: pointers.q,
             k: pointers.k,
@@ -281,9 +284,8 @@ fn mask_kind(problem: &Problem) -> u32 {
     }
 }
 
-/// Which tensors kernels may move by 16 bytes.
+/// Which tensors kernels may move by 16 bytes, and which by 4.
 fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
-    const BYTES: u64 = 16;
     let tensors = [
         (CudaParams::DENSE_Q, problem.q(), pointers.q),
         (CudaParams::DENSE_K, problem.k(), pointers.k),
@@ -291,13 +293,17 @@ fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
         (CudaParams::DENSE_OUT, problem.out(), pointers.out),
     ];
     // The step along an axis of size 1 is never taken.
-    let is_dense = |view: &TensorView, pointer: u64| {
+    let is_dense = |view: &TensorView, pointer: u64, bytes: u64| {
         let step = |axis: usize| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 };
-        let per_step = BYTES / view.dtype.size() as u64;
+        let per_step = bytes / view.dtype.size() as u64;
         let side_by_side = view.shape[3] == 1 || view.strides[3] == 1;
-        side_by_side && pointer.is_multiple_of(BYTES) && (0..3).all(|axis| step(axis).is_multiple_of(per_step))
+        side_by_side && pointer.is_multiple_of(bytes) && (0..3).all(|axis| step(axis).is_multiple_of(per_step))
     };
-    tensors.into_iter().filter(|(_, view, pointer)| is_dense(view, *pointer)).fold(0, |bits, (bit, ..)| bits | bit)
+    tensors.into_iter().fold(0, |bits, (bit, view, pointer)| {
+        let by_16 = if is_dense(view, pointer, 16) { bit } else { 0 };
+        let by_4 = if is_dense(view, pointer, 4) { bit << CudaParams::DENSE_WORDS } else { 0 };
+        bits | by_16 | by_4
+    })
 }
 
 #[cfg(test)]

@@ -91,8 +91,9 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<Str
         let needed = variant.min_arch();
         return Some(format!("they need compute capability {}.{}", needed / 10, needed % 10));
     }
-    let (needed, given) = (variant.shared_bytes(), machine.shared_limit);
-    (needed > given).then(|| format!("they need {needed} bytes of shared memory, and a block has {given}"))
+    let (needed, given) = (variant.shared_needed(machine.arch), machine.shared_limit);
+    let blocks = if needed > variant.shared_bytes() { format!(" for {} blocks", tiles.blocks) } else { String::new() };
+    (needed > given).then(|| format!("they need {needed} bytes of shared memory{blocks}, and the card has {given}"))
 }
 
 /// Blocks that share a query tile, each with its own columns of V.

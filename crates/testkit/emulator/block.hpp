@@ -29,7 +29,7 @@ struct Launch {
     u64 block_count;
     u8* memory;                 // shared memory and stacks, aligned to 4096
     u64 memory_bytes;
-    const Allocation* global;   // what copy16 may read
+    const Allocation* global;   // what copies may read
     u64 global_count;
     u64 seed;                   // of the shuffled order
     char* error;                // receives text that ends with 0
@@ -46,10 +46,10 @@ struct Launch {
 enum class State : u8 { Runs, Waits, Ended };
 
 // What threads wait for: all of a block (the first two), or all of a warp.
-enum class Meeting : u8 { Barrier, BarrierAny, ShuffleXor, Shuffle, Any, LoadMatrix, LoadMatrixTransposed, MultiplyAdd };
+enum class Meeting : u8 { Barrier, BarrierAny, ShuffleXor, Shuffle, Any, LoadMatrix, LoadMatrixTransposed, MultiplyAdd, MultiplyAddHalf };
 
 static const char* const MEETINGS[] = {"barrier", "barrier_any", "shuffle_xor", "shuffle", "warp_any", "load_matrix4", "load_matrix4_transposed",
-                                       "multiply_add_16x8x16"};
+                                       "multiply_add_16x8x16", "multiply_add_16x8x8"};
 
 struct Thread {
     Fiber fiber;
@@ -130,14 +130,14 @@ static bool is_poison(const u8* from, u64 bytes) {
 }
 
 // Whether 16 bytes of shared memory begin there, as they have to for instructions that move so many.
-static bool are_shared(const void* pointer, u32 line, const char* what) {
+static bool are_shared(const void* pointer, u32 bytes, u32 line, const char* what) {
     const u8* from = (const u8*)pointer;
-    if (from < block.shared || from + 16 > block.shared + block.launch->shared_bytes) {
+    if (from < block.shared || from + bytes > block.shared + block.launch->shared_bytes) {
         report(line, 0, "thread %u: %s outside of shared memory, at byte %lld of %u", block.current->index, what, (long long)(from - block.shared),
                block.launch->shared_bytes);
-    } else if (((u64)from & 15) != 0) {
-        report(line, 0, "thread %u: %s at byte %lld of shared memory, which is no multiple of 16", block.current->index, what,
-               (long long)(from - block.shared));
+    } else if ((u64)from % bytes != 0) {
+        report(line, 0, "thread %u: %s at byte %lld of shared memory, which is no multiple of %u", block.current->index, what,
+               (long long)(from - block.shared), bytes);
     }
     return !block.failed;
 }

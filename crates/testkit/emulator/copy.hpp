@@ -7,7 +7,8 @@ constexpr u32 MAX_COPIES = 256;
 struct Copy {
     u8* to;
     const u8* from;
-    u32 bytes;
+    u32 size;
+    u32 bytes; // of the source; zeros follow
     u32 group;
 };
 
@@ -23,15 +24,15 @@ static bool is_readable(const u8* from, u32 bytes) {
     return bytes == 0;
 }
 
-static void begin_copy(void* shared, const void* global, u32 bytes, u32 line) {
+static void begin_copy(void* shared, const void* global, u32 size, u32 bytes, u32 line) {
     Thread& thread = current();
-    if (!are_shared(shared, line, "a copy")) {
+    if (!are_shared(shared, size, line, "a copy")) {
         leave();
     }
-    if (((u64)global & 15) != 0) {
-        report(line, 0, "thread %u: a copy from an address that is no multiple of 16", thread.index);
-    } else if (bytes > 16) {
-        report(line, 0, "thread %u: a copy of %u bytes, of at most 16", thread.index, bytes);
+    if ((u64)global % size != 0) {
+        report(line, 0, "thread %u: a copy from an address that is no multiple of %u", thread.index, size);
+    } else if (bytes > size) {
+        report(line, 0, "thread %u: a copy of %u bytes, of at most %u", thread.index, bytes, size);
     } else if (!is_readable((const u8*)global, bytes)) {
         report(line, 0, "thread %u: a copy from memory that belongs to no tensor", thread.index);
     } else if (thread.copy_count == MAX_COPIES) {
@@ -40,8 +41,8 @@ static void begin_copy(void* shared, const void* global, u32 bytes, u32 line) {
     if (block.failed) {
         leave();
     }
-    poison(shared, 16);
-    copies[thread.index][thread.copy_count++] = Copy{(u8*)shared, (const u8*)global, bytes, thread.open_group};
+    poison(shared, size);
+    copies[thread.index][thread.copy_count++] = Copy{(u8*)shared, (const u8*)global, size, bytes, thread.open_group};
 }
 
 // Ends the copies of all closed groups but the last `latest`. Those that no copy_commit closed stay under way.
@@ -53,7 +54,7 @@ static void end_copies(u32 latest) {
         if (copy[n].group + latest < thread.open_group) {
             u8 x[16] = {};
             memcpy(x, copy[n].from, copy[n].bytes);
-            memcpy(copy[n].to, x, 16);
+            memcpy(copy[n].to, x, copy[n].size);
         } else {
             copy[left++] = copy[n];
         }
@@ -63,6 +64,7 @@ static void end_copies(u32 latest) {
 
 } // namespace emulation
 
-DEVICE void copy16(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, bytes, line); }
+DEVICE void copy16(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 16, bytes, line); }
+DEVICE void copy4(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 4, bytes, line); }
 DEVICE void copy_commit() { emulation::current().open_group++; }
 template <int LATEST> DEVICE void copy_wait() { emulation::end_copies(LATEST); }

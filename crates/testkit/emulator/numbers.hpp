@@ -31,6 +31,7 @@ DEVICE float bits_float(u32 bits) {
     return x;
 }
 
+template <typename T> DEVICE void forget(T&) {}
 DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 
 DEVICE float exp2_fast(float x) {

@@ -19,9 +19,9 @@ static void load_matrices(Thread* lane, bool transposed) {
     }
 }
 
-// C += A B by the layouts that PTX documents for mma.m16n8k16. x holds c in 0 to 3, a in 4 to 7, b in 8 and 9. Products are exact, and summed in f32:
-// of each eight ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), to which c comes last; then the other eight.
-static void multiply_add(Thread* lane) {
+// C += A B by the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 where `depth` is 8. x holds c in 0 to 3, a from 4 on, b from 8 on.
+// Products are exact, and summed in f32: of each eight ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), to which c comes last; then the other eight.
+static void multiply_add(Thread* lane, u32 depth) {
     float a[16][16];
     float b[8][16]; // columns of B
     const bool bf16 = block.launch->bf16 != 0;
@@ -31,11 +31,11 @@ static void multiply_add(Thread* lane) {
         const u32 g = from / 4;
         const u32 t = from % 4;
         const u32* x = lane[from].x;
-        for (u32 n = 0; n < 4; n++) {
+        for (u32 n = 0; n < depth / 4; n++) {
             a[g + n % 2 * 8][2 * t + n / 2 * 8] = low(x[4 + n]);
             a[g + n % 2 * 8][2 * t + n / 2 * 8 + 1] = high(x[4 + n]);
         }
-        for (u32 n = 0; n < 2; n++) {
+        for (u32 n = 0; n < depth / 8; n++) {
             b[g][2 * t + 8 * n] = low(x[8 + n]);
             b[g][2 * t + 8 * n + 1] = high(x[8 + n]);
         }
@@ -45,7 +45,7 @@ static void multiply_add(Thread* lane) {
             const float* row = a[to / 4 + n / 2 * 8];
             const float* column = b[to % 4 * 2 + n % 2];
             float c = bits_float(lane[to].x[n]);
-            for (u32 k = 0; k < 16; k += 8) {
+            for (u32 k = 0; k < depth; k += 8) {
                 float p[8];
                 for (u32 i = 0; i < 8; i++) {
                     p[i] = row[k + i] * column[k + i];
@@ -88,7 +88,10 @@ static void do_together(Thread* lane) {
         load_matrices(lane, true);
         break;
     case Meeting::MultiplyAdd:
-        multiply_add(lane);
+        multiply_add(lane, 16);
+        break;
+    case Meeting::MultiplyAddHalf:
+        multiply_add(lane, 8);
         break;
     case Meeting::Barrier:
     case Meeting::BarrierAny:
@@ -97,7 +100,7 @@ static void do_together(Thread* lane) {
 }
 
 static void load_matrix(u32 (&x)[4], const void* row, Meeting meeting, u32 line) {
-    if (!are_shared(row, line, "a row of a matrix")) {
+    if (!are_shared(row, 16, line, "a row of a matrix")) {
         leave();
     }
     current().pointer = (const u8*)row;
@@ -138,5 +141,15 @@ DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b
     thread.x[8] = b0;
     thread.x[9] = b1;
     emulation::meet(emulation::Meeting::MultiplyAdd, line);
+    memcpy(c, thread.x, sizeof c);
+}
+
+DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b, u32 line = __builtin_LINE()) {
+    emulation::Thread& thread = emulation::current();
+    memcpy(thread.x, c, sizeof c);
+    thread.x[4] = a0;
+    thread.x[5] = a1;
+    thread.x[8] = b;
+    emulation::meet(emulation::Meeting::MultiplyAddHalf, line);
     memcpy(c, thread.x, sizeof c);
 }

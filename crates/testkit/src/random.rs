@@ -30,7 +30,7 @@ pub fn random_case(seed: u64) -> Case {
     place(&mut case, rng);
     restrict(&mut case, rng);
     case.softcap = rng.chance(0.2).then(|| rng.pick(&[0.5, 5.0, 30.0, 50.0, 5000.0]));
-    case.scale = rng.chance(0.25).then(|| rng.pick(&[1.0, -0.3, 0.05, 0.0, 2.0, -1.0]));
+    case.scale = rng.chance(0.25).then(|| rng.pick(&[1.0, -0.3, 0.05, 0.0, 2.0, -1.0, 3e4, -1e6]));
     if rng.chance(0.25) {
         case.dropout_p = rng.pick(&[0.1, 0.5, 0.9, 1.0]);
         case.dropout_seed = rng.next_u64();

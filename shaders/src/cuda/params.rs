@@ -60,7 +60,8 @@ impl CudaParams {
     pub const F16_MASK: u32 = 3;
     /// `mask_kind`: added to the score.
     pub const BF16_MASK: u32 = 4;
-    /// Bits of `dense`: every row of the tensor begins at a multiple of 16 bytes, and its elements lie side by side.
+    /// Bits of `dense`: every row of the tensor begins at a multiple of 16 bytes, and its elements lie side by side. The same bit
+    /// [`DENSE_WORDS`](Self::DENSE_WORDS) further up: of 4 bytes.
     pub const DENSE_Q: u32 = 1;
     /// As [`DENSE_Q`](Self::DENSE_Q), for k.
     pub const DENSE_K: u32 = 2;
@@ -68,6 +69,8 @@ impl CudaParams {
     pub const DENSE_V: u32 = 4;
     /// As [`DENSE_Q`](Self::DENSE_Q), for out.
     pub const DENSE_OUT: u32 = 8;
+    /// How much further up the bits for rows that begin at multiples of 4 bytes are.
+    pub const DENSE_WORDS: u32 = 4;
 }
 
 #[cfg(test)]

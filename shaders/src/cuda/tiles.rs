@@ -27,7 +27,8 @@ pub struct CudaTiles {
     pub head_dim: u32,
     /// Columns of V that a block holds. Wider ones are shared out over blocks, each of which computes the scores again.
     pub columns: u32,
-    /// Blocks that a multiprocessor should have room for: bounds the registers of a thread.
+    /// Blocks that a multiprocessor has room for: bounds the registers of a thread, and with tensor cores the shared memory of a block, for one
+    /// block multiplies while another makes its weights.
     pub blocks: u32,
 }
 
@@ -53,14 +54,17 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
 ];
 
 /// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
-pub const CUDA_MMA_TILES: [CudaTiles; 14] = [
+pub const CUDA_MMA_TILES: [CudaTiles; 16] = [
     mma(128, 64, 4, 32, 32, 2),
     mma(128, 96, 4, 64, 64, 2),
     mma(128, 64, 4, 64, 64, 2),
     mma(64, 64, 4, 64, 64, 2),
     mma(128, 64, 4, 96, 96, 2),
+    mma(64, 64, 4, 96, 96, 1),
     mma(128, 64, 4, 128, 128, 2),
     mma(64, 64, 4, 128, 128, 2),
+    // Twice on cards with 100 KiB a multiprocessor, and once on those with 64.
+    mma(64, 48, 4, 128, 128, 1),
     mma(128, 64, 8, 192, 192, 1),
     mma(64, 32, 4, 192, 192, 1),
     mma(128, 64, 8, 256, 256, 1),

@@ -87,9 +87,18 @@ impl CudaVariant {
         }
     }
 
+    /// Bytes of shared memory that a card of compute capability `arch` must be able to give a block: as many as one takes, or as
+    /// [`CudaTiles::blocks`] take together, since a multiprocessor that gives all of its memory to one block can share it out among several.
+    pub fn shared_needed(&self, arch: Arch) -> u32 {
+        // The driver takes these for itself, of every block.
+        let reserved = if arch >= 80 { 1024 } else { 0 };
+        let together = if self.tiles.engine == Engine::Mma { self.tiles.blocks } else { 1 };
+        together * (self.shared_bytes() + reserved) - reserved
+    }
+
     /// Whether the kernel fits a card of compute capability `arch` that gives a block `shared_limit` bytes of shared memory.
     pub fn fits(&self, arch: Arch, shared_limit: u32) -> bool {
-        arch >= self.min_arch() && self.shared_bytes() <= shared_limit
+        arch >= self.min_arch() && self.shared_needed(arch) <= shared_limit
     }
 }
 

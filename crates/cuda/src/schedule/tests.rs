@@ -227,16 +227,22 @@ fn what_changes_scores_is_told_to_general_kernels() {
 }
 
 #[test]
-fn dense_rows_begin_at_16_bytes() {
-    let all = CudaParams::DENSE_Q | CudaParams::DENSE_K | CudaParams::DENSE_V | CudaParams::DENSE_OUT;
+fn dense_rows_begin_at_16_bytes_or_at_4() {
+    let words = |bits: u32| bits << CudaParams::DENSE_WORDS;
+    let both = |bits: u32| bits | words(bits);
+    let every = CudaParams::DENSE_Q | CudaParams::DENSE_K | CudaParams::DENSE_V | CudaParams::DENSE_OUT;
+    let all = both(every);
     let at = Pointers { q: 0x100, k: 0x200, v: 0x300, out: 0x400, ..Pointers::default() };
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &at), all);
-    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 4]), &at), 0, "rows of 8 bytes");
+    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 4]), &at), words(every), "rows of 8 bytes");
+    assert_eq!(dense(&problem(DType::BF16, [1, 2, 3, 5]), &at), 0, "rows of 10 bytes");
     assert_eq!(dense(&problem(DType::F32, [1, 2, 3, 4]), &at), all);
     assert_eq!(dense(&problem(DType::F16, [1, 1, 1, 3]), &at), all, "one row each");
     let off = Pointers { q: 0x108, ..at };
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !CudaParams::DENSE_Q);
+    let off = Pointers { q: 0x102, ..at };
+    assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !both(CudaParams::DENSE_Q));
     let view = TensorView { dtype: DType::F32, shape: [1, 2, 3, 4], strides: [0, 64, 4, 2] };
     let problem = Problem::builder(view, view, view).out(*problem(DType::F32, view.shape).q());
-    assert_eq!(dense(&problem.build().expect("valid"), &at), CudaParams::DENSE_OUT, "every second element");
+    assert_eq!(dense(&problem.build().expect("valid"), &at), both(CudaParams::DENSE_OUT), "every second element");
 }

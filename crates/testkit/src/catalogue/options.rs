@@ -63,6 +63,19 @@ pub(super) fn scale() -> Vec<String> {
         cases.push(format!("shape=1x2x33x16 scale={scale} causal=yes dtype={}", DTYPES[n % 3]));
         cases.push(format!("shape=1x2x20x48 skv=66 scale={scale} dtype={}", DTYPES[(n + 1) % 3]));
     }
+    // Scores so large that an ulp of theirs is a whole weight, and products beyond f32: numbers still, whose lse has no number.
+    for dtype in DTYPES {
+        cases.extend(lines(&format!(
+            "shape=1x1x33x64 skv=1 values=huge scale=1e4 dtype={dtype}
+             shape=1x1x33x64 skv=50 values=huge scale=1e6 dtype={dtype}
+             shape=1x1x130x64 skv=128 values=large scale=3e4 dtype={dtype}
+             shape=1x1x70x64 skv=200 values=huge scale=-1e5 causal=yes dtype={dtype}
+             shape=1x1x40x32 skv=192 values=constant scale=1e7 dtype={dtype}
+             shape=1x1x40x32 skv=192 values=constant scale=1e38 lse=no dtype={dtype}
+             shape=1x1x40x32 skv=192 values=constant scale=-1e38 lse=no dtype={dtype}
+             shape=1x1x40x32 skv=75 values=constant scale=-1e38 lse=no window_left=20 dtype={dtype}"
+        )));
+    }
     cases
 }
 

@@ -109,6 +109,9 @@ pub(super) fn strides() -> Vec<String> {
              shape=2x4x9x5 skv=11 k=0:0:0:1 v=55:0:5:1
              shape=2x4x9x5 skv=11 q=0:0:0:0 k=220:55:5:1 v=0:0:0:0
              shape=3x4x18x16 skv=31 q=1200:300:16:1 k=2000:500:16:1 v=2004:501:16:1 out=1500:350:18:1 causal=yes
+             shape=1x1x3x8 skv=1 k=100:100:13:1 v=100:100:13:1
+             shape=1x1x1x8 skv=20 q=100:100:13:1 out=101:103:13:1
+             shape=2x1x70x100 skv=90 dv=52 q=7002:3:100:1 k=9002:5:100:1 v=4702:5:52:1
              shape=1x5x21x64 q=0:64:320:1 k=0:64:320:1 v=0:64:320:1 out=0:65:325:1",
         );
         cases.extend(lines.into_iter().map(|line| format!("{line} dtype={dtype}")));

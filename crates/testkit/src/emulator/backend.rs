@@ -100,7 +100,9 @@ impl EmulatedCudaBackend {
         if let Some(kernel) = known().get(variant) {
             return Ok(kernel.clone());
         }
-        let text = variant.source();
+        // What device.cuh tells the kernels of Turing's tensor cores.
+        let depth = if self.machine.arch < 80 { "#define TENSOR_DEPTH_8\n" } else { "" };
+        let text = depth.to_owned() + &variant.source();
         let text = self.edit.iter().fold(text, |text, edit| edit(variant, text));
         let kernel = self.emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
         known().insert(*variant, kernel.clone());

@@ -170,10 +170,10 @@ fn suspects() -> Vec<Suspect> {
                 shape=1x1x20x16 skv=70 dtype=f16 nan=v dropout=0.4
                 shape=1x2x140x20 hkv=1 skv=150 dtype=f16 causal=yes align=bottom-right
                 shape=2x2x70x32 skv=150 dv=72 dtype=bf16 window_left=30 window_right=5 kv_lens=150:20 poison=unseen
-                shape=2x2x66x24 skv=140 dv=31 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 causal=yes align=40 poison=unseen
+                shape=2x2x66x26 skv=140 dv=31 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 causal=yes align=40 poison=unseen
                 shape=1x2x9x17 skv=140 dv=70 dtype=f16 out=99999:3020:320:1 window_left=40 align=bottom-right call_kv=139
                 shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows dropout=0.2 poison=unseen call_q=65
-                shape=1x1x20x16 skv=70 dtype=bf16 nan=v causal=yes align=30",
+                shape=1x1x20x16 skv=70 dtype=bf16 nan=v causal=yes window_left=9 align=30 seed=4",
         },
         unfused("unfused scores", Operation::UnfusedScores, &[TILES_VISITED, DROPOUT, PHILOX, VALUES, DIRTY]),
         unfused("unfused softmax", Operation::UnfusedSoftmax, &[TILES_VISITED, ALLOWED]),

@@ -223,23 +223,27 @@ fn matrices(emulator: &Emulator) -> Result<(), String> {
 
 /// Whole numbers, whose products and sums are exact.
 fn products(emulator: &Emulator) -> Result<(), String> {
-    let body = "
-        const u32* in = params.in + thread * 10;
-        float c[4];
-        u32 a[4];
-        for (u32 n = 0; n < 4; n++) {
-            c[n] = bits_float(in[n]);
-            a[n] = in[4 + n];
-        }
-        multiply_add_16x8x16(c, a, in[8], in[9]);
-        for (u32 n = 0; n < 4; n++) {
-            params.out[thread * 4 + n] = float_bits(c[n]);
-        }";
+    let body = |multiply: &str| {
+        format!(
+            "const u32* in = params.in + thread * 10;
+             float c[4];
+             u32 a[4];
+             for (u32 n = 0; n < 4; n++) {{
+                 c[n] = bits_float(in[n]);
+                 a[n] = in[4 + n];
+             }}
+             {multiply}
+             for (u32 n = 0; n < 4; n++) {{
+                 params.out[thread * 4 + n] = float_bits(c[n]);
+             }}"
+        )
+    };
     let mut rng = Rng::new(3, 3);
     let mut random = |_: usize| rng.below(17) as f32 - 8.0;
     let a: Vec<f32> = (0..16 * 16).map(&mut random).collect();
     let b: Vec<f32> = (0..16 * 8).map(&mut random).collect();
     let c: Vec<f32> = (0..16 * 8).map(&mut random).collect();
+    let mut inputs = Vec::new();
     for is_bf16 in [false, true] {
         let bits = |x: f32| u32::from(if is_bf16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() });
         let pair = |low, high| bits(low) | bits(high) << 16;
@@ -256,10 +260,15 @@ fn products(emulator: &Emulator) -> Result<(), String> {
                 (c[row * 8 + column] + sum).to_bits()
             }));
         }
-        let got = Kernel { body, bf16: is_bf16, ..WARP }.run_all(emulator, &input, 128)?;
+        let body = body("multiply_add_16x8x16(c, a, in[8], in[9]);");
+        let got = Kernel { body: &body, bf16: is_bf16, ..WARP }.run_all(emulator, &input, 128)?;
         equal(if is_bf16 { "bf16" } else { "f16" }, &got, &expected)?;
+        inputs.push((input, expected));
     }
-    Ok(())
+    // Twice half as deep, as on Turing: the halves of A lie behind each other, and B's words are its halves.
+    let body = body("multiply_add_16x8x8(c, a[0], a[1], in[8]); multiply_add_16x8x8(c, a[2], a[3], in[9]);");
+    let (input, expected) = &inputs[0];
+    equal("f16, twice 8 deep", &Kernel { body: &body, ..WARP }.run_all(emulator, input, 128)?, expected)
 }
 
 const NAN: u32 = 0x7FE5_7FE5;
@@ -271,6 +280,7 @@ fn copies(emulator: &Emulator) -> Result<(), String> {
             copy16(shared, params.in, 16);
             copy_commit();
             copy16(shared + 4, params.in + 4, 8);
+            copy4(shared + 7, params.in + 7, 2);
             copy_commit();
             copy16(shared + 8, params.in + 8, 0);
             for (u32 n = 0; n < 12; n++) { params.out[n] = shared[n]; }
@@ -284,7 +294,7 @@ fn copies(emulator: &Emulator) -> Result<(), String> {
         }";
     let input: Vec<u32> = (1..=12).collect();
     let got = Kernel { body, ..WARP }.run_all(emulator, &input, 48)?;
-    let (full, cut, none) = ([1, 2, 3, 4], [5, 6, 0, 0], [NAN; 4]);
+    let (full, cut, none) = ([1, 2, 3, 4], [5, 6, 0, 8], [NAN; 4]);
     let expected = [none, none, none, full, none, none, full, cut, none, full, cut, [0; 4]].concat();
     equal("copies", &got, &expected)?;
     Kernel { body: "copy16(shared + thread * 4, params.in, 16); copy_commit();", ..WARP }
@@ -350,7 +360,7 @@ fn divergence(emulator: &Emulator) -> Result<(), String> {
 }
 
 fn bounds(emulator: &Emulator) -> Result<(), String> {
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 13] = [
         ("shared[256 + thread] = 1;", &["memory behind the 1024 bytes of shared memory was written"]),
         ("shared[-1] = 1;", &["memory in front of shared memory was written"]),
         ("copy16(shared + 1, params.in, 16);", &["a copy at byte 4 of shared memory, which is no multiple of 16"]),
@@ -358,6 +368,10 @@ fn bounds(emulator: &Emulator) -> Result<(), String> {
         ("copy16(shared, params.in + 1, 16);", &["a copy from an address that is no multiple of 16"]),
         ("copy16(shared, params.in + 64, 4);", &["a copy from memory that belongs to no tensor", "params.in + 64"]),
         ("copy16(shared, params.in, 20);", &["a copy of 20 bytes"]),
+        ("copy4((u8*)shared + 2, params.in, 4);", &["a copy at byte 2 of shared memory, which is no multiple of 4"]),
+        ("copy4(shared, (const u8*)params.in + 2, 4);", &["a copy from an address that is no multiple of 4"]),
+        ("copy4(shared + 256, params.in, 4);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
+        ("copy4(shared, params.in, 8);", &["a copy of 8 bytes"]),
         ("u32 x[4]; load_matrix4(x, shared + thread);", &["a row of a matrix at byte"]),
         ("u32 x[4]; load_matrix4_transposed(x, shared + 8 * thread + 32);", &["a row of a matrix outside"]),
     ];

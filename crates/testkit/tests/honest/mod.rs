@@ -284,7 +284,9 @@ impl Honest {
         match self.sabotage {
             Some(Sabotage::F16Scores) => f16::from_f32(score).to_f32(),
             Some(Sabotage::Bf16Scores) => bf16::from_f32(score).to_f32(),
-            _ => score,
+            Some(Sabotage::MaskInLog2) => score,
+            // What overflows is a number still.
+            _ => score.clamp(f32::MIN, f32::MAX),
         }
     }
 
