@@ -113,16 +113,16 @@ pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cac
     Ok(Compiled { arch: target, cubin: entry.cubin, log: entry.log, compiler: nvrtc.version })
 }
 
-/// The best NVRTC for `arch`: drivers take machine code of their own major version and of older ones, so a newer one is the last resort; among
-/// the others the one that knows the architecture best, and then the newest.
+/// The best NVRTC for `arch`, the one that knows it best, and then the newest. Drivers take machine code of their own major version and of older
+/// ones: a newer one is of no use.
 pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, Error> {
     let opened: Vec<_> = library::candidates().into_iter().map(|path| (Nvrtc::open(&path), path)).collect();
     let found: Vec<&Arc<Nvrtc>> = opened.iter().filter_map(|(nvrtc, _)| nvrtc.as_ref().ok()).collect();
     let suits = |nvrtc: &Nvrtc| driver_major.is_none_or(|driver| nvrtc.version.0 <= driver);
     let best = found
         .iter()
-        .filter(|nvrtc| nvrtc.target(arch).is_some())
-        .max_by_key(|nvrtc| (suits(nvrtc), nvrtc.target(arch), nvrtc.version));
+        .filter(|nvrtc| suits(nvrtc) && nvrtc.target(arch).is_some())
+        .max_by_key(|nvrtc| (nvrtc.target(arch), nvrtc.version));
     if let Some(best) = best {
         return Ok(Arc::clone(best));
     }
@@ -132,22 +132,29 @@ pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, 
             format!("{} does not open ({why})", path.display())
         }
         ([], _) => "NVRTC is in no CUDA toolkit, not on the library path, and in no Python package".to_owned(),
-        (found, _) => {
-            let tell = |nvrtc: &&Arc<Nvrtc>| {
-                let (major, minor) = nvrtc.version;
-                let archs = nvrtc.archs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-                format!("NVRTC {major}.{minor} at {} compiles for {archs}", nvrtc.path.display())
-            };
-            let mut told: Vec<&Arc<Nvrtc>> = Vec::new();
-            for nvrtc in found {
-                if told.iter().all(|other| other.version != nvrtc.version) {
-                    told.push(nvrtc);
-                }
-            }
-            told.iter().map(tell).collect::<Vec<_>>().join(", ")
-        }
+        (found, _) => unfit(found, driver_major.filter(|_| !found.iter().all(|nvrtc| suits(nvrtc)))),
     };
     Err(Error::NoCompiler { arch, reason, command: install_command(arch, driver_major) })
+}
+
+/// What was found instead, each version once. `driver`: the CUDA version of the driver, where some are too new for it.
+fn unfit(found: &[&Arc<Nvrtc>], driver: Option<u32>) -> String {
+    let mut told: Vec<&Arc<Nvrtc>> = Vec::new();
+    for nvrtc in found {
+        if told.iter().all(|other| other.version != nvrtc.version) {
+            told.push(nvrtc);
+        }
+    }
+    let tell = |nvrtc: &&Arc<Nvrtc>| {
+        let (major, minor) = nvrtc.version;
+        let archs = nvrtc.archs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        format!("NVRTC {major}.{minor} at {} compiles for {archs}", nvrtc.path.display())
+    };
+    let told = told.iter().map(tell).collect::<Vec<_>>().join(", ");
+    match driver {
+        Some(major) => format!("{told}; the driver is of CUDA {major} and takes machine code of no newer compiler"),
+        None => told,
+    }
 }
 
 /// CUDA 13's compilers begin at 7.5, and their machine code needs a driver of CUDA 13.

@@ -22,6 +22,7 @@ pub(crate) struct Inner {
     cache: Cache,
     compiler: Mutex<Option<Arc<Nvrtc>>>,
     functions: Mutex<HashMap<CudaVariant, Arc<Function>>>,
+    apart: Mutex<Option<Arc<CudaStream>>>,
 }
 
 impl Context {
@@ -46,6 +47,7 @@ impl Context {
             cache: Cache::of_user(),
             compiler: Mutex::default(),
             functions: Mutex::default(),
+            apart: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -88,6 +90,16 @@ impl Context {
         }
         let found = compiler::find(self.inner.machine.arch, Some(self.inner.driver / 1000))?;
         Ok(compiler.insert(found).clone())
+    }
+
+    /// A stream on which nothing is ever done, for events that must not be of another.
+    pub(crate) fn apart(&self) -> Result<Arc<CudaStream>, Error> {
+        let mut apart = self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &*apart {
+            return Ok(stream.clone());
+        }
+        let stream = self.inner.cuda.new_stream().map_err(|e| Error::of_driver(e, "a stream beside a capture"))?;
+        Ok(apart.insert(stream).clone())
     }
 
     /// The kernel of a variant, compiled and loaded at the first call.

@@ -1,5 +1,5 @@
 use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
-use cudarc::driver::{CudaContext, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, sys::CUstreamCaptureStatus};
 use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView, check_presence};
 use std::sync::Arc;
 
@@ -21,9 +21,10 @@ impl Plan {
     /// Enqueues one call on `stream`, which is of the plan's CUDA context. Does not wait, allocates nothing on the card, and may be captured into a
     /// CUDA graph.
     ///
-    /// Slices and views keep cudarc's order of reads and writes across streams. A captured stream cannot wait for what was enqueued outside the
-    /// capture, which is then an error: there, give addresses, or slices of a context without event tracking. A captured graph refers to the plan's
-    /// kernels and workspace, so the plan has to outlive it; a graph that uses the plan's own workspace must not run beside other calls of the plan.
+    /// Slices and views keep cudarc's order of reads and writes across streams. While `stream` is captured they cannot: no order reaches across the
+    /// border of a graph, and whoever launches the graph orders it among what else reads and writes the tensors. A captured graph refers to them, to
+    /// the plan's kernels and to its workspace, so all of these have to outlive it; a graph that uses the plan's own workspace must not run beside
+    /// other calls of the plan.
     ///
     /// # Errors
     /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Aliased`], [`Error::Misaligned`],
@@ -44,17 +45,23 @@ impl Plan {
         inner.check(args, &needs)?;
         cuda.bind_to_thread().map_err(|e| Error::of_driver(e, "the CUDA context"))?;
 
+        // cudarc makes a stream wait for the events of slices, and records others on it. Within a capture the one is an error, and the other makes
+        // events of the graph that nobody outside can wait for: there a stream apart takes them.
+        let captured = cuda.is_managing_stream_synchronization() && is_captured(stream)?;
+        let apart = if captured { Some(inner.context.apart()?) } else { None };
+        let ordered = apart.as_deref().unwrap_or(stream);
+
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
         let Args { q, k, v, out, mask, kv_lens, lse, workspace, call: _ } = args;
-        let (q, _q) = q.begin(stream);
-        let (k, _k) = k.begin(stream);
-        let (v, _v) = v.begin(stream);
-        let (mask, _mask) = mask.as_ref().map_or((0, None), |mask| mask.begin(stream));
-        let (kv_lens, _kv_lens) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(stream));
-        let (out, _out) = out.begin(stream);
-        let (lse, _lse) = lse.as_mut().map_or((0, None), |lse| lse.begin(stream));
+        let (q, _q) = q.begin(ordered);
+        let (k, _k) = k.begin(ordered);
+        let (v, _v) = v.begin(ordered);
+        let (mask, _mask) = mask.as_ref().map_or((0, None), |mask| mask.begin(ordered));
+        let (kv_lens, _kv_lens) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
+        let (out, _out) = out.begin(ordered);
+        let (lse, _lse) = lse.as_mut().map_or((0, None), |lse| lse.begin(ordered));
         let own = workspace.is_none();
-        let (scores, _workspace) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(stream));
+        let (scores, _workspace) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
         // An order that cudarc could not establish is kept as an error in its context.
         cuda.check_err().map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
         let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
@@ -105,6 +112,12 @@ impl PlanInner {
         }
         Ok(())
     }
+}
+
+/// Whether work on the stream becomes part of a graph.
+pub(crate) fn is_captured(stream: &CudaStream) -> Result<bool, Error> {
+    let status = stream.capture_status().map_err(|e| Error::of_driver(e, "whether the stream is captured"))?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 fn refused(error: DriverError, launch: &Launch) -> Error {

@@ -9,7 +9,7 @@ use std::{
 pub(crate) const OVERRIDE: &str = "FLASHTILE_NVRTC";
 
 /// Every place at which NVRTC was found or the system's loader may find it, each once: the override alone, or toolkits, the library path,
-/// Python's packages, and names that the loader knows.
+/// conda's environment, Python's packages, and names that the loader knows.
 pub(crate) fn candidates() -> Vec<PathBuf> {
     if let Some(path) = env::var_os(OVERRIDE).filter(|path| !path.is_empty()) {
         return vec![path.into()];
@@ -18,6 +18,11 @@ pub(crate) fn candidates() -> Vec<PathBuf> {
         .into_iter()
         .flat_map(|toolkit| in_toolkit(&toolkit))
         .chain(paths("LD_LIBRARY_PATH"))
+        .chain(
+            paths("CONDA_PREFIX")
+                .into_iter()
+                .flat_map(|prefix| [prefix.join("lib"), prefix.join("Library").join("bin")]),
+        )
         .chain(site_packages().into_iter().flat_map(|packages| in_packages(&packages)));
     let mut found: Vec<PathBuf> = Vec::new();
     for path in directories.flat_map(|directory| libraries_in(&directory)) {

@@ -8,7 +8,10 @@ use cudarc::driver::{
 use flashtile_shaders::cuda::CudaVariant;
 use std::{
     ffi::{CString, c_void},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Dynamic shared memory that a launch may ask for without more ado.
@@ -21,6 +24,7 @@ pub(crate) struct Function {
     module: CUmodule,
     handle: CUfunction,
     pub(crate) usage: Option<Usage>,
+    launched: AtomicBool,
 }
 
 // SAFETY: the handles belong to a CUDA context, and the driver lets any thread use them that has made the context its current one.
@@ -42,7 +46,8 @@ impl Function {
         // SAFETY: an ELF file tells its own length, and this one came whole from the compiler; the driver copies it.
         let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }.map_err(failed)?;
         // From here on the module is unloaded in any case.
-        let mut function = Self { cuda: cuda.clone(), module, handle: std::ptr::null_mut(), usage: compiled.usage() };
+        let (handle, usage) = (std::ptr::null_mut(), compiled.usage());
+        let mut function = Self { cuda: cuda.clone(), module, handle, usage, launched: AtomicBool::new(false) };
         let name = CString::new(variant.entry_point()).expect("names of kernels hold no NUL");
         // SAFETY: the module was loaded above.
         function.handle = unsafe { result::module::get_function(module, name) }.map_err(failed)?;
@@ -64,6 +69,7 @@ impl Function {
         stream: cudarc::driver::sys::CUstream,
         launch: &crate::Launch,
     ) -> Result<(), DriverError> {
+        self.launched.store(true, Ordering::Relaxed);
         let tiles = launch.variant.tiles;
         let mut parameter = launch.params;
         let mut parameters = [(&raw mut parameter).cast::<c_void>()];
@@ -84,10 +90,13 @@ impl Function {
 
 impl Drop for Function {
     fn drop(&mut self) {
-        self.cuda.record_err(self.cuda.bind_to_thread());
-        // A kernel may still run, and its code must not go from under it.
-        self.cuda.record_err(result::ctx::synchronize());
-        // SAFETY: nobody has the module but this.
-        self.cuda.record_err(unsafe { result::module::unload(self.module) });
+        let bound = self.cuda.bind_to_thread();
+        // A kernel may still run, and its code must not go from under it: where that cannot be told, as while a stream is captured, it stays.
+        let ended = if *self.launched.get_mut() { bound.and_then(|()| result::ctx::synchronize()) } else { bound };
+        // What failed is not kept as cudarc's error, which the next to come would get: what it means for the context, the driver tells everybody.
+        if ended.is_ok() {
+            // SAFETY: nobody has the module but this.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
     }
 }

@@ -1,5 +1,5 @@
-use crate::Error;
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys::CUstreamCaptureStatus};
+use crate::{Error, launch::is_captured};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Device memory of a plan that its launches share. Calls use it one after the other, whatever their threads and streams.
@@ -35,8 +35,7 @@ impl Workspace {
     ) -> Result<T, Error> {
         let failed = |e| Error::of_driver(e, "the order of calls that share a workspace");
         let last_use = self.last_use.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = stream.capture_status().map_err(failed)?;
-        let captured = status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let captured = is_captured(stream)?;
         if !captured {
             stream.wait(&last_use).map_err(failed)?;
         }

@@ -111,7 +111,7 @@ impl Packed {
         Ok(())
     }
 
-    /// One call on the stream of the upload. By addresses it touches nothing of cudarc's, and can be captured.
+    /// One call on the stream of the upload.
     pub(super) fn launch(&mut self, plan: &Plan, given: Given) -> Result<(), Error> {
         let Self { stream, read, written, places, addresses: [read_at, written_at], scores, call, .. } = self;
         let bytes = |place: &Range<usize>| place.len() as u64;

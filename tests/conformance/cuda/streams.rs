@@ -184,16 +184,24 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
 fn graph(context: &Context) -> Result<(), AnyError> {
     for kernel in KernelKind::ALL {
         for case in packed_cases() {
-            let replayed = replay(context, kernel, &case, false).and_then(|()| {
-                if kernel == KernelKind::Unfused { replay(context, kernel, &case, true) } else { Ok(()) }
-            });
-            replayed.map_err(|e| format!("{kernel}, {case}: {e}"))?;
+            for given in [Given::Addresses, Given::Views, Given::Offsets] {
+                let replayed = replay(context, kernel, &case, given, false).and_then(|()| {
+                    if kernel == KernelKind::Unfused { replay(context, kernel, &case, given, true) } else { Ok(()) }
+                });
+                replayed.map_err(|e| format!("{kernel}, {given:?}, {case}: {e}"))?;
+            }
         }
     }
     Ok(())
 }
 
-fn replay(context: &Context, kernel: KernelKind, case: &Case, own_workspace: bool) -> Result<(), AnyError> {
+fn replay(
+    context: &Context,
+    kernel: KernelKind,
+    case: &Case,
+    given: Given,
+    own_workspace: bool,
+) -> Result<(), AnyError> {
     let stream = context.cuda().new_stream()?;
     let problem = case.problem()?;
     let plan = context.plan(&problem, &PlanOptions::kernel(kernel))?;
@@ -207,7 +215,7 @@ fn replay(context: &Context, kernel: KernelKind, case: &Case, own_workspace: boo
     stream.synchronize()?;
     // A capture that was begun is ended, or the stream would be of no use any more.
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    let launched = packed.launch(&plan, Given::Addresses);
+    let launched = packed.launch(&plan, given);
     let graph = stream.end_capture(CUgraphInstantiate_flags(0));
     launched?;
     let graph = graph?.ok_or("nothing was captured")?;

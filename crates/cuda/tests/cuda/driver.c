@@ -1,15 +1,25 @@
 // Stands for NVIDIA's driver where there is none: device memory is memory, work is done when it is enqueued, and a launch is a line in the file
 // FAKE_LOG. It knows the types of cuda.h, and has all functions that the crate calls.
 //
-// FAKE_VERSION, FAKE_DEVICES, FAKE_MEMORY (bytes that one allocation may have), FAKE_CAPTURE (1: streams are being captured) and FAKE_FAIL (an error
-// that every wait returns) change what it is.
+// FAKE_VERSION, FAKE_DEVICES, FAKE_MEMORY (bytes that one allocation may have) and FAKE_FAIL (an error that every wait returns) change what it is.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef int Result;
 typedef unsigned long long Address;
-enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, BAD_IMAGE = 200, INVALID_CONTEXT = 201 };
+enum {
+    SUCCESS = 0,
+    INVALID = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    BAD_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_ISOLATION = 905,
+    CAPTURED_EVENT = 907,
+};
 
 static long setting(const char* name, long otherwise) {
     const char* text = getenv(name);
@@ -50,15 +60,43 @@ Result cuCtxGetCurrent(void** context) { return *context = current, SUCCESS; }
 Result cuCtxSetCurrent(void* context) { return current = context, SUCCESS; }
 Result cuCtxSynchronize(void) { return setting("FAKE_FAIL", SUCCESS); }
 
-Result cuStreamCreate(void** stream, unsigned flags) { return *stream = malloc(1), SUCCESS; }
+// A capture and the world outside do not wait for each other: who tries spoils it.
+struct Stream {
+    int captured;
+    int spoiled;
+};
+struct Event {
+    int captured;
+};
+static int is_captured(const struct Stream* stream) { return stream && stream->captured; }
+
+Result cuStreamCreate(void** stream, unsigned flags) { return *stream = calloc(1, sizeof(struct Stream)), SUCCESS; }
 Result cuStreamDestroy_v2(void* stream) { return free(stream), SUCCESS; }
-Result cuStreamSynchronize(void* stream) { return setting("FAKE_FAIL", SUCCESS); }
-// A stream that is captured cannot wait for events from outside.
-Result cuStreamWaitEvent(void* stream, void* event, unsigned flags) { return setting("FAKE_CAPTURE", 0) ? 905 : SUCCESS; }
-Result cuStreamIsCapturing(void* stream, int* status) { return *status = setting("FAKE_CAPTURE", 0), SUCCESS; }
-Result cuEventCreate(void** event, unsigned flags) { return *event = malloc(1), SUCCESS; }
+Result cuStreamSynchronize(struct Stream* stream) { return is_captured(stream) ? CAPTURE_UNSUPPORTED : setting("FAKE_FAIL", SUCCESS); }
+Result cuStreamWaitEvent(struct Stream* stream, struct Event* event, unsigned flags) {
+    if (is_captured(stream) && !event->captured) {
+        return stream->spoiled = 1, CAPTURE_ISOLATION;
+    }
+    return !is_captured(stream) && event->captured ? CAPTURED_EVENT : SUCCESS;
+}
+Result cuStreamIsCapturing(struct Stream* stream, int* status) { return *status = is_captured(stream), SUCCESS; }
+// The stream without a name cannot be captured.
+Result cuStreamBeginCapture_v2(struct Stream* stream, int mode) {
+    return stream && !stream->captured ? (stream->captured = 1, SUCCESS) : CAPTURE_UNSUPPORTED;
+}
+Result cuStreamEndCapture(struct Stream* stream, void** graph) {
+    stream->captured = 0;
+    return *graph = stream, stream->spoiled ? CAPTURE_INVALIDATED : SUCCESS;
+}
+Result cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long flags) { return *run = graph, SUCCESS; }
+Result cuGraphExecDestroy(void* run) { return SUCCESS; }
+Result cuGraphDestroy(void* graph) { return SUCCESS; }
+
+Result cuEventCreate(void** event, unsigned flags) { return *event = calloc(1, sizeof(struct Event)), SUCCESS; }
 Result cuEventDestroy_v2(void* event) { return free(event), SUCCESS; }
-Result cuEventRecord(void* event, void* stream) { return current && event ? SUCCESS : INVALID_CONTEXT; }
+Result cuEventRecord(struct Event* event, struct Stream* stream) {
+    return current && event ? (event->captured = is_captured(stream), SUCCESS) : INVALID_CONTEXT;
+}
 Result cuEventSynchronize(void* event) { return setting("FAKE_FAIL", SUCCESS); }
 Result cuEventElapsedTime(float* ms, void* begin, void* end) { return *ms = 1.5f, SUCCESS; }
 

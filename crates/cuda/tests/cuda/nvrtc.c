@@ -6,7 +6,7 @@
 static const char LOG[] = "ptxas info    : Used 40 registers, 360 bytes cmem[0]";
 
 const char* nvrtcGetErrorString(int status) { return "as the fake was told"; }
-int nvrtcVersion(int* major, int* minor) { return *major = 12, *minor = 4, 0; }
+int nvrtcVersion(int* major, int* minor) { return *major = getenv("FAKE_NEW_COMPILER") ? 13 : 12, *minor = 4, 0; }
 int nvrtcGetNumSupportedArchs(int* count) { return *count = 2, 0; }
 int nvrtcGetSupportedArchs(int* archs) { return archs[0] = 75, archs[1] = 86, 0; }
 int nvrtcCreateProgram(char** program, const char* source, const char* name, int headers, const char* const* texts, const char* const* names) {

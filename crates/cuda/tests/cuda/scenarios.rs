@@ -6,7 +6,10 @@ use flashtile_core::{
 };
 use flashtile_cuda::{
     Args, Context, DeviceChoice, Error, HostRun, Input, Output, Plan, PlanOptions,
-    cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr},
+    cudarc::driver::{
+        CudaContext, CudaSlice, CudaStream, DevicePtr,
+        sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
+    },
     devices, open,
 };
 use std::{env, fs, sync::Arc, thread};
@@ -18,7 +21,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "slices_views_and_addresses_launch", settings: &[], play: memory },
     Scenario { name: "what_does_not_fit_is_refused", settings: &[], play: misfits },
     Scenario { name: "calls_that_share_a_workspace_do_not_mix", settings: &[], play: workspaces },
-    Scenario { name: "a_captured_stream_waits_for_nothing", settings: &[("FAKE_CAPTURE", "1")], play: capture },
+    Scenario { name: "slices_are_captured_into_a_graph", settings: &[], play: capture },
     Scenario { name: "kernels_are_compiled_once", settings: &[], play: caches },
     Scenario { name: "no_card", settings: &[("FAKE_DEVICES", "0")], play: no_card },
     Scenario { name: "an_old_driver", settings: &[("FAKE_VERSION", "11080")], play: old_driver },
@@ -28,6 +31,12 @@ pub(crate) const ALL: &[Scenario] = &[
         play: incomplete,
     },
     Scenario { name: "no_compiler", settings: &[("FLASHTILE_NVRTC", "/nowhere")], play: no_compiler },
+    Scenario { name: "a_compiler_too_new_for_the_driver", settings: &[("FAKE_NEW_COMPILER", "1")], play: new_compiler },
+    Scenario {
+        name: "a_compiler_as_new_as_the_driver",
+        settings: &[("FAKE_NEW_COMPILER", "1"), ("FAKE_VERSION", "13000")],
+        play: new_driver,
+    },
     Scenario { name: "a_kernel_that_does_not_compile", settings: &[("FAKE_SYNTAX_ERROR", "1")], play: no_kernel },
     Scenario { name: "no_memory", settings: &[("FAKE_MEMORY", "100")], play: no_memory },
     Scenario { name: "a_card_that_fails", settings: &[("FAKE_FAIL", "700")], play: failure },
@@ -221,19 +230,26 @@ fn workspaces() {
 
 fn capture() {
     let context = first();
-    let stream = context.stream();
-    let (x, mut out) = (zeros(stream), zeros(stream));
+    // With streams of one's own cudarc orders slices by events, for which a captured stream cannot wait.
+    let [stream, other] = [0, 1].map(|_| context.cuda().new_stream().unwrap());
+    let (x, mut out) = (zeros(&other), zeros(&stream));
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     for kernel in KernelKind::ALL {
-        plan(&context, kernel).launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+        let plan = plan(&context, kernel);
+        plan.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+        plan.launch(&stream, &mut Args::new(&x.slice(..), &x, &x, &mut out.slice_mut(..))).unwrap();
     }
-    assert_eq!(told("launched").len(), 4);
+    assert_eq!(told("launched").len(), 8);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap();
+    assert!(graph.is_some());
 
-    // With a second stream cudarc orders slices by events, for which a captured stream cannot wait.
-    let _second = context.cuda().new_stream().unwrap();
+    // The events of the slices are none of the graph's: others can wait for them.
     let flash = plan(&context, KernelKind::Flash);
-    let error = flash.launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap_err();
-    assert!(matches!(&error, Error::Driver { what, .. } if what.starts_with("the order of reads")), "{error}");
-    assert_eq!(told("launched").len(), 4);
+    for stream in [&other, &stream, context.stream()] {
+        flash.launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+    }
+    assert_eq!(context.cuda().check_err(), Ok(()));
+    assert_eq!(told("launched").len(), 11);
 }
 
 fn caches() {
@@ -277,6 +293,22 @@ fn no_compiler() {
         matches!(error, Error::NoCompiler { arch: 86, command: "pip install nvidia-cuda-nvrtc-cu12", .. }),
         "{error}"
     );
+}
+
+fn new_compiler() {
+    let context = first();
+    let refused = context.verdict(&problem(4), KernelKind::Flash);
+    assert!(matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])), "{refused}");
+    let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    let Error::NoCompiler { arch: 86, reason, command: "pip install nvidia-cuda-nvrtc-cu12" } = &error else {
+        panic!("{error}");
+    };
+    assert!(reason.starts_with("NVRTC 13.4 at ") && reason.contains("the driver is of CUDA 12"), "{error}");
+}
+
+fn new_driver() {
+    plan(&first(), KernelKind::Flash);
+    assert_eq!(told("compiled").len(), 1);
 }
 
 fn no_kernel() {
