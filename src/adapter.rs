@@ -1,7 +1,7 @@
 //! wgpu as a session's device.
 
 use crate::session::{Device, Ran};
-use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Verdict};
+use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Reason, Verdict};
 use flashtile_wgpu::{AdapterChoice, Context, Error, Plan, PlanOptions};
 
 /// An adapter that wgpu finds.
@@ -15,8 +15,8 @@ impl Device for Adapter {
     type Plan = Plan;
     type Error = Error;
 
-    fn open(choice: &AdapterChoice) -> Result<Context, Error> {
-        flashtile_wgpu::open_blocking(choice)
+    fn open(choice: &AdapterChoice) -> Result<Context, Reason> {
+        flashtile_wgpu::open_blocking(choice).map_err(|error| Reason::NoDevice(error.to_string()))
     }
 
     /// The adapter's name and graphics API.

@@ -1,7 +1,7 @@
 //! CUDA as a session's device.
 
 use crate::session::{Device, Ran};
-use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Verdict};
+use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Reason, Verdict};
 use flashtile_cuda::{Context, DeviceChoice, Error, Plan, PlanOptions};
 
 /// An NVIDIA card.
@@ -15,8 +15,11 @@ impl Device for Card {
     type Plan = Plan;
     type Error = Error;
 
-    fn open(choice: &DeviceChoice) -> Result<Context, Error> {
-        flashtile_cuda::open(choice)
+    fn open(choice: &DeviceChoice) -> Result<Context, Reason> {
+        flashtile_cuda::open(choice).map_err(|error| match error {
+            Error::NoDriver(_) | Error::OldDriver(_) => Reason::NoDriver(error.to_string()),
+            other => Reason::NoDevice(other.to_string()),
+        })
     }
 
     /// The card's name and compute capability.

@@ -26,8 +26,9 @@
 //!   [`Choice`] forces a backend or a kernel; what was chosen, and why, is in the [`Report`].
 //! - [`scaled_dot_product_attention`] is PyTorch's function over host slices.
 //!
-//! Memory that already lies on a GPU is not for this crate: the module `wgpu` (crate flashtile-wgpu) plans once and encodes into the
-//! caller's own encoder or pass, on the caller's buffers.
+//! Memory that already lies on a GPU is not for this crate's own functions: the module `wgpu` (crate flashtile-wgpu) plans once and encodes into
+//! the caller's own encoder or pass, on the caller's buffers; the module `cuda` (crate flashtile-cuda) plans once and launches on the caller's own
+//! stream, on slices, views or addresses of device memory.
 //!
 //! # Features
 //!

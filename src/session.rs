@@ -22,9 +22,10 @@ pub(crate) trait Device {
     /// How a problem is done; a clone is another handle to the same.
     type Plan: Clone + fmt::Display + Send + Sync;
     /// What can go wrong.
-    type Error: fmt::Display + Into<Error>;
+    type Error: Into<Error>;
 
-    fn open(choice: &Self::Choice) -> Result<Self::Context, Self::Error>;
+    /// Opens a device, or says why there is none.
+    fn open(choice: &Self::Choice) -> Result<Self::Context, Reason>;
     fn name(context: &Self::Context) -> String;
     fn verdict(context: &Self::Context, problem: &Problem, kernel: KernelKind) -> Verdict;
     /// `None`: the first kernel that runs.
@@ -50,7 +51,7 @@ pub(crate) struct Session<D: Device> {
     /// What to open; `None` where the caller gave a device.
     choice: Option<D::Choice>,
     /// The device, or why there is none; `None` before it was asked for, and after it was lost.
-    context: Mutex<Option<Result<D::Context, String>>>,
+    context: Mutex<Option<Result<D::Context, Reason>>>,
     /// Most recently used last. Few and cheap to compare, and [`Problem`] holds floats: a list, not a map.
     plans: Mutex<Vec<(D::Options, D::Plan)>>,
 }
@@ -84,10 +85,9 @@ impl<D: Device> Session<D> {
         Self { choice: None, context: Mutex::new(Some(Ok(context))), plans: Mutex::default() }
     }
 
-    fn context(&self) -> Result<D::Context, String> {
+    fn context(&self) -> Result<D::Context, Reason> {
         let choice = self.choice.clone().unwrap_or_default();
-        let open = || D::open(&choice).map_err(|e| e.to_string());
-        lock(&self.context).get_or_insert_with(open).clone()
+        lock(&self.context).get_or_insert_with(|| D::open(&choice)).clone()
     }
 
     /// Lets go of a device that is lost, so that the next call opens another; the caller's own cannot be replaced.
@@ -101,7 +101,7 @@ impl<D: Device> Session<D> {
     pub(crate) fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
         match self.context() {
             Ok(context) => D::verdict(&context, problem, kernel),
-            Err(why) => Verdict::Refused(vec![Reason::NoDevice(why)]),
+            Err(why) => Verdict::Refused(vec![why]),
         }
     }
 
@@ -114,7 +114,7 @@ impl<D: Device> Session<D> {
         forced: bool,
     ) -> Result<Report, Error> {
         let context = self.context().map_err(|why| {
-            let refused = Verdict::Refused(vec![Reason::NoDevice(why)]);
+            let refused = Verdict::Refused(vec![why]);
             Error::Refused(Explanation { verdicts: vec![(D::BACKEND, kernel, refused)] })
         })?;
         let options = D::options(forced.then_some(kernel));

@@ -89,6 +89,9 @@ pub enum Reason {
         /// Which kernel.
         kernel: KernelKind,
     },
+    /// The driver that the backend works with is not installed, not complete or too old.
+    #[error("{0}")]
+    NoDriver(String),
     /// No device was found, or it could not be opened.
     #[error("no device: {0}")]
     NoDevice(String),
