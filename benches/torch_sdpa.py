@@ -139,6 +139,7 @@ def main():
         parser.error(str(error))
     try:
         import torch
+        import torch.nn.attention
     except ImportError as error:
         complain(f"no torch: {error}")
         return ABSENT

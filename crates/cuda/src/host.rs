@@ -1,5 +1,5 @@
 use crate::{Args, Context, Error, Plan};
-use cudarc::driver::{CudaSlice, CudaStream, DriverError, sys::CUevent_flags};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, sys::CUevent_flags};
 use flashtile_core::{Call, HostArgs, HostStats, Problem, TensorView, Timing, check_host_args};
 use std::{
     sync::Arc,
@@ -91,19 +91,34 @@ impl HostRun {
     /// # Errors
     /// Those of [`Plan::launch`].
     pub fn run(&mut self) -> Result<Timing, Error> {
+        Ok(self.run_times(1)?[0])
+    }
+
+    /// Runs `count` times on the context's stream, one behind the other, and then waits: the card does not wait for the host between them, which a
+    /// short kernel's time would show. The host's time is shared out evenly.
+    ///
+    /// # Errors
+    /// Those of [`Plan::launch`].
+    pub fn run_times(&mut self, count: usize) -> Result<Vec<Timing>, Error> {
         let plan = self.plan.clone();
         let stream = plan.context().stream();
         let failed = |e: DriverError| Error::of_driver(e, "a run");
         let stamp = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
         let begin = Instant::now();
-        let first = stamp()?;
-        let launched = plan.launch_counted(stream, &mut self.args())?;
-        let last = stamp()?;
+        let mut launched = 0;
+        let mut stamps = vec![stamp()?];
+        for _ in 0..count {
+            launched += plan.launch_counted(stream, &mut self.args())?;
+            stamps.push(stamp()?);
+        }
         synchronize(stream)?;
-        let host = begin.elapsed();
-        let ms = first.elapsed_ms(&last).map_err(failed)?;
-        let gpu = (launched > 0).then(|| Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
-        Ok(Timing { host, gpu })
+        let host = begin.elapsed() / count.max(1) as u32;
+        let timing = |pair: &[CudaEvent]| {
+            let ms = pair[0].elapsed_ms(&pair[1]).map_err(failed)?;
+            let gpu = (launched > 0).then(|| Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
+            Ok(Timing { host, gpu })
+        };
+        stamps.windows(2).map(timing).collect()
     }
 
     /// Copies the results to `args`: `out` between its strides keeps what it held.

@@ -8,6 +8,9 @@ use std::time::Instant;
 /// Seconds that a single run may be expected to take before it is left out.
 const LIMIT_S: f64 = 8.0;
 
+/// The part of a case's time that warms the device up.
+const WARM_UP: f64 = 0.2;
+
 /// What one case took on one target.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
@@ -47,10 +50,15 @@ impl Speed {
     }
 }
 
-/// The median of as many repetitions as `budget` seconds allow: three or more, or two where a run is long.
+/// The median of as many repetitions as `budget` seconds allow: three or more, or two where a run is long. A part of that time goes before, in vain:
+/// a device that idled is slow at first.
 pub(crate) fn measure(target: &Target, case: &Case, data: &Data, budget: f64, speed: &mut Speed) -> Result<Row> {
     let cost = case.cost()?;
     let mut prepared = target.prepare(case, data)?;
+    let begin = Instant::now();
+    while prepared.first_run_ms < budget * WARM_UP * 1e3 && begin.elapsed().as_secs_f64() < budget * WARM_UP {
+        prepared.run()?;
+    }
     let begin = Instant::now();
     let mut times = Vec::new();
     if prepared.first_run_ms > budget.max(1.0) * 1e3 {
@@ -58,7 +66,7 @@ pub(crate) fn measure(target: &Target, case: &Case, data: &Data, budget: f64, sp
         times.push(prepared.first_run_ms);
     }
     while times.len() < 3 || begin.elapsed().as_secs_f64() < budget {
-        times.push(prepared.run()?);
+        times.extend(prepared.run()?);
         if times.len() >= 200 || begin.elapsed().as_secs_f64() > 2.0 * budget.max(1.0) {
             break;
         }
