@@ -4,7 +4,7 @@ use crate::{
     Error,
     cache::{Cache, Entry},
     library,
-    nvrtc::Nvrtc,
+    nvrtc::{Code, Nvrtc, Output},
 };
 use flashtile_shaders::cuda::{Arch, CudaVariant};
 use std::sync::Arc;
@@ -89,28 +89,56 @@ pub fn compiler_version(arch: Arch) -> Result<(u32, u32), Error> {
 /// Lambdas have no place for `__device__`: what says nothing is for the device.
 const DEVICE_LAMBDAS: &str = "--device-as-default-execution-space";
 
+/// Compiles `variant` to PTX, the text before machine code, for cards of compute capability `arch`: to look at, or to run elsewhere. As
+/// [`compile`] otherwise.
+///
+/// # Errors
+/// [`Error::NoCompiler`], [`Error::Compile`].
+pub fn compile_to_ptx(variant: &CudaVariant, arch: Arch) -> Result<String, Error> {
+    let nvrtc = find(arch, None)?;
+    let (code, _) = run(&nvrtc, variant, arch, &variant.source(), &options("compute", arch), Code::Ptx)?;
+    Ok(String::from_utf8_lossy(&code).trim_end_matches('\0').to_owned())
+}
+
+fn options(kind: &str, arch: Arch) -> Vec<String> {
+    vec![format!("--gpu-architecture={kind}_{arch}"), "--std=c++17".to_owned(), DEVICE_LAMBDAS.to_owned()]
+}
+
 /// Compiles `variant`, unless `cache` has it.
 pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cache: &Cache) -> Result<Compiled, Error> {
-    let failed = |message: String| Error::Compile { variant: variant.to_string(), arch, message };
-    let target = nvrtc.target(arch).ok_or_else(|| failed(format!("{} does not know it", nvrtc.path.display())))?;
-    let options = [
-        format!("--gpu-architecture=sm_{target}"),
-        "--std=c++17".to_owned(),
-        DEVICE_LAMBDAS.to_owned(),
-        "--ptxas-options=-v".to_owned(),
-    ];
+    let unknown = || failed(variant, arch, format!("{} does not know it", nvrtc.path.display()));
+    let target = nvrtc.target(arch).ok_or_else(unknown)?;
+    let mut options = options("sm", target);
+    options.push("--ptxas-options=-v".to_owned());
     let source = variant.source();
     let (major, minor) = nvrtc.version;
     let key = format!("NVRTC {major}.{minor}\n{}\n{source}", options.join(" "));
     let name = format!("{}-sm_{target}", variant.entry_point());
     let entry = cache.get_or_build(&name, &key, || {
-        let output = nvrtc.compile(&source, &format!("{}.cu", variant.entry_point()), &options).map_err(failed)?;
-        match output.cubin {
-            Some(cubin) => Ok(Entry { cubin, log: output.log }),
-            None => Err(failed(output.log)),
-        }
+        let compiled = run(nvrtc, variant, arch, &source, &options, Code::Machine);
+        compiled.map(|(cubin, log)| Entry { cubin, log })
     })?;
     Ok(Compiled { arch: target, cubin: entry.cubin, log: entry.log, compiler: nvrtc.version })
+}
+
+fn failed(variant: &CudaVariant, arch: Arch, message: String) -> Error {
+    Error::Compile { variant: variant.to_string(), arch, message }
+}
+
+/// The code, and what the compiler said.
+fn run(
+    nvrtc: &Nvrtc,
+    variant: &CudaVariant,
+    arch: Arch,
+    source: &str,
+    options: &[String],
+    to: Code,
+) -> Result<(Vec<u8>, String), Error> {
+    let output = nvrtc.compile(source, &format!("{}.cu", variant.entry_point()), options, to);
+    match output.map_err(|message| failed(variant, arch, message))? {
+        Output { code: Some(code), log } => Ok((code, log)),
+        Output { code: None, log } => Err(failed(variant, arch, log)),
+    }
 }
 
 /// The best NVRTC for `arch`, the one that knows it best, and then the newest. Drivers take machine code of their own major version and of older

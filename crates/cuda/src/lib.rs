@@ -56,7 +56,7 @@ mod tiles;
 mod workspace;
 
 pub use args::{Args, Input, Output};
-pub use compiler::{Compiled, Usage, compile, compiler_version};
+pub use compiler::{Compiled, Usage, compile, compile_to_ptx, compiler_version};
 pub use context::Context;
 pub use cudarc;
 pub use devices::{DeviceChoice, DeviceEntry, devices, open};

@@ -51,11 +51,22 @@ struct Functions {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    ptx_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+    ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
 }
 
-/// What came of a compilation: the machine code, or nothing, and what the compiler said.
+/// What a program is compiled to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// For one architecture.
+    Machine,
+    /// The text before it.
+    Ptx,
+}
+
+/// What came of a compilation: the code, or nothing, and what the compiler said.
 pub(crate) struct Output {
-    pub(crate) cubin: Option<Vec<u8>>,
+    pub(crate) code: Option<Vec<u8>>,
     pub(crate) log: String,
 }
 
@@ -93,6 +104,8 @@ impl Nvrtc {
                 log: *library.get(b"nvrtcGetProgramLog\0").map_err(failed)?,
                 cubin_size: *library.get(b"nvrtcGetCUBINSize\0").map_err(failed)?,
                 cubin: *library.get(b"nvrtcGetCUBIN\0").map_err(failed)?,
+                ptx_size: *library.get(b"nvrtcGetPTXSize\0").map_err(failed)?,
+                ptx: *library.get(b"nvrtcGetPTX\0").map_err(failed)?,
             };
             (version, count, list, functions)
         };
@@ -118,8 +131,8 @@ impl Nvrtc {
         self.archs.iter().copied().filter(|&have| have <= arch && have / 10 == arch / 10).max()
     }
 
-    /// Compiles `source` to machine code.
-    pub(crate) fn compile(&self, source: &str, name: &str, options: &[String]) -> Result<Output, String> {
+    /// Compiles `source`.
+    pub(crate) fn compile(&self, source: &str, name: &str, options: &[String], to: Code) -> Result<Output, String> {
         let text = |text: &str| CString::new(text).map_err(|e| e.to_string());
         let (source, name) = (text(source)?, text(name)?);
         let options: Vec<CString> = options.iter().map(|option| text(option)).collect::<Result<_, _>>()?;
@@ -138,9 +151,13 @@ impl Nvrtc {
         if compiled != SUCCESS {
             let why = functions.check(compiled).err().unwrap_or_default();
             let log = if log.is_empty() { why } else { log };
-            return Ok(Output { cubin: None, log });
+            return Ok(Output { code: None, log });
         }
-        Ok(Output { cubin: Some(program.read(functions.cubin_size, functions.cubin)?), log })
+        let (size, get) = match to {
+            Code::Machine => (functions.cubin_size, functions.cubin),
+            Code::Ptx => (functions.ptx_size, functions.ptx),
+        };
+        Ok(Output { code: Some(program.read(size, get)?), log })
     }
 }
 

@@ -26,6 +26,7 @@ mod check;
 mod cuda;
 mod emulator;
 mod inputs;
+mod ptx;
 mod random;
 mod rng;
 mod same_bits;
@@ -41,9 +42,11 @@ pub use catalogue::catalogue;
 pub use check::{Failure, Outcome, Prepared, Worst, Wrong, run_case};
 pub use cuda::CudaBackend;
 pub use emulator::{
-    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator, EmulatorError, ThreadOrder,
+    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator, EmulatorError, PtxCompiler,
+    ThreadOrder,
 };
 pub use inputs::Tensors;
+pub use ptx::PtxKernel;
 pub use random::random_case;
 pub use rng::Rng;
 pub use same_bits::{check_neighbours, check_repeats};

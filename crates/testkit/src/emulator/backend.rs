@@ -1,7 +1,9 @@
 use super::{BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, ThreadOrder};
-use crate::Backend;
+use crate::{Backend, PtxKernel};
 use flashtile_core::{DType, HostArgs, KernelKind, Problem, TensorView, Verdict, check_host_args};
-use flashtile_cuda::{CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, schedule};
+use flashtile_cuda::{
+    CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, compile_to_ptx, schedule,
+};
 use flashtile_shaders::cuda::Arch;
 use std::collections::HashMap;
 use std::error::Error;
@@ -10,11 +12,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// Compiles kernels, each once.
 pub struct Emulator {
     compiler: CppCompiler,
-    kernels: Mutex<HashMap<String, Slot>>,
+    kernels: Mutex<HashMap<String, Slot<Arc<EmulatedKernel>>>>,
 }
 
-/// A kernel that one thread compiles and others wait for.
-type Slot = Arc<OnceLock<Result<Arc<EmulatedKernel>, Arc<EmulatorError>>>>;
+/// What one thread makes and others wait for.
+type Slot<T> = Arc<OnceLock<Result<T, Arc<EmulatorError>>>>;
 
 impl Emulator {
     /// Compiles with `compiler`.
@@ -44,15 +46,70 @@ impl Emulator {
     }
 }
 
+/// Compiles kernels to PTX by NVRTC, each once for each compute capability.
+#[derive(Clone, Default)]
+pub struct PtxCompiler {
+    texts: Slots<String>,
+    kernels: Slots<Arc<PtxKernel>>,
+    edit: Option<TextEdit>,
+}
+
+/// What one thread makes for each variant and compute capability, while others wait for it.
+type Slots<T> = Arc<Mutex<HashMap<(CudaVariant, Arch), Slot<T>>>>;
+type TextEdit = Arc<dyn Fn(String) -> String + Send + Sync>;
+
+fn make_once<T: Clone>(
+    slots: &Slots<T>,
+    key: (CudaVariant, Arch),
+    make: impl FnOnce() -> Result<T, Arc<EmulatorError>>,
+) -> Result<T, Arc<EmulatorError>> {
+    let slot = slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+    slot.get_or_init(make).clone()
+}
+
+impl PtxCompiler {
+    /// The same compiler, whose texts `edit` changes before they are run: to see that a mistake is found.
+    pub fn with_text(&self, edit: impl Fn(String) -> String + Send + Sync + 'static) -> Self {
+        Self { texts: self.texts.clone(), kernels: Slots::default(), edit: Some(Arc::new(edit)) }
+    }
+
+    /// What NVRTC writes for `variant`.
+    ///
+    /// # Errors
+    /// [`EmulatorError::Nvrtc`].
+    pub fn text(&self, variant: &CudaVariant, arch: Arch) -> Result<String, Arc<EmulatorError>> {
+        make_once(&self.texts, (*variant, arch), || compile_to_ptx(variant, arch).map_err(|e| Arc::new(e.into())))
+    }
+
+    /// The kernel of `variant`, which backends with this compiler run.
+    ///
+    /// # Errors
+    /// [`EmulatorError::Nvrtc`], and [`EmulatorError::Run`] where it uses what the interpreter does not know.
+    pub fn kernel(&self, variant: &CudaVariant, arch: Arch) -> Result<Arc<PtxKernel>, Arc<EmulatorError>> {
+        make_once(&self.kernels, (*variant, arch), || {
+            let text = self.edit.iter().fold(self.text(variant, arch)?, |text, edit| edit(text));
+            let kernel = PtxKernel::parse(&format!("{variant} for sm_{arch}"), variant.entry_point(), &text);
+            kernel.map(Arc::new).map_err(Arc::new)
+        })
+    }
+}
+
+/// What runs kernels.
+#[derive(Clone)]
+enum Engine {
+    Text(Arc<Emulator>),
+    Ptx(PtxCompiler),
+}
+
 /// Changes a variant's text before it is compiled.
 type Edit = Arc<dyn Fn(&CudaVariant, String) -> String + Send + Sync>;
 
-/// The launches that flashtile-cuda makes on a card of some compute capability, run by an [`Emulator`].
+/// The launches that flashtile-cuda makes on a card of some compute capability, run by an [`Emulator`] or by a [`PtxKernel`].
 ///
 /// The schedules are flashtile-cuda's own. So are the texts, but for [`with_text`](Self::with_text).
 #[derive(Clone)]
 pub struct EmulatedCudaBackend {
-    emulator: Arc<Emulator>,
+    engine: Engine,
     machine: Machine,
     order: ThreadOrder,
     tiles: Option<CudaTiles>,
@@ -65,8 +122,17 @@ pub struct EmulatedCudaBackend {
 impl EmulatedCudaBackend {
     /// A card of compute capability `arch`, whose threads run in `order`.
     pub fn new(emulator: Arc<Emulator>, arch: Arch, order: ThreadOrder) -> Self {
+        Self::with_engine(Engine::Text(emulator), arch, order)
+    }
+
+    /// The same on what NVRTC makes of the texts.
+    pub fn with_ptx(compiler: PtxCompiler, arch: Arch, order: ThreadOrder) -> Self {
+        Self::with_engine(Engine::Ptx(compiler), arch, order)
+    }
+
+    fn with_engine(engine: Engine, arch: Arch, order: ThreadOrder) -> Self {
         let machine = Machine::of_arch(arch);
-        Self { emulator, machine, order, tiles: None, edit: None, mutant: 0, kernels: Arc::default() }
+        Self { engine, machine, order, tiles: None, edit: None, mutant: 0, kernels: Arc::default() }
     }
 
     /// The same card, with a tile shape forced on its flash kernel.
@@ -79,7 +145,7 @@ impl EmulatedCudaBackend {
         Self { order, ..self.clone() }
     }
 
-    /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found.
+    /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found. Not with PTX.
     pub fn with_text(&self, edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static) -> Self {
         Self { edit: Some(Arc::new(edit)), kernels: Arc::default(), ..self.clone() }
     }
@@ -95,7 +161,7 @@ impl EmulatedCudaBackend {
         schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
     }
 
-    fn kernel(&self, variant: &CudaVariant) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
+    fn kernel(&self, emulator: &Emulator, variant: &CudaVariant) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
         let known = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = known().get(variant) {
             return Ok(kernel.clone());
@@ -104,14 +170,13 @@ impl EmulatedCudaBackend {
         let depth = if self.machine.arch < 80 { "#define TENSOR_DEPTH_8\n" } else { "" };
         let text = depth.to_owned() + &variant.source();
         let text = self.edit.iter().fold(text, |text, edit| edit(variant, text));
-        let kernel = self.emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
+        let kernel = emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
         known().insert(*variant, kernel.clone());
         Ok(kernel)
     }
 
     fn launch(&self, launch: &Launch, memory: &mut [&mut DeviceMemory]) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Launch { variant, params, grid } = launch;
-        let kernel = self.kernel(variant)?;
         let run = BlockRun {
             grid: *grid,
             threads: [variant.tiles.tx, variant.tiles.ty],
@@ -120,15 +185,25 @@ impl EmulatedCudaBackend {
             order: self.order,
             mutant: self.mutant,
         };
-        // SAFETY: the parameters are this kernel's, and point to `memory`.
-        Ok(unsafe { kernel.run(&run, params, memory) }?)
+        match &self.engine {
+            // SAFETY: the parameters are this kernel's, and point to `memory`.
+            Engine::Text(emulator) => unsafe { self.kernel(emulator, variant)?.run(&run, params, memory) }?,
+            Engine::Ptx(compiler) => {
+                compiler.kernel(variant, self.machine.arch)?.run(&run, bytemuck::bytes_of(params), memory)?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Backend for EmulatedCudaBackend {
     fn name(&self) -> String {
         let tiles = self.tiles.map(|tiles| format!(", {tiles}")).unwrap_or_default();
-        format!("cuda emulated as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
+        let what = match self.engine {
+            Engine::Text(_) => "emulated",
+            Engine::Ptx(_) => "interpreted",
+        };
+        format!("cuda {what} as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
     }
 
     fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {

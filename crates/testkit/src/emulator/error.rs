@@ -29,6 +29,9 @@ pub enum EmulatorError {
     /// A compiled kernel cannot be loaded.
     #[error("a compiled kernel cannot be loaded")]
     Load(#[from] libloading::Error),
+    /// NVRTC is not there, or does not take the text.
+    #[error(transparent)]
+    Nvrtc(#[from] flashtile_cuda::Error),
     /// A kernel did what a card would not let it do, or not do the same way twice.
     #[error("{kernel}: {message}")]
     Run {

@@ -40,17 +40,22 @@ impl DeviceMemory {
         self.bytes[self.begin..].as_mut_ptr().expose_provenance() as u64
     }
 
+    /// What errors call it.
+    pub(crate) fn name(&self) -> &'static str {
+        self.what
+    }
+
     /// What it holds.
     pub fn content(&self) -> &[u8] {
         &self.bytes[self.begin..self.end]
     }
 
-    fn content_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn content_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.begin..self.end]
     }
 
     /// First address and the one behind the last.
-    pub(super) fn range(&mut self) -> [u64; 2] {
+    pub(crate) fn range(&mut self) -> [u64; 2] {
         let begin = self.address();
         [begin, begin + (self.end - self.begin) as u64]
     }

@@ -6,7 +6,7 @@
 //! Threads that do not meet where they should, addresses that instructions do not take, and writes beyond a buffer are errors, never a
 //! crash or a hang. What it cannot see: races that change no result in any of the orders, and two blocks that write the same memory.
 //!
-//! [`EmulatedCudaBackend`] runs what flashtile-cuda would launch; [`Emulator::kernel`] compiles any text in the kernels' style.
+//! [`EmulatedCudaBackend`] runs what flashtile-cuda would launch, by the emulation or by what NVRTC makes of the text ([`PtxCompiler`]); [`Emulator::kernel`] compiles any text in the kernels' style.
 
 mod backend;
 mod compiler;
@@ -14,7 +14,7 @@ mod error;
 mod kernel;
 mod memory;
 
-pub use backend::{EmulatedCudaBackend, Emulator};
+pub use backend::{EmulatedCudaBackend, Emulator, PtxCompiler};
 pub use compiler::CppCompiler;
 pub use error::EmulatorError;
 pub use kernel::{BlockRun, EmulatedKernel, ThreadOrder};

@@ -100,14 +100,14 @@ fn run_all(
     }))
 }
 
-fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
+pub(super) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
     let failures: Vec<_> = failures.map(|failure| failure.to_string()).collect();
     if failures.is_empty() { Ok(()) } else { Err(format!("{} failed\n{}", failures.len(), failures.join("\n"))) }
 }
 
 /// The widest head that the shape holds and an odd one, over several tiles of queries and keys with edges, in every storage type that it has; and
 /// all features at once.
-fn tile_cases(tiles: &CudaTiles) -> Vec<Case> {
+pub(super) fn tile_cases(tiles: &CudaTiles) -> Vec<Case> {
     let (wide, columns) = (tiles.head_dim, tiles.columns);
     let (rows, keys) = (tiles.rows + 5, 2 * tiles.keys + 13);
     let (plain, odd) = if tiles.engine == Engine::Mma { ("bf16", "f16") } else { ("f32", "bf16") };

@@ -1,0 +1,192 @@
+//! What instructions compute, of bits. Registers hold what lies above a type's width as zeros.
+
+use super::instruction::{Comparison, Function, Type};
+use half::{bf16, f16};
+
+fn float(bits: u64) -> f32 {
+    f32::from_bits(bits as u32)
+}
+
+fn bits(x: f32) -> u64 {
+    x.to_bits().into()
+}
+
+/// The number that bits of an integer type stand for.
+fn number(of: Type, bits: u64) -> i128 {
+    match of {
+        Type::S8 => (bits as i8).into(),
+        Type::S16 => (bits as i16).into(),
+        Type::S32 => (bits as i32).into(),
+        Type::S64 => (bits as i64).into(),
+        Type::Pred | Type::U8 => (bits as u8).into(),
+        Type::U16 | Type::F16 => (bits as u16).into(),
+        Type::U32 | Type::F32 => (bits as u32).into(),
+        Type::U64 => bits.into(),
+    }
+}
+
+/// What of a number fits the type.
+pub(super) fn wrap(of: Type, number: i128) -> u64 {
+    let bits = number as u64;
+    match of.bytes() {
+        8 => bits,
+        bytes => bits & ((1 << (8 * bytes)) - 1),
+    }
+}
+
+/// `None`: the function is not one of the type.
+pub(super) fn compute(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
+    if function == Function::Move {
+        // True is written as -1.
+        return Some(if of == Type::Pred { (from[0] != 0).into() } else { from[0] });
+    }
+    if of == Type::F32 {
+        compute_float(function, from.map(float)).map(bits)
+    } else {
+        compute_integer(function, of, from)
+    }
+}
+
+fn compute_float(function: Function, [a, b, c]: [f32; 3]) -> Option<f32> {
+    Some(match function {
+        Function::Abs => a.abs(),
+        Function::Neg => -a,
+        Function::Exp2 => {
+            let x = f64::from(a).exp2() as f32;
+            if x.is_subnormal() { 0.0 } else { x }
+        }
+        Function::Add => a + b,
+        Function::Sub => a - b,
+        Function::Mul => a * b,
+        Function::Div => a / b,
+        // The one that is no NaN.
+        Function::Min => a.min(b),
+        Function::Max => a.max(b),
+        Function::MulAdd => a.mul_add(b, c),
+        _ => return None,
+    })
+}
+
+fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
+    let [a, b, c] = from.map(|bits| number(of, bits));
+    let width = 8 * of.bytes();
+    // Shifts are told by 32 bits, and those beyond the width move all out.
+    let by = (from[1] as u32).min(width);
+    Some(wrap(
+        of,
+        match function {
+            Function::Abs => a.abs(),
+            Function::Neg => -a,
+            Function::Not if of == Type::Pred => 1 - a,
+            Function::Not => !a,
+            Function::Add => a + b,
+            Function::Sub => a - b,
+            Function::Mul => a.wrapping_mul(b),
+            Function::MulHigh => a.wrapping_mul(b) >> width,
+            Function::MulWide => return Some(wrap(if of == Type::S32 { Type::S64 } else { Type::U64 }, a * b)),
+            // A card has no answer to these either.
+            Function::Div => a.checked_div(b)?,
+            Function::Rem => a.checked_rem(b)?,
+            Function::Min => a.min(b),
+            Function::Max => a.max(b),
+            Function::And => a & b,
+            Function::Or => a | b,
+            Function::Xor => a ^ b,
+            Function::ShiftLeft => a << by,
+            Function::ShiftRight => a >> by,
+            Function::MulAdd => a.wrapping_mul(b) + c,
+            Function::ExtractBits if matches!(of, Type::U32) => {
+                let (place, count) = (from[1] as u32 & 0xFF, from[2] as u32 & 0xFF);
+                (a >> place.min(32)) & ((1_i128 << count.min(32)) - 1)
+            }
+            _ => return None,
+        },
+    ))
+}
+
+/// The `count` lower bits of `a` in the place of those of `b` from `place` on.
+pub(super) fn insert_bits(a: u64, b: u64, place: u64, count: u64) -> u64 {
+    let (place, count) = ((place & 0xFF).min(32), (count & 0xFF).min(32));
+    let mask = (((1_u64 << count) - 1) << place) & 0xFFFF_FFFF;
+    (b & !mask) | ((a << place) & mask)
+}
+
+pub(super) fn compare(comparison: Comparison, or_unordered: bool, of: Type, a: u64, b: u64) -> bool {
+    let order = if of == Type::F32 { float(a).partial_cmp(&float(b)) } else { Some(number(of, a).cmp(&number(of, b))) };
+    let Some(order) = order else { return or_unordered };
+    match comparison {
+        Comparison::Equal => order.is_eq(),
+        Comparison::NotEqual => order.is_ne(),
+        Comparison::Less => order.is_lt(),
+        Comparison::LessEqual => order.is_le(),
+        Comparison::Greater => order.is_gt(),
+        Comparison::GreaterEqual => order.is_ge(),
+    }
+}
+
+/// `None`: there is no such conversion here.
+pub(super) fn convert(to: Type, from: Type, x: u64) -> Option<u64> {
+    Some(match (to, from) {
+        (Type::F16, Type::F32) => f16::from_f32(float(x)).to_bits().into(),
+        (Type::F32, Type::F16) => bits(f16::from_bits(x as u16).to_f32()),
+        (Type::F32, Type::S32) => bits(x as u32 as i32 as f32),
+        (Type::F32, Type::U32) => bits(x as u32 as f32),
+        (Type::F16 | Type::F32, _) | (_, Type::F16 | Type::F32) => return None,
+        (to, from) => wrap(to, number(from, x)),
+    })
+}
+
+/// Two floats of 16 bits in one word.
+pub(super) fn convert_pair(to_bf16: bool, high: u64, low: u64) -> u64 {
+    let half = |x: u64| -> u64 {
+        let bits = if to_bf16 { bf16::from_f32(float(x)).to_bits() } else { f16::from_f32(float(x)).to_bits() };
+        bits.into()
+    };
+    half(high) << 16 | half(low)
+}
+
+/// A float of 16 bits.
+pub(super) fn half_value(of_bf16: bool, bits: u16) -> f32 {
+    if of_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_wrap_and_keep_their_signs() {
+        let of = |function, of, a: i64, b: i64| compute(function, of, [wrap(of, a.into()), wrap(of, b.into()), 0]);
+        assert_eq!(of(Function::Add, Type::U32, 0xFFFF_FFFF, 2), Some(1));
+        assert_eq!(of(Function::ShiftRight, Type::S32, -8, 1), Some(0xFFFF_FFFC));
+        assert_eq!(of(Function::ShiftRight, Type::U32, -8, 40), Some(0));
+        assert_eq!(of(Function::ShiftLeft, Type::U32, 3, 32), Some(0));
+        assert_eq!(of(Function::MulHigh, Type::U32, 0x8000_0000, 6), Some(3));
+        assert_eq!(of(Function::MulWide, Type::U32, 0x8000_0000, 6), Some(0x3_0000_0000));
+        assert_eq!(of(Function::Mul, Type::S64, -3, 5), Some(-15_i64 as u64));
+        assert_eq!(of(Function::Min, Type::S32, -1, 1), Some(0xFFFF_FFFF));
+        assert_eq!(of(Function::Min, Type::U32, -1, 1), Some(1));
+        assert_eq!(of(Function::Div, Type::U32, 1, 0), None);
+        assert_eq!(compute(Function::ExtractBits, Type::U32, [0xABCD, 4, 8]), Some(0xBC));
+        assert_eq!(insert_bits(0b101, 0xFFFF_FFFF, 3, 3), 0xFFFF_FFEF);
+        assert_eq!(convert(Type::S32, Type::S8, 0x1FF), Some(0xFFFF_FFFF));
+        assert_eq!(compute(Function::Move, Type::Pred, [u64::MAX, 0, 0]), Some(1));
+        assert_eq!(compute(Function::Not, Type::Pred, [1, 0, 0]), Some(0));
+    }
+
+    #[test]
+    fn floats_know_nan_and_what_is_too_small() {
+        let of = |function, a: f32, b: f32| float(compute(function, Type::F32, [bits(a), bits(b), 0]).unwrap_or(7));
+        assert_eq!(of(Function::Max, f32::NAN, 2.0), 2.0);
+        assert_eq!((of(Function::Exp2, -126.0, 0.0), of(Function::Exp2, -127.0, 0.0)), (f32::MIN_POSITIVE, 0.0));
+        for (comparison, or_unordered, expected) in [
+            (Comparison::Less, false, false),
+            (Comparison::GreaterEqual, true, true),
+            (Comparison::NotEqual, false, false),
+        ] {
+            assert_eq!(compare(comparison, or_unordered, Type::F32, bits(f32::NAN), bits(1.0)), expected);
+        }
+        assert_eq!(convert_pair(false, bits(1.0), bits(-2.0)), 0x3C00_C000);
+        assert_eq!(convert_pair(true, bits(1.0), bits(-2.0)), 0x3F80_C000);
+    }
+}

@@ -1,0 +1,222 @@
+//! Memory under watch: every access lies within a tensor or within shared memory, at a multiple of its size, and no two warps, nor two blocks, touch
+//! the same place without a barrier between them where one of them writes.
+
+use crate::DeviceMemory;
+
+/// Places that are watched are this many bytes long: the smallest numbers that kernels store.
+const PLACE: usize = 2;
+
+/// NaN as f32, as f16 and as bf16.
+const POISON: [u8; 2] = 0x7FE5_u16.to_le_bytes();
+
+/// Device memory of a launch.
+pub(super) struct Global<'a, 'b> {
+    tensors: Vec<Tensor<'a, 'b>>,
+}
+
+struct Tensor<'a, 'b> {
+    begin: u64,
+    end: u64,
+    memory: &'a mut &'b mut DeviceMemory,
+    /// The block that wrote a place, plus 1.
+    writers: Vec<u32>,
+}
+
+impl<'a, 'b> Global<'a, 'b> {
+    pub(super) fn new(memory: &'a mut [&'b mut DeviceMemory]) -> Self {
+        let tensor = |memory: &'a mut &'b mut DeviceMemory| {
+            let [begin, end] = memory.range();
+            Tensor { begin, end, memory, writers: vec![0; ((end - begin) as usize).div_ceil(PLACE)] }
+        };
+        Self { tensors: memory.iter_mut().map(tensor).collect() }
+    }
+
+    fn find(&mut self, what: &str, address: u64, bytes: u32) -> Result<(&mut Tensor<'a, 'b>, usize), String> {
+        if !address.is_multiple_of(bytes.into()) {
+            return Err(format!("{what} of {bytes} bytes at an address that is no multiple of that"));
+        }
+        let end = address.saturating_add(bytes.into());
+        if let Some(at) = self.tensors.iter().position(|tensor| tensor.begin <= address && end <= tensor.end) {
+            let tensor = &mut self.tensors[at];
+            let offset = (address - tensor.begin) as usize;
+            return Ok((tensor, offset));
+        }
+        let distance = |tensor: &&Tensor<'_, '_>| {
+            if address < tensor.begin { tensor.begin - address } else { end - tensor.end.min(end) }
+        };
+        let nearest = self.tensors.iter().min_by_key(distance).ok_or("there is no memory")?;
+        let (name, offset) = (nearest.memory.name(), i128::from(address) - i128::from(nearest.begin));
+        Err(format!(
+            "{what} of {bytes} bytes outside of all memory: at byte {offset} of {name}, which has {}",
+            nearest.end - nearest.begin
+        ))
+    }
+
+    pub(super) fn read(&mut self, block: u32, address: u64, bytes: u32) -> Result<u64, String> {
+        let (tensor, offset) = self.find("a read", address, bytes)?;
+        let mut word = [0; 8];
+        word[..bytes as usize].copy_from_slice(&tensor.memory.content()[offset..offset + bytes as usize]);
+        let mut writers = tensor.writers[offset / PLACE..(offset + bytes as usize).div_ceil(PLACE)].iter();
+        if let Some(writer) = writers.find(|&&writer| writer != 0 && writer != block + 1) {
+            return Err(format!("a read of what block {} writes in the same launch", writer - 1));
+        }
+        Ok(u64::from_le_bytes(word))
+    }
+
+    pub(super) fn write(&mut self, block: u32, address: u64, bytes: u32, value: u64) -> Result<(), String> {
+        let (tensor, offset) = self.find("a write", address, bytes)?;
+        for writer in &mut tensor.writers[offset / PLACE..(offset + bytes as usize).div_ceil(PLACE)] {
+            if *writer != 0 && *writer != block + 1 {
+                return Err(format!("a write where block {} writes too", *writer - 1));
+            }
+            *writer = block + 1;
+        }
+        tensor.memory.content_mut()[offset..offset + bytes as usize]
+            .copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        Ok(())
+    }
+}
+
+/// Who touched a place of shared memory since when.
+#[derive(Clone, Copy, Default)]
+struct Touched {
+    /// Barriers before it, plus 1; 0 is never.
+    since: u32,
+    warp: u16,
+    /// Other warps too.
+    several: bool,
+}
+
+impl Touched {
+    /// Whether another warp did, with no barrier since.
+    fn by_another(self, now: u32, warp: u16) -> bool {
+        self.since == now && (self.several || self.warp != warp)
+    }
+
+    fn touch(&mut self, now: u32, warp: u16) {
+        let several = self.since == now && (self.several || self.warp != warp);
+        *self = Self { since: now, warp, several };
+    }
+}
+
+/// Shared memory of a block.
+pub(super) struct Shared {
+    bytes: Vec<u8>,
+    reads: Vec<Touched>,
+    writes: Vec<Touched>,
+    /// Barriers so far, plus 1.
+    now: u32,
+}
+
+impl Shared {
+    pub(super) fn new(bytes: u32) -> Self {
+        let places = (bytes as usize).div_ceil(PLACE);
+        let poison = POISON.into_iter().cycle().take(bytes as usize).collect();
+        Self {
+            bytes: poison,
+            reads: vec![Touched::default(); places],
+            writes: vec![Touched::default(); places],
+            now: 1,
+        }
+    }
+
+    pub(super) fn barrier(&mut self) {
+        self.now += 1;
+    }
+
+    /// The bytes, and the places that they fill.
+    fn find(&self, what: &str, address: u64, bytes: u32) -> Result<[std::ops::Range<usize>; 2], String> {
+        let end = address.saturating_add(bytes.into());
+        if end > self.bytes.len() as u64 {
+            return Err(format!(
+                "{what} of {bytes} bytes at byte {address} of shared memory, which has {}",
+                self.bytes.len()
+            ));
+        }
+        if !address.is_multiple_of(bytes.into()) {
+            return Err(format!(
+                "{what} of {bytes} bytes at byte {address} of shared memory, which is no multiple of that"
+            ));
+        }
+        let (begin, end) = (address as usize, end as usize);
+        Ok([begin..end, begin / PLACE..end.div_ceil(PLACE)])
+    }
+
+    pub(super) fn read(&mut self, warp: u16, address: u64, bytes: u32) -> Result<&[u8], String> {
+        let [at, places] = self.find("a read", address, bytes)?;
+        let now = self.now;
+        if self.writes[places.clone()].iter().any(|write| write.by_another(now, warp)) {
+            return Err(format!(
+                "a race: byte {address} of shared memory is read, and another warp wrote it since the last barrier"
+            ));
+        }
+        self.reads[places].iter_mut().for_each(|read| read.touch(now, warp));
+        Ok(&self.bytes[at])
+    }
+
+    pub(super) fn write(&mut self, warp: u16, address: u64, value: &[u8]) -> Result<(), String> {
+        let [at, places] = self.find("a write", address, value.len() as u32)?;
+        let now = self.now;
+        for (done, touched) in [("read", &self.reads), ("wrote", &self.writes)] {
+            if touched[places.clone()].iter().any(|touched| touched.by_another(now, warp)) {
+                return Err(format!(
+                    "a race: byte {address} of shared memory is written, and another warp {done} it since the last barrier"
+                ));
+            }
+        }
+        self.writes[places].iter_mut().for_each(|write| write.touch(now, warp));
+        self.bytes[at].copy_from_slice(value);
+        Ok(())
+    }
+
+    /// What lies there until a copy that is under way arrives.
+    pub(super) fn poison(&mut self, warp: u16, address: u64, bytes: u32) -> Result<(), String> {
+        let poison: Vec<u8> = POISON.into_iter().cycle().take(bytes as usize).collect();
+        self.write(warp, address, &poison)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warps_race_where_no_barrier_stands_between_them() {
+        let mut shared = Shared::new(64);
+        shared.write(0, 8, &[1; 4]).unwrap();
+        assert_eq!(shared.read(0, 8, 4), Ok(&[1; 4][..]), "the warp itself");
+        assert!(shared.read(1, 8, 4).unwrap_err().contains("another warp wrote it"));
+        shared.barrier();
+        shared.read(1, 8, 4).unwrap();
+        shared.read(0, 8, 4).unwrap();
+        for warp in [0, 1] {
+            assert!(shared.write(warp, 8, &[2; 2]).unwrap_err().contains("another warp read it"));
+        }
+        shared.write(1, 16, &[2; 2]).unwrap();
+        assert!(shared.write(0, 16, &[2; 2]).unwrap_err().contains("another warp wrote it"));
+        shared.barrier();
+        shared.write(0, 8, &[3; 8]).unwrap();
+        for (address, bytes) in [(62, 4), (1, 2), (u64::MAX - 1, 2)] {
+            assert!(shared.read(0, address, bytes).is_err());
+        }
+        assert_eq!(Shared::new(4).read(0, 0, 4), Ok(&0x7FE5_7FE5_u32.to_le_bytes()[..]));
+    }
+
+    #[test]
+    fn blocks_keep_to_tensors_and_out_of_each_others_way() {
+        let (mut q, mut out) = (DeviceMemory::new("q", &[7; 16]), DeviceMemory::poisoned("out", 16));
+        let (q_at, out_at) = (q.address(), out.address());
+        let mut memory = [&mut q, &mut out];
+        let mut global = Global::new(&mut memory);
+        assert_eq!(global.read(0, q_at + 4, 4), Ok(0x0707_0707));
+        assert!(global.read(0, q_at + 2, 4).unwrap_err().contains("no multiple"));
+        assert!(global.read(0, q_at + 16, 4).unwrap_err().contains("at byte 16 of q, which has 16"));
+        assert!(global.write(0, out_at - 4, 4, 1).unwrap_err().contains("at byte -4 of out"));
+        global.write(0, out_at, 4, 5).unwrap();
+        global.write(0, out_at, 2, 6).unwrap();
+        assert!(global.write(1, out_at, 4, 5).unwrap_err().contains("block 0 writes too"));
+        assert!(global.read(1, out_at, 4).unwrap_err().contains("block 0 writes"));
+        assert_eq!(global.read(0, out_at, 4), Ok(6));
+    }
+}

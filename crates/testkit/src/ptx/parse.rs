@@ -1,0 +1,330 @@
+//! The text of one kernel, as NVRTC writes it, to instructions. What the kernels under test do not use is an error that names it.
+
+use super::instruction::{Address, Comparison, Function, Instruction, Operand, Operation, Program, Reg, Space, Type};
+use std::collections::HashMap;
+
+/// Parses the kernel `entry` of `text`.
+pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
+    let begin = text.find(&format!(".entry {entry}(")).ok_or_else(|| format!("there is no entry {entry}"))?;
+    let body = begin + text[begin..].find('{').ok_or("the entry has no body")?;
+    let head = &text[begin..body];
+    let param_bytes =
+        between(head, "[", "]").and_then(|n| n.parse().ok()).ok_or("one parameter is expected, an array of bytes")?;
+    let mut parser = Parser { param: format!("{entry}_param_0"), ..Parser::default() };
+    parser.scopes.push(HashMap::new());
+    let mut line = 1 + text[..=body].matches('\n').count() as u32;
+    let mut rest = &text[body + 1..];
+    while !parser.scopes.is_empty() {
+        let trimmed = rest.trim_start();
+        line += rest[..rest.len() - trimmed.len()].matches('\n').count() as u32;
+        rest = trimmed;
+        if let Some(comment) = rest.strip_prefix("//") {
+            rest = comment.find('\n').map_or("", |end| &comment[end..]);
+        } else if let Some(inner) = rest.strip_prefix('{') {
+            parser.scopes.push(HashMap::new());
+            rest = inner;
+        } else if let Some(outer) = rest.strip_prefix('}') {
+            parser.scopes.pop();
+            rest = outer;
+        } else {
+            let end = rest.find([';', ':']).ok_or("the text ends within the kernel")?;
+            let statement = rest[..end].trim();
+            if rest.as_bytes()[end] == b':' {
+                parser.labels.insert(statement.to_owned(), parser.instructions.len() as u32);
+            } else {
+                parser.statement(statement, line).map_err(|why| format!("line {line}, `{statement}`: {why}"))?;
+            }
+            line += rest[..=end].matches('\n').count() as u32;
+            rest = &rest[end + 1..];
+        }
+    }
+    for (instruction, label) in parser.branches {
+        let to = *parser.labels.get(&label).ok_or_else(|| format!("there is no label {label}"))?;
+        parser.instructions[instruction].operation = Operation::Branch { to };
+    }
+    Ok(Program { instructions: parser.instructions, registers: parser.registers, param_bytes })
+}
+
+fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
+    let begin = text.find(open)? + open.len();
+    Some(&text[begin..begin + text[begin..].find(close)?])
+}
+
+#[derive(Default)]
+struct Parser {
+    param: String,
+    instructions: Vec<Instruction>,
+    /// Registers by name, innermost scope last.
+    scopes: Vec<HashMap<String, Reg>>,
+    registers: u32,
+    labels: HashMap<String, u32>,
+    /// Instructions that wait for the place of a label.
+    branches: Vec<(usize, String)>,
+}
+
+impl Parser {
+    fn statement(&mut self, statement: &str, line: u32) -> Result<(), String> {
+        if let Some(declaration) = statement.strip_prefix(".reg") {
+            return self.declare(declaration.trim());
+        }
+        if statement.starts_with(".pragma") {
+            return Ok(());
+        }
+        let (guard, statement) = match statement.strip_prefix('@') {
+            None => (None, statement),
+            Some(guarded) => {
+                let (guard, rest) = guarded.split_once(char::is_whitespace).ok_or("a guard guards nothing")?;
+                let wanted = !guard.starts_with('!');
+                (Some((self.register(guard.trim_start_matches('!'))?, wanted)), rest.trim())
+            }
+        };
+        let (name, operands) = statement.split_once(char::is_whitespace).unwrap_or((statement, ""));
+        let operands = split(operands);
+        let operation = self.operation(name, &operands)?;
+        self.instructions.push(Instruction { guard, operation, line });
+        Ok(())
+    }
+
+    /// `.b32 %r<12>` are twelve registers, `.b16 h` is one.
+    fn declare(&mut self, declaration: &str) -> Result<(), String> {
+        let (_, names) = declaration.split_once(char::is_whitespace).ok_or("a declaration without a name")?;
+        for name in names.split(',').map(str::trim) {
+            let names: Vec<String> = match name.split_once('<') {
+                Some((stem, count)) => {
+                    let count: u32 = count.trim_end_matches('>').parse().map_err(|_| "a count that is none")?;
+                    (0..count).map(|n| format!("{stem}{n}")).collect()
+                }
+                None => vec![name.to_owned()],
+            };
+            for name in names {
+                let scope = self.scopes.last_mut().ok_or("outside of the kernel")?;
+                scope.insert(name, self.registers);
+                self.registers += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&self, name: &str) -> Result<Reg, String> {
+        let found = self.scopes.iter().rev().find_map(|scope| scope.get(name));
+        found.copied().ok_or_else(|| format!("`{name}` is no register"))
+    }
+
+    fn operand(&self, text: &str) -> Result<Operand, String> {
+        let bits = match text {
+            "%tid.x" => return Ok(Operand::ThreadX),
+            "%tid.y" => return Ok(Operand::ThreadY),
+            "%ctaid.x" => return Ok(Operand::Block),
+            // Each is the only symbol of its space, and so begins at 0.
+            "shared_bytes" => 0,
+            _ if text == self.param => 0,
+            _ if text.starts_with("0f") || text.starts_with("0F") => {
+                u64::from_str_radix(&text[2..], 16).map_err(|_| format!("`{text}` is no number"))?
+            }
+            _ => match text.parse::<i128>() {
+                Ok(number) => number as u64,
+                Err(_) => return Ok(Operand::Reg(self.register(text)?)),
+            },
+        };
+        Ok(Operand::Bits(bits))
+    }
+
+    /// `[%rd1+16]`, `[name]`.
+    fn address(&self, text: &str) -> Result<Address, String> {
+        let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or("no address")?;
+        let (base, offset) = match inner.split_once('+') {
+            Some((base, offset)) => (base, offset.trim().parse().map_err(|_| "an offset that is none")?),
+            None => (inner, 0),
+        };
+        Ok(Address { base: self.operand(base.trim())?, offset })
+    }
+
+    /// `{%r1, %r2}`, or one by itself.
+    fn list(&self, text: &str) -> Result<Vec<Operand>, String> {
+        let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+        inner.split(',').map(|operand| self.operand(operand.trim())).collect()
+    }
+
+    fn registers(&self, text: &str) -> Result<Vec<Reg>, String> {
+        let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+        inner.split(',').map(|name| self.register(name.trim())).collect()
+    }
+
+    fn operation(&mut self, name: &str, operands: &[&str]) -> Result<Operation, String> {
+        let parts: Vec<&str> = name.split('.').collect();
+        let at = |n: usize| operands.get(n).copied().ok_or("too few operands");
+        let value = |n: usize| self.operand(at(n)?);
+        let to = || self.register(at(0)?);
+        let last = || parts.last().and_then(|name| Type::parse(name)).ok_or_else(|| format!("`{name}` has no type"));
+        let unknown = || format!("`{name}` is not known here");
+        let number = |n: usize| at(n)?.parse::<u32>().map_err(|_| "a number is expected".to_owned());
+        Ok(match parts[..] {
+            ["bra", ..] => {
+                self.branches.push((self.instructions.len(), at(0)?.to_owned()));
+                Operation::Nothing
+            }
+            ["ret"] => Operation::Return,
+            ["bar", "sync"] => Operation::Barrier { any: None },
+            ["bar", "red", "or", "pred"] => Operation::Barrier { any: Some((to()?, value(2)?)) },
+            ["shfl", "sync", mode @ ("bfly" | "idx"), "b32"] => {
+                let to = self.register(at(0)?.split('|').next().unwrap_or_default())?;
+                Operation::Shuffle { by_xor: mode == "bfly", to, from: value(1)?, lane: value(2)? }
+            }
+            ["vote", "sync", "any", "pred"] => Operation::Any { to: to()?, from: value(1)? },
+            ["cp", "async", "commit_group"] => Operation::CopyCommit,
+            ["cp", "async", "wait_group"] => Operation::CopyWait { latest: number(0)? },
+            ["cp", "async", "ca" | "cg", "shared", "global"] => Operation::CopyAsync {
+                size: number(2)?,
+                to: self.address(at(0)?)?,
+                from: self.address(at(1)?)?,
+                bytes: value(3)?,
+            },
+            ["ldmatrix", "sync", "aligned", "m8n8", "x4", ref rest @ ..]
+                if matches!(rest, ["shared", "b16"] | ["trans", "shared", "b16"]) =>
+            {
+                let to = self.registers(at(0)?)?.try_into().map_err(|_| "four registers are expected")?;
+                Operation::LoadMatrix { transposed: rest[0] == "trans", to, from: self.address(at(1)?)? }
+            }
+            ["mma", "sync", "aligned", shape @ ("m16n8k16" | "m16n8k8"), "row", "col", "f32", a, b, "f32"]
+                if a == b =>
+            {
+                let depth = if shape == "m16n8k16" { 16 } else { 8 };
+                let four = |_| "four registers are expected";
+                let (a_words, b_words) = (self.list(at(1)?)?, self.list(at(2)?)?);
+                if (a_words.len(), b_words.len()) != (depth as usize / 4, depth as usize / 8)
+                    || !matches!(a, "f16" | "bf16")
+                {
+                    return Err(unknown());
+                }
+                Operation::MultiplyAdd {
+                    depth,
+                    bf16: a == "bf16",
+                    to: self.registers(at(0)?)?.try_into().map_err(four)?,
+                    a: a_words,
+                    b: b_words,
+                    c: self.list(at(3)?)?.try_into().map_err(|_| four(Vec::new()))?,
+                }
+            }
+            ["ld", space, _] | ["ld", space, "v2" | "v4", _] => Operation::Load {
+                space: space_of(space)?,
+                of: last()?,
+                to: self.registers(at(0)?)?,
+                from: self.address(at(1)?)?,
+            },
+            ["st", space, _] | ["st", space, "v2" | "v4", _] => Operation::Store {
+                space: space_of(space)?,
+                of: last()?,
+                to: self.address(at(0)?)?,
+                from: self.list(at(1)?)?,
+            },
+            ["setp", comparison, _] => {
+                let of = last()?;
+                let (ordered, or_unordered) = match comparison.strip_suffix('u') {
+                    Some(ordered) if of == Type::F32 => (ordered, true),
+                    _ => (comparison, false),
+                };
+                let comparison = match ordered {
+                    "eq" => Comparison::Equal,
+                    "ne" => Comparison::NotEqual,
+                    "lt" => Comparison::Less,
+                    "le" => Comparison::LessEqual,
+                    "gt" => Comparison::Greater,
+                    "ge" => Comparison::GreaterEqual,
+                    _ => return Err(unknown()),
+                };
+                Operation::Compare { comparison, or_unordered, of, to: to()?, from: [value(1)?, value(2)?] }
+            }
+            ["selp", _] => Operation::Select { to: to()?, from: [value(1)?, value(2)?], by: value(3)? },
+            ["bfi", "b32"] => {
+                Operation::InsertBits { to: to()?, from: [value(1)?, value(2)?], bits: [value(3)?, value(4)?] }
+            }
+            ["mov", half] if operands.iter().any(|operand| operand.starts_with('{')) => {
+                let half = match half {
+                    "b32" => Type::U16,
+                    "b64" => Type::U32,
+                    _ => return Err(unknown()),
+                };
+                let two = "two halves are expected";
+                if at(0)?.starts_with('{') {
+                    Operation::Unpack {
+                        half,
+                        to: self.registers(at(0)?)?.try_into().map_err(|_| two)?,
+                        from: value(1)?,
+                    }
+                } else {
+                    Operation::Pack { half, to: to()?, from: self.list(at(1)?)?.try_into().map_err(|_| two)? }
+                }
+            }
+            ["cvt", "rn", pair @ ("f16x2" | "bf16x2"), "f32"] => {
+                Operation::ConvertPair { bf16: pair == "bf16x2", to: to()?, from: [value(1)?, value(2)?] }
+            }
+            ["cvt", to_type, from_type] | ["cvt", "rn", to_type, from_type] => {
+                let of = |name| Type::parse(name).ok_or_else(unknown);
+                Operation::Convert { to_type: of(to_type)?, from_type: of(from_type)?, to: to()?, from: value(1)? }
+            }
+            ["cvta", "to", "global", "u64"] => compute(Function::Move, Type::U64, to()?, &[value(1)?]),
+            _ => {
+                let function = function(&parts).ok_or_else(unknown)?;
+                let from: Vec<Operand> = (1..operands.len()).map(value).collect::<Result<_, _>>()?;
+                compute(function, last()?, to()?, &from)
+            }
+        })
+    }
+}
+
+fn compute(function: Function, of: Type, to: Reg, from: &[Operand]) -> Operation {
+    let mut all = [Operand::Bits(0); 3];
+    all[..from.len().min(3)].copy_from_slice(&from[..from.len().min(3)]);
+    Operation::Compute { function, of, to, from: all }
+}
+
+/// The function that an instruction computes. `.rn` is how all of them round; `.ftz` and `.approx` are known of `ex2` alone.
+fn function(parts: &[&str]) -> Option<Function> {
+    Some(match parts {
+        ["mov", _] => Function::Move,
+        ["abs", _] => Function::Abs,
+        ["neg", _] => Function::Neg,
+        ["not", _] => Function::Not,
+        ["ex2", "approx", "ftz", "f32"] => Function::Exp2,
+        ["add", _] | ["add", "rn", "f32"] => Function::Add,
+        ["sub", _] | ["sub", "rn", "f32"] => Function::Sub,
+        ["mul", "lo", _] | ["mul", "f32"] | ["mul", "rn", "f32"] => Function::Mul,
+        ["mul", "hi", _] => Function::MulHigh,
+        ["mul", "wide", _] => Function::MulWide,
+        ["div", _] | ["div", "rn", "f32"] => Function::Div,
+        ["rem", _] => Function::Rem,
+        ["min", _] => Function::Min,
+        ["max", _] => Function::Max,
+        ["and", _] => Function::And,
+        ["or", _] => Function::Or,
+        ["xor", _] => Function::Xor,
+        ["shl", _] => Function::ShiftLeft,
+        ["shr", _] => Function::ShiftRight,
+        ["mad", "lo", _] | ["fma", "rn", "f32"] => Function::MulAdd,
+        ["bfe", _] => Function::ExtractBits,
+        _ => return None,
+    })
+}
+
+fn space_of(name: &str) -> Result<Space, String> {
+    match name {
+        "param" => Ok(Space::Param),
+        "global" => Ok(Space::Global),
+        "shared" => Ok(Space::Shared),
+        _ => Err(format!("the space `{name}` is not known here")),
+    }
+}
+
+/// Operands: between commas, but for those in braces.
+fn split(text: &str) -> Vec<&str> {
+    let mut depth = 0;
+    let parts = text.split(move |c| {
+        match c {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth -= 1,
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|operand| !operand.is_empty()).collect()
+}

@@ -1,0 +1,434 @@
+//! The 32 lanes of a warp: each at a place of its own in the program. What all lanes do at once waits for all of them.
+
+use super::alu;
+use super::instruction::{Address, Instruction, Operand, Operation, Reg, Space, Type};
+use super::memory::{Global, Shared};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(super) const LANES: usize = 32;
+
+/// What a block's warps share.
+pub(super) struct Block<'a, 'b, 'c> {
+    pub(super) global: &'c mut Global<'a, 'b>,
+    pub(super) shared: Shared,
+    pub(super) params: &'c [u8],
+    pub(super) index: u32,
+    pub(super) threads_x: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Runs,
+    /// In front of what all lanes do at once.
+    Waits,
+    Ended,
+}
+
+/// Why a warp runs no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    Ended,
+    /// In front of a barrier, the instruction of this number.
+    Barrier(u32),
+}
+
+/// An asynchronous copy that is under way.
+#[derive(Clone, Copy)]
+struct Copy {
+    to: u64,
+    from: u64,
+    size: u32,
+    bytes: u32,
+    group: u32,
+}
+
+pub(super) struct Warp<'p> {
+    program: &'p [Instruction],
+    /// Which instructions were done by any lane.
+    done: &'p [AtomicBool],
+    index: u16,
+    /// Register r of lane n is `registers[32 r + n]`.
+    registers: Vec<u64>,
+    places: [u32; LANES],
+    states: [State; LANES],
+    copies: Vec<Vec<Copy>>,
+    /// The group that a lane's next copies belong to.
+    groups: [u32; LANES],
+}
+
+/// Lanes as bits.
+type Mask = u32;
+const ALL: Mask = Mask::MAX;
+
+fn lanes(mask: Mask) -> impl Iterator<Item = usize> {
+    (0..LANES).filter(move |lane| mask >> lane & 1 != 0)
+}
+
+impl<'p> Warp<'p> {
+    pub(super) fn new(program: &'p [Instruction], done: &'p [AtomicBool], registers: u32, index: u16) -> Self {
+        Self {
+            program,
+            done,
+            index,
+            registers: vec![0; registers as usize * LANES],
+            places: [0; LANES],
+            states: [State::Runs; LANES],
+            copies: vec![Vec::new(); LANES],
+            groups: [0; LANES],
+        }
+    }
+
+    /// Runs until all lanes have ended or stand in front of a barrier. An error tells the line it is about.
+    pub(super) fn run(&mut self, block: &mut Block<'_, '_, '_>) -> Result<Stop, (u32, String)> {
+        loop {
+            let running = (0..LANES).filter(|&lane| self.states[lane] == State::Runs);
+            let Some(place) = running.map(|lane| self.places[lane]).min() else {
+                let ended = self.states.iter().filter(|&&state| state == State::Ended).count();
+                if ended == LANES {
+                    return self.end();
+                }
+                // All that are left wait.
+                let place = self.places[self.states.iter().position(|&state| state == State::Waits).unwrap_or(0)];
+                let together = ended == 0 && self.places.iter().all(|&other| other == place);
+                let instruction = &self.program[place as usize];
+                if !together {
+                    return Err((instruction.line, format!("warp {}: not all lanes come here", self.index)));
+                }
+                if matches!(instruction.operation, Operation::Barrier { .. }) {
+                    return Ok(Stop::Barrier(place));
+                }
+                self.states = [State::Runs; LANES];
+                self.step(place, ALL, block).map_err(|why| (instruction.line, why))?;
+                continue;
+            };
+            let mask = (0..LANES)
+                .filter(|&lane| self.states[lane] == State::Runs && self.places[lane] == place)
+                .fold(0, |mask, lane| mask | 1 << lane);
+            // The text ends with a return.
+            let instruction = &self.program[place as usize];
+            if instruction.operation.is_collective() {
+                if instruction.guard.is_some() {
+                    return Err((instruction.line, "some lanes may be left out here".into()));
+                }
+                lanes(mask).for_each(|lane| self.states[lane] = State::Waits);
+            } else {
+                self.step(place, mask, block).map_err(|why| (instruction.line, why))?;
+            }
+        }
+    }
+
+    fn end(&self) -> Result<Stop, (u32, String)> {
+        let under_way = self.copies.iter().any(|copies| !copies.is_empty());
+        if under_way { Err((0, format!("warp {} ends with copies under way", self.index))) } else { Ok(Stop::Ended) }
+    }
+
+    /// What this warp brings to a barrier: whether any lane's operand is true.
+    pub(super) fn vote(&self, place: u32, block: &Block<'_, '_, '_>) -> bool {
+        match self.program[place as usize].operation {
+            Operation::Barrier { any: Some((_, from)) } => (0..LANES).any(|lane| self.value(from, lane, block) != 0),
+            _ => false,
+        }
+    }
+
+    /// Goes on behind a barrier.
+    pub(super) fn pass(&mut self, place: u32, any: bool) {
+        self.done[place as usize].store(true, Ordering::Relaxed);
+        if let Operation::Barrier { any: Some((to, _)) } = self.program[place as usize].operation {
+            lanes(ALL).for_each(|lane| self.set(to, lane, any.into()));
+        }
+        self.states = [State::Runs; LANES];
+        self.places = [place + 1; LANES];
+    }
+
+    fn set(&mut self, to: Reg, lane: usize, value: u64) {
+        self.registers[to as usize * LANES + lane] = value;
+    }
+
+    fn value(&self, from: Operand, lane: usize, block: &Block<'_, '_, '_>) -> u64 {
+        let thread = u32::from(self.index) * LANES as u32 + lane as u32;
+        match from {
+            Operand::Reg(register) => self.registers[register as usize * LANES + lane],
+            Operand::Bits(bits) => bits,
+            Operand::ThreadX => (thread % block.threads_x).into(),
+            Operand::ThreadY => (thread / block.threads_x).into(),
+            Operand::Block => block.index.into(),
+        }
+    }
+
+    fn address(&self, of: Address, lane: usize, block: &Block<'_, '_, '_>) -> u64 {
+        self.value(of.base, lane, block).wrapping_add_signed(of.offset)
+    }
+
+    /// Does one instruction for some lanes that stand in front of it.
+    fn step(&mut self, place: u32, mask: Mask, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+        let instruction = &self.program[place as usize];
+        let guarded = |lane: &usize| match instruction.guard {
+            None => true,
+            Some((register, wanted)) => (self.registers[register as usize * LANES + lane] != 0) == wanted,
+        };
+        let doing = lanes(mask).filter(guarded).fold(0, |mask, lane| mask | 1 << lane);
+        lanes(mask).for_each(|lane| self.places[lane] = place + 1);
+        if doing != 0 {
+            self.done[place as usize].store(true, Ordering::Relaxed);
+        }
+        match &instruction.operation {
+            Operation::Branch { to } => lanes(doing).for_each(|lane| self.places[lane] = *to),
+            Operation::Return => lanes(doing).for_each(|lane| self.states[lane] = State::Ended),
+            Operation::Shuffle { by_xor, to, from, lane } => self.shuffle(*by_xor, *to, *from, *lane, block)?,
+            Operation::Any { to, from } => {
+                let any = lanes(ALL).any(|lane| self.value(*from, lane, block) != 0);
+                lanes(ALL).for_each(|lane| self.set(*to, lane, any.into()));
+            }
+            Operation::LoadMatrix { transposed, to, from } => self.load_matrices(*transposed, to, *from, block)?,
+            Operation::MultiplyAdd { depth, bf16, to, a, b, c } => {
+                self.multiply_add(*depth, *bf16, to, [a, b, c], block)
+            }
+            operation => {
+                for lane in lanes(doing) {
+                    self.one(operation, lane, block).map_err(|why| {
+                        let thread = usize::from(self.index) * LANES + lane;
+                        format!("block {}, thread {thread}: {why}", block.index)
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a lane does by itself.
+    fn one(&mut self, operation: &Operation, lane: usize, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+        let value = |from: Operand| self.value(from, lane, block);
+        match operation {
+            Operation::Compute { function, of, to, from } => {
+                let computed = alu::compute(*function, *of, from.map(value));
+                let computed = computed.ok_or_else(|| format!("{function:?} of {of:?} has no result"))?;
+                self.set(*to, lane, computed);
+            }
+            Operation::InsertBits { to, from, bits } => {
+                let [[a, b], [at, count]] = [from.map(value), bits.map(value)];
+                self.set(*to, lane, alu::insert_bits(a, b, at, count));
+            }
+            Operation::Convert { to_type, from_type, to, from } => {
+                let converted = alu::convert(*to_type, *from_type, value(*from));
+                self.set(
+                    *to,
+                    lane,
+                    converted.ok_or_else(|| format!("{from_type:?} does not become {to_type:?} here"))?,
+                );
+            }
+            Operation::ConvertPair { bf16, to, from } => {
+                let [high, low] = from.map(value);
+                self.set(*to, lane, alu::convert_pair(*bf16, high, low));
+            }
+            Operation::Compare { comparison, or_unordered, of, to, from } => {
+                let [a, b] = from.map(value);
+                self.set(*to, lane, alu::compare(*comparison, *or_unordered, *of, a, b).into());
+            }
+            Operation::Select { to, from, by } => {
+                let selected = value(from[usize::from(value(*by) == 0)]);
+                self.set(*to, lane, selected);
+            }
+            Operation::Pack { half, to, from } => {
+                let [low, high] = from.map(|from| alu::wrap(*half, value(from).into()));
+                self.set(*to, lane, low | high << (8 * half.bytes()));
+            }
+            Operation::Unpack { half, to, from } => {
+                let whole = value(*from);
+                self.set(to[0], lane, alu::wrap(*half, whole.into()));
+                self.set(to[1], lane, alu::wrap(*half, (whole >> (8 * half.bytes())).into()));
+            }
+            Operation::Load { space, of, to, from } => self.load(*space, *of, to, *from, lane, block)?,
+            Operation::Store { space, of, to, from } => self.store(*space, *of, *to, from, lane, block)?,
+            Operation::CopyAsync { size, to, from, bytes } => {
+                let (at, bytes) = (self.address(*to, lane, block), value(*bytes) as u32);
+                let copy = Copy {
+                    to: at,
+                    from: self.address(*from, lane, block),
+                    size: *size,
+                    bytes,
+                    group: self.groups[lane],
+                };
+                if copy.bytes > copy.size || !copy.from.is_multiple_of(copy.size.into()) {
+                    return Err(format!(
+                        "a copy of {bytes} bytes, of at most {size}, from an address that is a multiple of {size} or should be"
+                    ));
+                }
+                // A card reads at any time until it is waited for. So does this: at the last.
+                block.shared.poison(self.index, copy.to, copy.size)?;
+                self.copies[lane].push(copy);
+            }
+            Operation::CopyCommit => self.groups[lane] += 1,
+            Operation::CopyWait { latest } => self.arrive(*latest, lane, block)?,
+            Operation::Nothing => {}
+            other => return Err(format!("{other:?} is not for one lane")),
+        }
+        Ok(())
+    }
+
+    /// Ends a lane's copies, but for the last `latest` groups and those in no group yet.
+    fn arrive(&mut self, latest: u32, lane: usize, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+        let open = self.groups[lane];
+        let (arrived, left) = self.copies[lane].iter().partition(|copy| copy.group + latest < open);
+        let arrived: Vec<Copy> = arrived;
+        self.copies[lane] = left;
+        for copy in arrived {
+            let mut bytes = vec![0; copy.size as usize];
+            for (n, to) in bytes[..copy.bytes as usize].chunks_mut(2).enumerate() {
+                let word = block.global.read(block.index, copy.from + 2 * n as u64, to.len() as u32)?;
+                to.copy_from_slice(&word.to_le_bytes()[..to.len()]);
+            }
+            block.shared.write(self.index, copy.to, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn load(
+        &mut self,
+        space: Space,
+        of: Type,
+        to: &[Reg],
+        from: Address,
+        lane: usize,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
+        let (address, size) = (self.address(from, lane, block), of.bytes());
+        let whole = size * to.len() as u32;
+        let bytes: Vec<u8> = match space {
+            Space::Shared => block.shared.read(self.index, address, whole)?.to_vec(),
+            Space::Param => {
+                let begin = address as usize;
+                let bytes = block.params.get(begin..begin.saturating_add(whole as usize));
+                bytes.ok_or_else(|| format!("a read of {whole} bytes at byte {address} of the parameter"))?.to_vec()
+            }
+            Space::Global => {
+                if !address.is_multiple_of(whole.into()) {
+                    return Err(format!("a read of {whole} bytes at an address that is no multiple of that"));
+                }
+                let mut bytes = Vec::with_capacity(whole as usize);
+                for n in 0..to.len() as u64 {
+                    let word = block.global.read(block.index, address + n * u64::from(size), size)?;
+                    bytes.extend(&word.to_le_bytes()[..size as usize]);
+                }
+                bytes
+            }
+        };
+        for (&to, bytes) in to.iter().zip(bytes.chunks(size as usize)) {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            self.set(to, lane, u64::from_le_bytes(word));
+        }
+        Ok(())
+    }
+
+    fn store(
+        &mut self,
+        space: Space,
+        of: Type,
+        to: Address,
+        from: &[Operand],
+        lane: usize,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
+        let (address, size) = (self.address(to, lane, block), of.bytes());
+        let whole = size * from.len() as u32;
+        let values: Vec<u64> = from.iter().map(|&from| self.value(from, lane, block)).collect();
+        match space {
+            Space::Shared => {
+                let bytes: Vec<u8> =
+                    values.iter().flat_map(|value| value.to_le_bytes().into_iter().take(size as usize)).collect();
+                block.shared.write(self.index, address, &bytes)
+            }
+            Space::Param => Err("parameters are not written".into()),
+            Space::Global if !address.is_multiple_of(whole.into()) => {
+                Err(format!("a write of {whole} bytes at an address that is no multiple of that"))
+            }
+            Space::Global => (0..)
+                .zip(values)
+                .try_for_each(|(n, value)| block.global.write(block.index, address + n * u64::from(size), size, value)),
+        }
+    }
+
+    fn shuffle(
+        &mut self,
+        by_xor: bool,
+        to: Reg,
+        from: Operand,
+        other: Operand,
+        block: &Block<'_, '_, '_>,
+    ) -> Result<(), String> {
+        let before: Vec<u64> = lanes(ALL).map(|lane| self.value(from, lane, block)).collect();
+        for lane in lanes(ALL) {
+            let other = self.value(other, lane, block) as usize;
+            let source = if by_xor { lane ^ other } else { other };
+            let value = before.get(source).ok_or_else(|| format!("lane {lane} asks lane {source}"))?;
+            self.set(to, lane, *value);
+        }
+        Ok(())
+    }
+
+    /// Four 8 x 8 matrices of 16-bit numbers, by the layout that PTX documents: lane 8 n + r says where row r of matrix n begins, and lane 4 g + t
+    /// receives of each matrix columns 2 t and 2 t + 1 of row g, or rows 2 t and 2 t + 1 of column g where it is transposed.
+    fn load_matrices(
+        &mut self,
+        transposed: bool,
+        to: &[Reg; 4],
+        from: Address,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
+        for (n, &to) in to.iter().enumerate() {
+            let mut matrix = [[0_u16; 8]; 8];
+            for (r, row) in matrix.iter_mut().enumerate() {
+                let bytes = block.shared.read(self.index, self.address(from, 8 * n + r, block), 16)?;
+                for (x, bytes) in row.iter_mut().zip(bytes.chunks(2)) {
+                    *x = u16::from_le_bytes([bytes[0], bytes[1]]);
+                }
+            }
+            for lane in lanes(ALL) {
+                let (g, t) = (lane / 4, lane % 4);
+                let (low, high) = if transposed {
+                    (matrix[2 * t][g], matrix[2 * t + 1][g])
+                } else {
+                    (matrix[g][2 * t], matrix[g][2 * t + 1])
+                };
+                self.set(to, lane, u64::from(low) | u64::from(high) << 16);
+            }
+        }
+        Ok(())
+    }
+
+    /// C += A B by the layouts that PTX documents for m16n8k16 and m16n8k8. Products are exact, and summed in f32, eight at a time.
+    fn multiply_add(
+        &mut self,
+        depth: u32,
+        bf16: bool,
+        to: &[Reg; 4],
+        [a, b, c]: [&[Operand]; 3],
+        block: &Block<'_, '_, '_>,
+    ) {
+        let depth = depth as usize;
+        let (mut rows, mut columns) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 8]);
+        let halves = |word: u64| [word as u16, (word >> 16) as u16].map(|half| alu::half_value(bf16, half));
+        for lane in lanes(ALL) {
+            let (g, t) = (lane / 4, lane % 4);
+            for (n, &word) in a.iter().enumerate() {
+                let k = 2 * t + n / 2 * 8;
+                rows[g + n % 2 * 8][k..k + 2].copy_from_slice(&halves(self.value(word, lane, block)));
+            }
+            for (n, &word) in b.iter().enumerate() {
+                let k = 2 * t + n * 8;
+                columns[g][k..k + 2].copy_from_slice(&halves(self.value(word, lane, block)));
+            }
+        }
+        for lane in lanes(ALL) {
+            for (n, &to) in to.iter().enumerate() {
+                let (row, column) = (&rows[lane / 4 + n / 2 * 8], &columns[lane % 4 * 2 + n % 2]);
+                let mut sum = f32::from_bits(self.value(c[n], lane, block) as u32);
+                for k in (0..depth).step_by(8) {
+                    let p: [f32; 8] = std::array::from_fn(|i| row[k + i] * column[k + i]);
+                    sum += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
+                }
+                self.set(to, lane, sum.to_bits().into());
+            }
+        }
+    }
+}

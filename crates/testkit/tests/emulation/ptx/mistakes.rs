@@ -1,0 +1,190 @@
+//! What NVRTC wrote, with one mistake each: the interpreter and the bound have to find it. Mistakes in `device.cuh` would look like these.
+
+use flashtile_core::{DType, KernelKind};
+use flashtile_shaders::Operation;
+use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant};
+use flashtile_testkit::{EmulatedCudaBackend, Prepared, PtxCompiler, ThreadOrder};
+use std::collections::HashSet;
+
+/// A kernel's text and what finds the mistakes in it.
+pub(super) struct Suspect {
+    kernel: KernelKind,
+    variant: CudaVariant,
+    cases: &'static str,
+}
+
+pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
+    let mma = CUDA_MMA_TILES.into_iter().find(|tiles| tiles.head_dim == 64 && tiles.rows == 64);
+    let simt = CUDA_SIMT_TILES.into_iter().rev().find(|tiles| tiles.columns == 64);
+    let suspect = |kernel, operation, dtype, tiles: Option<CudaTiles>, cases| {
+        let variant = CudaVariant::new(operation, dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
+        Suspect { kernel, variant, cases }
+    };
+    let flash = |dtype, tiles, cases| suspect(KernelKind::Flash, Operation::FlashForward, dtype, tiles, cases);
+    // Rows at multiples of 16 bytes, of 4 and of 2; NaN behind masks and within.
+    let halves = "
+        shape=1x1x70x64 skv=140 dtype=f16 causal=yes align=bottom-right
+        shape=1x2x67x22 hkv=1 skv=100 dv=18 dtype=f16
+        shape=2x1x40x13 skv=130 dv=7 dtype=f16 window_left=40 align=60 poison=unseen
+        shape=1x1x20x16 skv=70 dtype=f16 nan=v causal=yes window_left=9 align=30 seed=4";
+    vec![
+        ("flash on tensor cores", 90, flash(DType::F16, mma, halves)),
+        ("flash on Turing's tensor cores", 75, flash(DType::F16, mma, halves)),
+        (
+            "flash on f32 units",
+            90,
+            flash(
+                DType::F32,
+                simt,
+                "
+        shape=1x1x70x64 skv=140 causal=yes align=bottom-right
+        shape=1x2x67x80 hkv=1 skv=70 dv=72
+        shape=2x1x40x13 skv=130 dv=7 window_left=40 align=60 poison=unseen
+        shape=2x1x40x77 skv=130 dv=69 window_left=40 align=60 poison=unseen
+        shape=1x1x20x16 skv=70 nan=v causal=yes window_left=9 align=30 seed=4",
+            ),
+        ),
+        (
+            "unfused values",
+            90,
+            suspect(
+                KernelKind::Unfused,
+                Operation::UnfusedValues,
+                DType::F32,
+                None,
+                "
+        shape=1x1x70x64 skv=140 causal=yes
+        shape=1x2x67x80 hkv=1 skv=70 dv=70
+        shape=2x1x40x13 skv=130 dv=7 poison=unseen window_left=40 align=60
+        shape=1x1x3x8 skv=130 nan=v causal=yes align=100",
+            ),
+        ),
+    ]
+}
+
+/// What is changed, of every instruction by itself or of all of them at once.
+enum Change {
+    Each(fn(&str) -> Option<String>),
+    All(fn(&str) -> Option<String>),
+}
+
+const CHANGES: [(&str, Change); 9] = [
+    ("a barrier left out", Change::Each(|line| line.starts_with("bar.sync").then(String::new))),
+    ("a wait left out", Change::Each(|line| line.starts_with("cp.async.wait_group").then(String::new))),
+    ("a group left open", Change::Each(|line| line.starts_with("cp.async.commit_group").then(String::new))),
+    ("matrices not transposed", Change::All(|line| line.contains(".x4.trans.").then(|| line.replace(".trans.", ".")))),
+    (
+        "matrices transposed",
+        Change::All(|line| line.contains(".x4.shared").then(|| line.replace(".x4.", ".x4.trans."))),
+    ),
+    ("words of A exchanged", Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 1))),
+    ("words of B exchanged", Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 2))),
+    ("the halves of a word exchanged", Change::All(|line| line.starts_with("cvt.rn.f16x2").then(|| swap_last(line))?)),
+    ("global memory one further", Change::Each(one_further)),
+];
+
+/// Of so many places of one change each is tried by itself.
+const MOST_PLACES: usize = 20;
+
+/// Exchanges the first two operands of a list in braces.
+fn exchange(line: &str, list: usize) -> Option<String> {
+    let begin = line.match_indices('{').nth(list)?.0 + 1;
+    let end = begin + line[begin..].find('}')?;
+    let mut words: Vec<&str> = line[begin..end].split(',').map(str::trim).collect();
+    let last = words.len() - 1;
+    if last == 0 {
+        return None;
+    }
+    words.swap(0, last);
+    Some(format!("{}{}{}", &line[..begin], words.join(", "), &line[end..]))
+}
+
+fn swap_last(line: &str) -> Option<String> {
+    let (head, last) = line.trim_end_matches(';').rsplit_once(',')?;
+    let (head, first) = head.rsplit_once(',')?;
+    Some(format!("{head}, {}, {};", last.trim(), first.trim()))
+}
+
+/// The last address of an access to global memory becomes that of the neighbour.
+fn one_further(line: &str) -> Option<String> {
+    let name = line.split_whitespace().next()?;
+    let global = line.starts_with("ld.global") || line.starts_with("st.global") || line.starts_with("cp.async.c");
+    let end = line.rfind(']').filter(|_| global)?;
+    let bytes = match name.rsplit('.').next()? {
+        "u8" => 1,
+        "u16" => 2,
+        "global" if line.contains("], 16,") => 16,
+        _ => 4,
+    };
+    let bytes = if name.contains(".v4.") { 4 * bytes } else { bytes };
+    // An offset that is there already lies in front.
+    let (head, offset) =
+        line[..end].rsplit_once('+').map_or((&line[..end], 0), |(head, offset)| match offset.parse::<i64>() {
+            Ok(offset) => (head, offset),
+            Err(_) => (&line[..end], 0),
+        });
+    Some(format!("{head}+{}{}", offset + bytes, &line[end..]))
+}
+
+pub(super) fn find_all(compiler: &PtxCompiler, arch: Arch, suspect: &Suspect) -> Result<(), String> {
+    let lines = suspect.cases.lines().map(str::trim).filter(|line| !line.is_empty());
+    let cases: Vec<Prepared> = lines.map(|line| Prepared::new(&line.parse().unwrap()).unwrap()).collect();
+    // By itself, so that what others run does not count as done.
+    let compiler = &compiler.with_text(|text| text);
+    let find = |compiler: &PtxCompiler| {
+        cases.iter().find_map(|case| {
+            let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, ThreadOrder::Shuffled(3));
+            let flash = suspect.kernel == KernelKind::Flash;
+            let backend = if flash { backend.with_tiles(suspect.variant.tiles) } else { backend };
+            case.check(&backend, suspect.kernel).err().map(|failure| failure.to_string())
+        })
+    };
+    if let Some(failure) = find(compiler) {
+        return Err(format!("without any mistake: {failure}"));
+    }
+    let text = compiler.text(&suspect.variant, arch).map_err(|e| e.to_string())?;
+    // What no case comes to cannot be found out.
+    let kernel = compiler.kernel(&suspect.variant, arch).map_err(|e| e.to_string())?;
+    let done: HashSet<usize> = kernel.lines_done().map(|line| line as usize - 1).collect();
+    let (mut found, mut survivors) = (0, Vec::new());
+    for (what, change) in &CHANGES {
+        let (Change::Each(edit) | Change::All(edit)) = change;
+        let places: Vec<usize> = (0..)
+            .zip(text.lines())
+            .filter(|(_, line)| edit(line.trim()).is_some())
+            .filter(|(n, _)| done.contains(n))
+            .map(|(n, _)| n)
+            .collect();
+        let mistakes: Vec<Vec<usize>> = match change {
+            _ if places.is_empty() => Vec::new(),
+            Change::Each(_) => {
+                let step = places.len().div_ceil(MOST_PLACES);
+                places.into_iter().step_by(step).map(|place| vec![place]).collect()
+            }
+            Change::All(_) => vec![places],
+        };
+        for places in mistakes {
+            let (original, edit, first) = (text.clone(), *edit, places[0]);
+            let mistaken = compiler.with_text(move |text| {
+                if text != original {
+                    return text;
+                }
+                let edited = text.lines().enumerate().map(|(n, line)| match places.contains(&n) {
+                    true => edit(line.trim()).unwrap_or_default() + "\n",
+                    false => line.to_owned() + "\n",
+                });
+                edited.collect()
+            });
+            match find(&mistaken) {
+                Some(_) => found += 1,
+                None => survivors.push(format!(
+                    "{what}, line {}: {}",
+                    first + 1,
+                    text.lines().nth(first).unwrap_or_default().trim()
+                )),
+            }
+        }
+    }
+    println!("{found} mistakes found");
+    if survivors.is_empty() { Ok(()) } else { Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n"))) }
+}
