@@ -83,9 +83,19 @@ DEVICE u32 bf16_pair(float low, float high) {
 }
 #endif
 
-// Copies 16 bytes to shared memory: the first `bytes` of them from global memory, zeros after. Both addresses are multiples of 16. The copy is
-// there for the thread that asked after copy_wait, and for the others after a barrier behind that.
-DEVICE void copy16(void* shared, const void* global, u32 bytes) {
+// Copies 16 bytes to shared memory. Both addresses are multiples of 16. The copy is there for the thread that asked after copy_wait, and for the
+// others after a barrier behind that.
+DEVICE void copy16(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+#else
+    *(uint4*)shared = *(const uint4*)global;
+#endif
+}
+
+// As copy16: the first `bytes` of them from global memory, zeros after. That takes several instructions more.
+DEVICE void copy16_padded(void* shared, const void* global, u32 bytes) {
 #if __CUDA_ARCH__ >= 800
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
@@ -102,8 +112,8 @@ DEVICE void copy16(void* shared, const void* global, u32 bytes) {
 #endif
 }
 
-// As copy16, four bytes: both addresses are multiples of 4.
-DEVICE void copy4(void* shared, const void* global, u32 bytes) {
+// As copy16_padded, four bytes: both addresses are multiples of 4.
+DEVICE void copy4_padded(void* shared, const void* global, u32 bytes) {
 #if __CUDA_ARCH__ >= 800
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");

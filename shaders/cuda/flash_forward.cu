@@ -39,6 +39,21 @@ DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[RT][4
     }
 }
 
+// The largest of a thread's scores in each row. Whether one is infinite.
+DEVICE bool largest(float (&tops)[RT], const float (&s)[RT][4 * KT]) {
+    bool infinite = false;
+#pragma unroll
+    for (u32 r = 0; r < RT; r++) {
+        tops[r] = s[r][0];
+#pragma unroll
+        for (u32 c = 1; c < 4 * KT; c++) {
+            tops[r] = fmaxf(tops[r], s[r][c]);
+        }
+        infinite = infinite || fabsf(tops[r]) > HIGHEST;
+    }
+    return infinite;
+}
+
 // Drops weights, which l does not see.
 DEVICE void drop_weights(const Params& params, const Item& item, float* p_tile, u32 j_begin) {
 #pragma unroll 1
@@ -135,23 +150,22 @@ KERNEL(flash_forward) {
         for (u32 n = 0; n < RT * 4 * KT; n++) {
             s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
         }
+        float tops[RT];
         if (edge || (GENERAL && params.softcap > 0.0f)) {
             mask_scores(params, item, s, p_tile, j_begin);
-        } else {
+            largest(tops, s);
+        } else if (warp_any(largest(tops, s))) {
+            // Where a row's largest score is finite, one that overflowed below is as good as absent. Else it is a number still.
 #pragma unroll
             for (u32 n = 0; n < RT * 4 * KT; n++) {
                 s[n / (4 * KT)][n % (4 * KT)] = score(s[n / (4 * KT)][n % (4 * KT)], 0u);
             }
+            largest(tops, s);
         }
         float alpha[RT];
 #pragma unroll
         for (u32 r = 0; r < RT; r++) {
-            float top = m[r];
-#pragma unroll
-            for (u32 c = 0; c < 4 * KT; c++) {
-                top = fmaxf(top, s[r][c]);
-            }
-            top = row_max(top);
+            const float top = fmaxf(m[r], row_max(tops[r]));
             alpha[r] = rescale(m[r], top);
             m[r] = top;
             float sum = 0.0f;
@@ -192,18 +206,7 @@ KERNEL(flash_forward) {
                     o[t][r][c] *= alpha[r];
                 }
             }
-#pragma unroll 1
-            for (u32 j = 0; j < BC; j += CHUNK) {
-                float part[RT][4 * VT];
-                weighted_values(part, p_tile, P_PITCH, v, j, select);
-#pragma unroll
-                for (u32 r = 0; r < RT; r++) {
-#pragma unroll
-                    for (u32 c = 0; c < 4 * VT; c++) {
-                        o[t][r][c] += part[r][c];
-                    }
-                }
-            }
+            add_values(o[t], p_tile, P_PITCH, v, select);
             stage ^= 1;
         }
     }

@@ -24,8 +24,9 @@ constexpr u32 BY_4_BYTES = 16;
 // `width`. `first` leads to row_begin. copy_wait and a barrier stand before the first use.
 template <u32 ROWS, u32 WIDTH, u32 PITCH>
 DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u32 row_begin, u32 row_end, u32 d_begin, u32 width, u32 dense, u32 thread) {
-    constexpr u32 CHUNKS = WIDTH / 8;       // of eight numbers, a thread each
-    constexpr u32 PASS = THREADS / CHUNKS;  // rows that the block loads at once
+    constexpr u32 CHUNKS = WIDTH / 8;                   // of eight numbers, a thread each
+    constexpr u32 PASS = THREADS / CHUNKS;              // rows that the block loads at once
+    constexpr u32 PASSES = (ROWS + PASS - 1) / PASS;
     forget(thread); // or all that follows from it is kept from tile to tile
     const u32 d = d_begin + thread % CHUNKS * 8;
     const u32 r_begin = thread / CHUNKS;
@@ -36,11 +37,22 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
     const elem* from = first + r_begin * row_step;
     const u32 left = d < width ? width - d : 0;
     if ((dense & BY_16_BYTES) != 0) {
-        const u32 bytes = 2 * (left < 8 ? left : 8);
         from += d;
+        if (row_begin + ROWS <= row_end && d_begin + WIDTH <= width) {
 #pragma unroll
+            for (u32 n = 0; n < PASSES; n++) {
+                if (ROWS % PASS != 0 && r_begin + n * PASS >= ROWS) {
+                    break;
+                }
+                copy16(to + n * PASS * PITCH, from);
+                from += PASS * row_step;
+            }
+            return;
+        }
+        const u32 bytes = 2 * (left < 8 ? left : 8);
+#pragma unroll 1
         for (u32 r = r_begin; r < ROWS; r += PASS) {
-            copy16(to, from, row_begin + r < row_end ? bytes : 0);
+            copy16_padded(to, from, row_begin + r < row_end ? bytes : 0);
             to += PASS * PITCH;
             from += PASS * row_step;
         }
@@ -53,7 +65,7 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
             const u32 here = row_begin + r < row_end ? left : 0;
 #pragma unroll
             for (u32 c = 0; c < 8; c += 2) {
-                copy4(to + c, from + c, c + 1 < here ? 4 : (c < here ? 2 : 0));
+                copy4_padded(to + c, from + c, c + 1 < here ? 4 : (c < here ? 2 : 0));
             }
             to += PASS * PITCH;
             from += PASS * row_step;
@@ -120,6 +132,7 @@ DEVICE bool is_dirty(const elem* v_tile, u32 thread) {
 
 // Puts zeros in the place of NaN and infinity in this thread's share of V.
 DEVICE void clean(elem* v_tile, u32 thread) {
+#pragma unroll 1
     for (u32 block = thread; block < BC * COLUMNS; block += THREADS) {
         elem* x = v_tile + block / COLUMNS * V_PITCH + block % COLUMNS;
         *x = is_dirty_half(*x) ? (elem)0 : *x;

@@ -39,72 +39,95 @@ DEVICE void begin_load4(float* to, const elem* row, u32 d, u64 step, u32 width, 
 #if defined(ELEM_F32)
     if (dense) {
         u32 left = d < width ? width - d : 0;
-        copy16(to, left > 0 ? row + d : row, 4 * (left < 4 ? left : 4));
+        copy16_padded(to, row + d, 4 * (left < 4 ? left : 4));
         return;
     }
 #endif
     *(Four*)to = load4(row, d, step, width, dense);
 }
 
-// Loads Q[row_begin .. row_begin + BR, d_begin .. d_begin + KV_WIDTH] to column `place` of q_tile. Zeros stand beyond the queries and head_dim.
+// Loads that a thread waits for together, where they are not asynchronous.
+#if defined(ELEM_F32)
+constexpr u32 LOADS_AT_ONCE = 2;
+#else
+constexpr u32 LOADS_AT_ONCE = 8;
+#endif
+
+// Begins to load rows row_begin .. row_begin + ROWS of global memory, KV_WIDTH columns from d_begin on, to a block in shared memory whose rows are
+// PITCH apart, or lie at kv_place where that is 0. Zeros stand beyond row_end and `width`. `first` leads to row_begin, column 0.
+template <u32 ROWS, u32 PITCH>
+DEVICE void begin_load(float* tile, const elem* first, u64 row_step, u64 step, u32 row_begin, u32 row_end, u32 d_begin, u32 width, bool dense, u32 thread) {
+    constexpr u32 CHUNKS = KV_WIDTH / 4;    // of four numbers, a thread each
+    constexpr u32 PASS = THREADS / CHUNKS;  // rows that the block loads at once
+    static_assert(PASS % 4 == 0 && ROWS % PASS == 0, "a pass begins where kv_place does, and all of them are whole");
+    forget(thread); // or all that follows from it is kept from block to block
+    const u32 d = d_begin + thread % CHUNKS * 4;
+    const u32 r_begin = thread / CHUNKS;
+    float* to = tile + (PITCH != 0 ? r_begin * PITCH : kv_place(r_begin)) + thread % CHUNKS * 4;
+    const elem* from = first + r_begin * row_step;
+#if defined(ELEM_F32)
+    if (dense && row_begin + ROWS <= row_end && d_begin + KV_WIDTH <= width) {
+        from += d;
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r += PASS) {
+            copy16(to + (PITCH != 0 ? r * PITCH : kv_place(r)), from);
+            from += PASS * row_step;
+        }
+        return;
+    }
+#endif
+#pragma unroll(LOADS_AT_ONCE)
+    for (u32 r = 0; r < ROWS; r += PASS) {
+        begin_load4(to, from, d, step, row_begin + r_begin + r < row_end ? width : 0, dense);
+        to += PITCH != 0 ? PASS * PITCH : kv_place(PASS);
+        from += PASS * row_step;
+    }
+}
+
+// Begins to load Q[row_begin .. row_begin + BR, d_begin .. d_begin + KV_WIDTH] to column `place` of q_tile.
 DEVICE void load_q_block(const Params& params, const Item& item, float* q_tile, u32 d_begin, u32 place, u32 thread) {
-    for (u32 block = thread; block < BR * (KV_WIDTH / 4); block += THREADS) {
-        u32 d = block % (KV_WIDTH / 4) * 4;
-        u32 r = block / (KV_WIDTH / 4);
-        u32 i = item.row_begin + r;
-        u32 width = i < params.row_end ? params.head_dim : 0;
-        u64 row = width > 0 ? q_row(params, item, i) : item.q_base;
-        begin_load4(q_tile + r * Q_PITCH + place + d, (const elem*)params.q + row, d_begin + d, params.q_strides[3], width, (params.dense & 1u) != 0);
-    }
+    begin_load<BR, Q_PITCH>(q_tile + place, (const elem*)params.q + q_row(params, item, item.row_begin), params.q_strides[2], params.q_strides[3],
+                            item.row_begin, params.row_end, d_begin, params.head_dim, (params.dense & 1u) != 0, thread);
 }
 
-// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KV_WIDTH]. Zeros stand beyond the valid keys and head_dim.
+// Begins to load K[j_begin .. j_begin + BC, d_begin .. d_begin + KV_WIDTH].
 DEVICE void load_k_block(const Params& params, const Item& item, float* kv_tile, u32 j_begin, u32 d_begin, u32 thread) {
-    for (u32 block = thread; block < BC * (KV_WIDTH / 4); block += THREADS) {
-        u32 d = block % (KV_WIDTH / 4) * 4;
-        u32 r = block / (KV_WIDTH / 4);
-        u32 j = j_begin + r;
-        u32 width = j < item.kv_len ? params.head_dim : 0;
-        u64 row = width > 0 ? k_row(params, item, j) : item.k_base;
-        begin_load4(kv_tile + kv_place(r) + d, (const elem*)params.k + row, d_begin + d, params.k_strides[3], width, (params.dense & 2u) != 0);
-    }
+    begin_load<BC, 0>(kv_tile, (const elem*)params.k + k_row(params, item, j_begin), params.k_strides[2], params.k_strides[3], j_begin, item.kv_len,
+                      d_begin, params.head_dim, (params.dense & 2u) != 0, thread);
 }
 
-// Loads V[j_begin .. j_begin + BC, d_begin .. d_begin + KV_WIDTH]. Zeros stand beyond the valid keys and head_dim_v.
+// Begins to load V[j_begin .. j_begin + BC, d_begin .. d_begin + KV_WIDTH].
 DEVICE void load_v_block(const Params& params, const Item& item, float* kv_tile, u32 j_begin, u32 d_begin, u32 thread) {
-    for (u32 block = thread; block < BC * (KV_WIDTH / 4); block += THREADS) {
-        u32 d = block % (KV_WIDTH / 4) * 4;
-        u32 r = block / (KV_WIDTH / 4);
-        u32 j = j_begin + r;
-        u32 width = j < item.kv_len ? params.head_dim_v : 0;
-        u64 row = width > 0 ? v_row(params, item, j) : item.v_base;
-        begin_load4(kv_tile + kv_place(r) + d, (const elem*)params.v + row, d_begin + d, params.v_strides[3], width, (params.dense & 4u) != 0);
-    }
+    begin_load<BC, 0>(kv_tile, (const elem*)params.v + v_row(params, item, j_begin), params.v_strides[2], params.v_strides[3], j_begin, item.kv_len,
+                      d_begin, params.head_dim_v, (params.dense & 4u) != 0, thread);
 }
 
 // Whether this thread's share of a block of V holds NaN or infinity.
 DEVICE bool is_dirty(const float* kv_tile, u32 thread) {
     bool dirty = false;
     for (u32 block = thread; block < BC * (KV_WIDTH / 4); block += THREADS) {
-        const float* x = kv_tile + kv_place(block / (KV_WIDTH / 4)) + block % (KV_WIDTH / 4) * 4;
-        dirty = dirty || !is_finite(x[0]) || !is_finite(x[1]) || !is_finite(x[2]) || !is_finite(x[3]);
+        const Four x = *(const Four*)(kv_tile + kv_place(block / (KV_WIDTH / 4)) + block % (KV_WIDTH / 4) * 4);
+        dirty = dirty || !is_finite(x.x[0]) || !is_finite(x.x[1]) || !is_finite(x.x[2]) || !is_finite(x.x[3]);
     }
     return dirty;
 }
 
 // Adds Q K^T over the columns of one block, `depth` of them. `q` leads to column 0 of the block in q_tile.
 DEVICE void add_scores(float (&s)[RT][4 * KT], const float* q, u32 q_pitch, const float* k, u32 depth) {
+    // The thread's first query and key; the others lie at distances that are known when this is compiled.
+    const float* q_row = q + thread_y() * q_pitch;
+    const float* k_row = k + kv_place(4 * thread_x());
 #pragma unroll 1
     for (u32 d = 0; d < depth; d += 4) {
         Four keys[4 * KT];
 #pragma unroll
         for (u32 c = 0; c < 4 * KT; c++) {
-            u32 j = c / 4 * 4 * TX + 4 * thread_x() + c % 4;
-            keys[c] = *(const Four*)(k + kv_place(j) + d);
+            const u32 j = c / 4 * 4 * TX + c % 4;
+            keys[c] = *(const Four*)(k_row + kv_place(j));
         }
 #pragma unroll
         for (u32 r = 0; r < RT; r++) {
-            Four query = *(const Four*)(q + (thread_y() + TY * r) * q_pitch + d);
+            Four query = *(const Four*)(q_row + TY * r * q_pitch);
 #pragma unroll
             for (u32 c = 0; c < 4 * KT; c++) {
 #pragma unroll
@@ -113,6 +136,8 @@ DEVICE void add_scores(float (&s)[RT][4 * KT], const float* q, u32 q_pitch, cons
                 }
             }
         }
+        q_row += 4;
+        k_row += 4;
     }
 }
 
@@ -147,8 +172,8 @@ DEVICE void finish_scores(const Params& params, const Item& item, Four& x, u32 i
 constexpr u32 CHUNK = 32;
 static_assert(BC % CHUNK == 0, "blocks of whole chunks");
 
-// P V over CHUNK keys of a block, from j_begin on. `select`: some weights are ABSENT and their values NaN; those contribute nothing.
-DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pitch, const float* v, u32 j_begin, bool select) {
+// P V over CHUNK keys of a block, from j_begin on. SELECT: some weights are ABSENT and their values NaN; those contribute nothing.
+template <bool SELECT> DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pitch, const float* v, u32 j_begin) {
 #pragma unroll
     for (u32 r = 0; r < RT; r++) {
 #pragma unroll
@@ -156,28 +181,52 @@ DEVICE void weighted_values(float (&part)[RT][4 * VT], const float* p, u32 p_pit
             part[r][c] = 0.0f;
         }
     }
-#pragma unroll 2
-    for (u32 j = j_begin; j < j_begin + CHUNK; j += 4) {
+    const float* p_row = p + thread_y() * p_pitch + j_begin;
+    const float* v_row = v + kv_place(j_begin) + 4 * thread_x();
+#pragma unroll 1
+    for (u32 j = 0; j < CHUNK; j += 4) {
         Four values[4][VT];
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
 #pragma unroll
             for (u32 g = 0; g < VT; g++) {
-                values[n][g] = *(const Four*)(v + kv_place(j + n) + 4 * TX * g + 4 * thread_x());
+                values[n][g] = *(const Four*)(v_row + kv_place(n) + 4 * TX * g);
             }
         }
 #pragma unroll
         for (u32 r = 0; r < RT; r++) {
-            Four weights = *(const Four*)(p + (thread_y() + TY * r) * p_pitch + j);
+            Four weights = *(const Four*)(p_row + TY * r * p_pitch);
 #pragma unroll
             for (u32 n = 0; n < 4; n++) {
-                if (select && float_bits(weights.x[n]) == ABSENT) {
+                if (SELECT && float_bits(weights.x[n]) == ABSENT) {
                     continue;
                 }
 #pragma unroll
                 for (u32 c = 0; c < 4 * VT; c++) {
                     part[r][c] = fmaf(weights.x[n], values[n][c / 4].x[c % 4], part[r][c]);
                 }
+            }
+        }
+        p_row += 4;
+        v_row += kv_place(4);
+    }
+}
+
+// Adds P V over all keys of a block.
+DEVICE void add_values(float (&o)[RT][4 * VT], const float* p, u32 p_pitch, const float* v, bool select) {
+#pragma unroll 1
+    for (u32 j = 0; j < BC; j += CHUNK) {
+        float part[RT][4 * VT];
+        if (select) {
+            weighted_values<true>(part, p, p_pitch, v, j);
+        } else {
+            weighted_values<false>(part, p, p_pitch, v, j);
+        }
+#pragma unroll
+        for (u32 r = 0; r < RT; r++) {
+#pragma unroll
+            for (u32 c = 0; c < 4 * VT; c++) {
+                o[r][c] += part[r][c];
             }
         }
     }

@@ -28,18 +28,7 @@ KERNEL(unfused_values) {
         copy_commit();
         copy_wait<0>();
         const bool select = barrier_any(is_dirty(v_tile, thread)); // of what the thread itself loaded: no other barrier is needed
-#pragma unroll 1
-        for (u32 j = 0; j < BC; j += CHUNK) {
-            float part[RT][4 * VT];
-            weighted_values(part, p_tile, P_PITCH, v_tile, j, select);
-#pragma unroll
-            for (u32 r = 0; r < RT; r++) {
-#pragma unroll
-                for (u32 c = 0; c < 4 * VT; c++) {
-                    o[r][c] += part[r][c];
-                }
-            }
-        }
+        add_values(o, p_tile, P_PITCH, v_tile, select);
         barrier();
     }
 

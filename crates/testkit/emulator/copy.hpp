@@ -64,7 +64,12 @@ static void end_copies(u32 latest) {
 
 } // namespace emulation
 
-DEVICE void copy16(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 16, bytes, line); }
-DEVICE void copy4(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 4, bytes, line); }
+DEVICE void copy16(void* shared, const void* global, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 16, 16, line); }
+DEVICE void copy16_padded(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) {
+    emulation::begin_copy(shared, global, 16, bytes, line);
+}
+DEVICE void copy4_padded(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) {
+    emulation::begin_copy(shared, global, 4, bytes, line);
+}
 DEVICE void copy_commit() { emulation::current().open_group++; }
 template <int LATEST> DEVICE void copy_wait() { emulation::end_copies(LATEST); }

@@ -46,7 +46,7 @@ pub use emulator::{
     ThreadOrder,
 };
 pub use inputs::Tensors;
-pub use ptx::PtxKernel;
+pub use ptx::{LineDone, PtxKernel};
 pub use random::random_case;
 pub use rng::Rng;
 pub use same_bits::{check_neighbours, check_repeats};

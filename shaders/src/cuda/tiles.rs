@@ -27,8 +27,8 @@ pub struct CudaTiles {
     pub head_dim: u32,
     /// Columns of V that a block holds. Wider ones are shared out over blocks, each of which computes the scores again.
     pub columns: u32,
-    /// Blocks that a multiprocessor has room for: bounds the registers of a thread, and with tensor cores the shared memory of a block, for one
-    /// block multiplies while another makes its weights.
+    /// Blocks that a multiprocessor must have room for: bounds the registers of a thread and the shared memory of a block. One multiplies while
+    /// another waits or makes its weights.
     pub blocks: u32,
 }
 
@@ -46,8 +46,8 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
     simt(8, 64, 16, 8, 256, 256, 1),
     // For cards with much shared memory.
     simt(128, 64, 8, 16, 64, 64, 2),
-    simt(128, 32, 8, 16, 64, 64, 2),
-    simt(64, 64, 8, 16, 128, 128, 2),
+    simt(128, 32, 8, 16, 64, 64, 1),
+    simt(64, 64, 8, 16, 128, 128, 1),
     // Any card.
     simt(64, 32, 8, 8, 64, 64, 1),
     simt(64, 32, 8, 16, 64, 128, 1),

@@ -92,8 +92,7 @@ impl CudaVariant {
     pub fn shared_needed(&self, arch: Arch) -> u32 {
         // The driver takes these for itself, of every block.
         let reserved = if arch >= 80 { 1024 } else { 0 };
-        let together = if self.tiles.engine == Engine::Mma { self.tiles.blocks } else { 1 };
-        together * (self.shared_bytes() + reserved) - reserved
+        self.tiles.blocks * (self.shared_bytes() + reserved) - reserved
     }
 
     /// Whether the kernel fits a card of compute capability `arch` that gives a block `shared_limit` bytes of shared memory.

@@ -5,6 +5,7 @@
 //! the sanitizers that need a card. It knows the instructions that these kernels are compiled to and no others.
 
 mod alu;
+mod banks;
 mod instruction;
 mod memory;
 mod parse;
@@ -14,8 +15,21 @@ use crate::Rng;
 use crate::emulator::{BlockRun, DeviceMemory, EmulatorError, ThreadOrder};
 use instruction::Program;
 use memory::{Global, Shared};
-use std::sync::atomic::{AtomicBool, Ordering};
-use warp::{Block, LANES, Stop, Warp};
+use std::sync::atomic::Ordering;
+use warp::{Block, LANES, Seen, Stop, Warp};
+
+/// What warps did of one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineDone {
+    /// Of the text, from 1 on.
+    pub line: u32,
+    /// How many warps did it, each time counted.
+    pub times: u64,
+    /// Groups of lanes that shared memory served at once: a warp's 4-byte access is one, its 16-byte access four.
+    pub shared_turns: u64,
+    /// Turns that were taken besides, because lanes asked one bank for different words.
+    pub bank_conflicts: u64,
+}
 
 /// A kernel of a PTX text.
 #[derive(Debug)]
@@ -23,7 +37,7 @@ pub struct PtxKernel {
     name: String,
     text: String,
     program: Program,
-    done: Vec<AtomicBool>,
+    seen: Vec<Seen>,
 }
 
 impl PtxKernel {
@@ -34,14 +48,22 @@ impl PtxKernel {
     pub fn parse(name: &str, entry_point: &str, text: &str) -> Result<Self, EmulatorError> {
         let failed = |message| EmulatorError::Run { kernel: name.to_owned(), message };
         let program = parse::parse(text, entry_point).map_err(failed)?;
-        let done = program.instructions.iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { name: name.to_owned(), text: text.to_owned(), program, done })
+        let seen = program.instructions.iter().map(|_| Seen::default()).collect();
+        Ok(Self { name: name.to_owned(), text: text.to_owned(), program, seen })
     }
 
-    /// The lines of the text, from 1 on, that any thread has done so far.
-    pub fn lines_done(&self) -> impl Iterator<Item = u32> {
-        let instructions = self.program.instructions.iter().zip(&self.done);
-        instructions.filter(|(_, done)| done.load(Ordering::Relaxed)).map(|(instruction, _)| instruction.line)
+    /// What was done so far, instruction by instruction.
+    pub fn done(&self) -> impl Iterator<Item = LineDone> {
+        let instructions = self.program.instructions.iter().zip(&self.seen);
+        instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed) > 0).map(|(instruction, seen)| {
+            let (shared_turns, bank_conflicts) = seen.shared.told();
+            LineDone { line: instruction.line, times: seen.done.load(Ordering::Relaxed), shared_turns, bank_conflicts }
+        })
+    }
+
+    /// The text that it was parsed from.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Runs all blocks of a launch, one after the other; `params` are the bytes of the kernel's parameter, and `global` is the memory that it
@@ -83,7 +105,7 @@ impl PtxKernel {
     ) -> Result<(), (u32, String)> {
         let Program { instructions, registers, .. } = &self.program;
         let mut warps: Vec<Warp<'_>> =
-            (0..warps as u16).map(|index| Warp::new(instructions, &self.done, *registers, index)).collect();
+            (0..warps as u16).map(|index| Warp::new(instructions, &self.seen, *registers, index)).collect();
         if order == ThreadOrder::Reverse {
             warps.reverse();
         }
@@ -170,7 +192,7 @@ BOTH:
         let expected: Vec<u32> =
             (0..64).map(|n: u32| if n ^ 1 < 10 { 2 * (n ^ 1) } else { 7 } + if n < 10 { 0 } else { 100 }).collect();
         assert_eq!(run(body).unwrap(), expected);
-        assert_eq!(kernel("    setp.eq.u32 %p1, %r0, 99;\n    @%p1 bra END;\nEND:").unwrap().lines_done().count(), 0);
+        assert_eq!(kernel("    setp.eq.u32 %p1, %r0, 99;\n    @%p1 bra END;\nEND:").unwrap().done().count(), 0);
     }
 
     #[test]

@@ -173,12 +173,12 @@ impl Parser {
             ["vote", "sync", "any", "pred"] => Operation::Any { to: to()?, from: value(1)? },
             ["cp", "async", "commit_group"] => Operation::CopyCommit,
             ["cp", "async", "wait_group"] => Operation::CopyWait { latest: number(0)? },
-            ["cp", "async", "ca" | "cg", "shared", "global"] => Operation::CopyAsync {
-                size: number(2)?,
-                to: self.address(at(0)?)?,
-                from: self.address(at(1)?)?,
-                bytes: value(3)?,
-            },
+            ["cp", "async", "ca" | "cg", "shared", "global"] => {
+                let size = number(2)?;
+                // How much of it is there to be read; zeros follow.
+                let bytes = if operands.len() > 3 { value(3)? } else { Operand::Bits(size.into()) };
+                Operation::CopyAsync { size, to: self.address(at(0)?)?, from: self.address(at(1)?)?, bytes }
+            }
             ["ldmatrix", "sync", "aligned", "m8n8", "x4", ref rest @ ..]
                 if matches!(rest, ["shared", "b16"] | ["trans", "shared", "b16"]) =>
             {

@@ -1,9 +1,10 @@
 //! The 32 lanes of a warp: each at a place of its own in the program. What all lanes do at once waits for all of them.
 
 use super::alu;
+use super::banks::Traffic;
 use super::instruction::{Address, Instruction, Operand, Operation, Reg, Space, Type};
 use super::memory::{Global, Shared};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) const LANES: usize = 32;
 
@@ -32,6 +33,14 @@ pub(super) enum Stop {
     Barrier(u32),
 }
 
+/// What was seen of an instruction.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// How often warps did it.
+    pub(super) done: AtomicU64,
+    pub(super) shared: Traffic,
+}
+
 /// An asynchronous copy that is under way.
 #[derive(Clone, Copy)]
 struct Copy {
@@ -44,8 +53,8 @@ struct Copy {
 
 pub(super) struct Warp<'p> {
     program: &'p [Instruction],
-    /// Which instructions were done by any lane.
-    done: &'p [AtomicBool],
+    /// What was seen of each instruction.
+    seen: &'p [Seen],
     index: u16,
     /// Register r of lane n is `registers[32 r + n]`.
     registers: Vec<u64>,
@@ -65,10 +74,10 @@ fn lanes(mask: Mask) -> impl Iterator<Item = usize> {
 }
 
 impl<'p> Warp<'p> {
-    pub(super) fn new(program: &'p [Instruction], done: &'p [AtomicBool], registers: u32, index: u16) -> Self {
+    pub(super) fn new(program: &'p [Instruction], seen: &'p [Seen], registers: u32, index: u16) -> Self {
         Self {
             program,
-            done,
+            seen,
             index,
             registers: vec![0; registers as usize * LANES],
             places: [0; LANES],
@@ -132,7 +141,7 @@ impl<'p> Warp<'p> {
 
     /// Goes on behind a barrier.
     pub(super) fn pass(&mut self, place: u32, any: bool) {
-        self.done[place as usize].store(true, Ordering::Relaxed);
+        self.seen[place as usize].done.fetch_add(1, Ordering::Relaxed);
         if let Operation::Barrier { any: Some((to, _)) } = self.program[place as usize].operation {
             lanes(ALL).for_each(|lane| self.set(to, lane, any.into()));
         }
@@ -159,6 +168,21 @@ impl<'p> Warp<'p> {
         self.value(of.base, lane, block).wrapping_add_signed(of.offset)
     }
 
+    /// Counts an instruction, and what it asks of shared memory.
+    fn see(&self, place: u32, doing: Mask, block: &Block<'_, '_, '_>) {
+        let seen = &self.seen[place as usize];
+        seen.done.fetch_add(1, Ordering::Relaxed);
+        let (at, bytes) = match &self.program[place as usize].operation {
+            Operation::Load { space: Space::Shared, of, to, from } => (*from, of.bytes() * to.len() as u32),
+            Operation::Store { space: Space::Shared, of, to, from } => (*to, of.bytes() * from.len() as u32),
+            Operation::CopyAsync { size, to, .. } => (*to, *size),
+            Operation::LoadMatrix { from, .. } => (*from, 16),
+            _ => return,
+        };
+        let addresses: Vec<u64> = lanes(doing).map(|lane| self.address(at, lane, block)).collect();
+        seen.shared.count(&addresses, bytes);
+    }
+
     /// Does one instruction for some lanes that stand in front of it.
     fn step(&mut self, place: u32, mask: Mask, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
         let instruction = &self.program[place as usize];
@@ -169,7 +193,7 @@ impl<'p> Warp<'p> {
         let doing = lanes(mask).filter(guarded).fold(0, |mask, lane| mask | 1 << lane);
         lanes(mask).for_each(|lane| self.places[lane] = place + 1);
         if doing != 0 {
-            self.done[place as usize].store(true, Ordering::Relaxed);
+            self.see(place, doing, block);
         }
         match &instruction.operation {
             Operation::Branch { to } => lanes(doing).for_each(|lane| self.places[lane] = *to),

@@ -16,14 +16,15 @@ const STATEMENTS: [&str; 3] = ["barrier();", "copy_wait<0>();", "copy_commit();"
 
 /// Expressions that become four more than they are (a smaller step would leave the alignment that loads need), longer ones before those that they begin
 /// with. None of them is an address in global memory: a wrong one would end the process, and tells nothing.
-const EXPRESSIONS: [&str; 14] = [
+const EXPRESSIONS: [&str; 15] = [
     // Which keys a query sees
     "params.band_lo",
     "params.band_hi",
     // Tiles of the f32 units
     "4 * TX * g",
     "kv_place(j)",
-    "kv_place(j + n)",
+    "kv_place(n)",
+    "kv_place(4)",
     "stage * KV_FLOATS",
     "place / BC",
     "thread % 32",
@@ -123,6 +124,7 @@ const DROPOUT: &str = "dropout_words(params, item, i, j / 4 * 4)";
 const PHILOX: &str = "return philox(j / 4";
 const SCORES: &str = "keys[c] = ";
 const VALUES: &str = "values[n][g] = ";
+const NEXT_VALUES: &str = "v_row += ";
 const DIRTY: &str = "kv_place(block / ";
 
 fn suspects() -> Vec<Suspect> {
@@ -175,7 +177,7 @@ fn suspects() -> Vec<Suspect> {
                 shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows dropout=0.2 poison=unseen call_q=65
                 shape=1x1x20x16 skv=70 dtype=bf16 nan=v causal=yes window_left=9 align=30 seed=4",
         },
-        unfused("unfused scores", Operation::UnfusedScores, &[TILES_VISITED, DROPOUT, PHILOX, VALUES, DIRTY]),
+        unfused("unfused scores", Operation::UnfusedScores, &[TILES_VISITED, DROPOUT, PHILOX, VALUES, NEXT_VALUES, DIRTY]),
         unfused("unfused softmax", Operation::UnfusedSoftmax, &[TILES_VISITED, ALLOWED]),
         unfused("unfused values", Operation::UnfusedValues, &[TILES_VISITED, ALLOWED, DROPOUT, PHILOX, SCORES]),
     ]

@@ -277,12 +277,12 @@ fn copies(emulator: &Emulator) -> Result<(), String> {
     // Three groups of one copy; the last one is never closed before the first wait.
     let body = "
         if (thread == 0) {
-            copy16(shared, params.in, 16);
+            copy16(shared, params.in);
             copy_commit();
-            copy16(shared + 4, params.in + 4, 8);
-            copy4(shared + 7, params.in + 7, 2);
+            copy16_padded(shared + 4, params.in + 4, 8);
+            copy4_padded(shared + 7, params.in + 7, 2);
             copy_commit();
-            copy16(shared + 8, params.in + 8, 0);
+            copy16_padded(shared + 8, params.in + 8, 0);
             for (u32 n = 0; n < 12; n++) { params.out[n] = shared[n]; }
             copy_wait<1>();
             for (u32 n = 0; n < 12; n++) { params.out[12 + n] = shared[n]; }
@@ -297,7 +297,7 @@ fn copies(emulator: &Emulator) -> Result<(), String> {
     let (full, cut, none) = ([1, 2, 3, 4], [5, 6, 0, 8], [NAN; 4]);
     let expected = [none, none, none, full, none, none, full, cut, none, full, cut, [0; 4]].concat();
     equal("copies", &got, &expected)?;
-    Kernel { body: "copy16(shared + thread * 4, params.in, 16); copy_commit();", ..WARP }
+    Kernel { body: "copy16(shared + thread * 4, params.in); copy_commit();", ..WARP }
         .fails_with(emulator, &["ends with copies under way"])
 }
 
@@ -363,15 +363,15 @@ fn bounds(emulator: &Emulator) -> Result<(), String> {
     let cases: [(&str, &[&str]); 13] = [
         ("shared[256 + thread] = 1;", &["memory behind the 1024 bytes of shared memory was written"]),
         ("shared[-1] = 1;", &["memory in front of shared memory was written"]),
-        ("copy16(shared + 1, params.in, 16);", &["a copy at byte 4 of shared memory, which is no multiple of 16"]),
-        ("copy16(shared + 256, params.in, 16);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
-        ("copy16(shared, params.in + 1, 16);", &["a copy from an address that is no multiple of 16"]),
-        ("copy16(shared, params.in + 64, 4);", &["a copy from memory that belongs to no tensor", "params.in + 64"]),
-        ("copy16(shared, params.in, 20);", &["a copy of 20 bytes"]),
-        ("copy4((u8*)shared + 2, params.in, 4);", &["a copy at byte 2 of shared memory, which is no multiple of 4"]),
-        ("copy4(shared, (const u8*)params.in + 2, 4);", &["a copy from an address that is no multiple of 4"]),
-        ("copy4(shared + 256, params.in, 4);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
-        ("copy4(shared, params.in, 8);", &["a copy of 8 bytes"]),
+        ("copy16(shared + 1, params.in);", &["a copy at byte 4 of shared memory, which is no multiple of 16"]),
+        ("copy16(shared + 256, params.in);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
+        ("copy16(shared, params.in + 1);", &["a copy from an address that is no multiple of 16"]),
+        ("copy16_padded(shared, params.in + 64, 4);", &["a copy from memory that belongs to no tensor", "params.in + 64"]),
+        ("copy16_padded(shared, params.in, 20);", &["a copy of 20 bytes"]),
+        ("copy4_padded((u8*)shared + 2, params.in, 4);", &["a copy at byte 2 of shared memory, which is no multiple of 4"]),
+        ("copy4_padded(shared, (const u8*)params.in + 2, 4);", &["a copy from an address that is no multiple of 4"]),
+        ("copy4_padded(shared + 256, params.in, 4);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
+        ("copy4_padded(shared, params.in, 8);", &["a copy of 8 bytes"]),
         ("u32 x[4]; load_matrix4(x, shared + thread);", &["a row of a matrix at byte"]),
         ("u32 x[4]; load_matrix4_transposed(x, shared + 8 * thread + 32);", &["a row of a matrix outside"]),
     ];

@@ -1,6 +1,7 @@
 //! The kernels as NVRTC compiles them, run by the interpreter: device.cuh and its inline assembly too, for several compute capabilities, with every
 //! access watched.
 
+mod banks;
 mod mistakes;
 
 use super::conformance::{report, tile_cases};
@@ -49,6 +50,13 @@ pub(super) fn tests() -> Vec<PtxTest> {
             90,
             Box::new(move |c| run_all(&c, 90, Some(tiles), KernelKind::Flash, &tile_cases_of_few_types(&tiles))),
         );
+    }
+    let shapes = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).map(Some);
+    for tiles in shapes.chain([None]) {
+        let name = tiles.map_or("unfused".to_owned(), |tiles| {
+            format!("{tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns)
+        });
+        add(format!("no bank conflicts, {name}"), 90, Box::new(move |c| banks::no_conflicts(&c, 90, tiles)));
     }
     for (name, arch, mistakes) in mistakes::suspects() {
         add(format!("mistakes in {name}"), arch, Box::new(move |c| mistakes::find_all(&c, arch, &mistakes)));

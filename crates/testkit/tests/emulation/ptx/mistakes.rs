@@ -145,7 +145,7 @@ pub(super) fn find_all(compiler: &PtxCompiler, arch: Arch, suspect: &Suspect) ->
     let text = compiler.text(&suspect.variant, arch).map_err(|e| e.to_string())?;
     // What no case comes to cannot be found out.
     let kernel = compiler.kernel(&suspect.variant, arch).map_err(|e| e.to_string())?;
-    let done: HashSet<usize> = kernel.lines_done().map(|line| line as usize - 1).collect();
+    let done: HashSet<usize> = kernel.done().map(|done| done.line as usize - 1).collect();
     let (mut found, mut survivors) = (0, Vec::new());
     for (what, change) in &CHANGES {
         let (Change::Each(edit) | Change::All(edit)) = change;
