@@ -366,9 +366,15 @@ fn bounds(emulator: &Emulator) -> Result<(), String> {
         ("copy16(shared + 1, params.in);", &["a copy at byte 4 of shared memory, which is no multiple of 16"]),
         ("copy16(shared + 256, params.in);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
         ("copy16(shared, params.in + 1);", &["a copy from an address that is no multiple of 16"]),
-        ("copy16_padded(shared, params.in + 64, 4);", &["a copy from memory that belongs to no tensor", "params.in + 64"]),
+        (
+            "copy16_padded(shared, params.in + 64, 4);",
+            &["a copy from memory that belongs to no tensor", "params.in + 64"],
+        ),
         ("copy16_padded(shared, params.in, 20);", &["a copy of 20 bytes"]),
-        ("copy4_padded((u8*)shared + 2, params.in, 4);", &["a copy at byte 2 of shared memory, which is no multiple of 4"]),
+        (
+            "copy4_padded((u8*)shared + 2, params.in, 4);",
+            &["a copy at byte 2 of shared memory, which is no multiple of 4"],
+        ),
         ("copy4_padded(shared, (const u8*)params.in + 2, 4);", &["a copy from an address that is no multiple of 4"]),
         ("copy4_padded(shared + 256, params.in, 4);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
         ("copy4_padded(shared, params.in, 8);", &["a copy of 8 bytes"]),
