@@ -1,4 +1,6 @@
-use crate::{Error, Machine, cache::Cache, compiler, devices, driver, module::Function, nvrtc::Nvrtc};
+use crate::{
+    Error, Machine, cache::Cache, compiler, devices, driver, launch::is_captured, module::Function, nvrtc::Nvrtc,
+};
 use cudarc::driver::{CudaContext, CudaStream};
 use flashtile_shaders::cuda::CudaVariant;
 use std::{
@@ -22,7 +24,7 @@ pub(crate) struct Inner {
     cache: Cache,
     compiler: Mutex<Option<Arc<Nvrtc>>>,
     functions: Mutex<HashMap<CudaVariant, Arc<Function>>>,
-    apart: Mutex<Option<Arc<CudaStream>>>,
+    apart: Mutex<Vec<Arc<CudaStream>>>,
 }
 
 impl Context {
@@ -92,14 +94,20 @@ impl Context {
         Ok(compiler.insert(found).clone())
     }
 
-    /// A stream on which nothing is ever done, for events that must not be of another.
-    pub(crate) fn apart(&self) -> Result<Arc<CudaStream>, Error> {
-        let mut apart = self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = &*apart {
-            return Ok(stream.clone());
+    /// A stream on which nothing is ever done, and that is part of no capture: to be given back.
+    pub(crate) fn take_apart(&self) -> Result<Arc<CudaStream>, Error> {
+        let mut streams = self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        for n in 0..streams.len() {
+            if !is_captured(&streams[n])? {
+                return Ok(streams.swap_remove(n));
+            }
         }
-        let stream = self.inner.cuda.new_stream().map_err(|e| Error::of_driver(e, "a stream beside a capture"))?;
-        Ok(apart.insert(stream).clone())
+        self.inner.cuda.new_stream().map_err(|e| Error::of_driver(e, "a stream beside a capture"))
+    }
+
+    /// Takes a stream back. One that became part of a capture is destroyed no sooner than that is over.
+    pub(crate) fn give_apart(&self, stream: Arc<CudaStream>) {
+        self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     }
 
     /// The kernel of a variant, compiled and loaded at the first call.

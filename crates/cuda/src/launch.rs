@@ -21,10 +21,10 @@ impl Plan {
     /// Enqueues one call on `stream`, which is of the plan's CUDA context. Does not wait, allocates nothing on the card, and may be captured into a
     /// CUDA graph.
     ///
-    /// Slices and views keep cudarc's order of reads and writes across streams. While `stream` is captured they cannot: no order reaches across the
+    /// Slices and views keep cudarc's order of reads and writes across streams. While `stream` is captured they do not: no order reaches across the
     /// border of a graph, and whoever launches the graph orders it among what else reads and writes the tensors. A captured graph refers to them, to
     /// the plan's kernels and to its workspace, so all of these have to outlive it; a graph that uses the plan's own workspace must not run beside
-    /// other calls of the plan.
+    /// other calls of the plan. The last handle to a plan or context is not to be dropped during a capture: that waits for the card, which spoils it.
     ///
     /// # Errors
     /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Aliased`], [`Error::Misaligned`],
@@ -46,22 +46,32 @@ impl Plan {
         cuda.bind_to_thread().map_err(|e| Error::of_driver(e, "the CUDA context"))?;
 
         // cudarc makes a stream wait for the events of slices, and records others on it. Within a capture the one is an error, and the other makes
-        // events of the graph that nobody outside can wait for: there a stream apart takes them.
-        let captured = cuda.is_managing_stream_synchronization() && is_captured(stream)?;
-        let apart = if captured { Some(inner.context.apart()?) } else { None };
+        // events of the graph that nobody outside can wait for. There a stream apart waits, and nothing is recorded.
+        let apart = if is_captured(stream)? { Some(inner.context.take_apart()?) } else { None };
         let ordered = apart.as_deref().unwrap_or(stream);
 
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
         let Args { q, k, v, out, mask, kv_lens, lse, workspace, call: _ } = args;
-        let (q, _q) = q.begin(ordered);
-        let (k, _k) = k.begin(ordered);
-        let (v, _v) = v.begin(ordered);
-        let (mask, _mask) = mask.as_ref().map_or((0, None), |mask| mask.begin(ordered));
-        let (kv_lens, _kv_lens) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
-        let (out, _out) = out.begin(ordered);
-        let (lse, _lse) = lse.as_mut().map_or((0, None), |lse| lse.begin(ordered));
+        let (q, q_use) = q.begin(ordered);
+        let (k, k_use) = k.begin(ordered);
+        let (v, v_use) = v.begin(ordered);
+        let (mask, mask_use) = mask.as_ref().map_or((0, None), |mask| mask.begin(ordered));
+        let (kv_lens, lens_use) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
+        let (out, out_use) = out.begin(ordered);
+        let (lse, lse_use) = lse.as_mut().map_or((0, None), |lse| lse.begin(ordered));
         let own = workspace.is_none();
-        let (scores, _workspace) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
+        let (scores, scores_use) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
+        let uses = [q_use, k_use, v_use, mask_use, lens_use, out_use, lse_use, scores_use];
+        let _uses = if let Some(apart) = apart.clone() {
+            // What was recorded before stays as it was: others still wait for it.
+            uses.into_iter().for_each(std::mem::forget);
+            let joined = rejoin(stream, &apart);
+            inner.context.give_apart(apart);
+            joined?;
+            None
+        } else {
+            Some(uses)
+        };
         // An order that cudarc could not establish is kept as an error in its context.
         cuda.check_err().map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
         let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
@@ -112,6 +122,14 @@ impl PlanInner {
         }
         Ok(())
     }
+}
+
+/// A tensor that something wrote within the capture makes whoever waits for it part of the capture, and all parts have to come together again.
+fn rejoin(captured: &CudaStream, apart: &CudaStream) -> Result<(), Error> {
+    if !is_captured(apart)? {
+        return Ok(());
+    }
+    captured.join(apart).map_err(|e| Error::of_driver(e, "the capture"))
 }
 
 /// Whether work on the stream becomes part of a graph.

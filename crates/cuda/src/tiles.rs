@@ -106,10 +106,11 @@ fn padded_rows(problem: &Problem, tiles: &CudaTiles) -> u32 {
     (problem.seq_q().min(128) as u32).next_multiple_of(tiles.rows)
 }
 
-/// The narrowest that holds the head, for tensor cores multiply the padding too; then what fits the queries; then the order of the list.
-fn mma_preference(problem: &Problem, tiles: &CudaTiles) -> (u32, u32) {
+/// One that keeps all four schedulers of a multiprocessor busy; the narrowest that holds the head, for tensor cores multiply the padding too; then what
+/// fits the queries; then the order of the list.
+fn mma_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32) {
     let columns = tiles.head_dim + tiles.columns + WEIGHT_COLUMNS;
-    (across(problem, tiles) * columns, padded_rows(problem, tiles))
+    (tiles.ty < 4, across(problem, tiles) * columns, padded_rows(problem, tiles))
 }
 
 /// The one for few queries where they are few. Else the least work, which columns of V that blocks share out make more, and a Q that does not stay;
@@ -128,6 +129,10 @@ fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> String {
         DType::F16 => 75,
         DType::BF16 => 80,
     };
+    let widest = CUDA_MMA_TILES.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0);
+    if problem.head_dim() > widest as usize {
+        return format!("f32 units: the tensor cores' tiles hold a head_dim of {widest} at most");
+    }
     if machine.arch < needed {
         return format!("f32 units: tensor cores for {} begin at {}.{}", problem.dtype(), needed / 10, needed % 10);
     }

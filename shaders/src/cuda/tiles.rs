@@ -48,13 +48,13 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
     simt(128, 64, 8, 16, 64, 64, 2),
     simt(128, 32, 8, 16, 64, 64, 1),
     simt(64, 64, 8, 16, 128, 128, 1),
-    // Any card.
-    simt(64, 32, 8, 8, 64, 64, 1),
+    // Any card. Four warps, for a multiprocessor has four schedulers.
+    simt(64, 32, 8, 16, 64, 64, 1),
     simt(64, 32, 8, 16, 64, 128, 1),
 ];
 
 /// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
-pub const CUDA_MMA_TILES: [CudaTiles; 16] = [
+pub const CUDA_MMA_TILES: [CudaTiles; 17] = [
     mma(128, 64, 4, 32, 32, 2),
     mma(128, 96, 4, 64, 64, 2),
     mma(128, 64, 4, 64, 64, 2),
@@ -71,6 +71,7 @@ pub const CUDA_MMA_TILES: [CudaTiles; 16] = [
     mma(64, 32, 4, 256, 256, 1),
     mma(64, 32, 4, 256, 128, 1),
     mma(64, 32, 4, 512, 256, 1),
+    mma(64, 16, 4, 512, 256, 1),
     mma(32, 16, 2, 512, 256, 1),
 ];
 

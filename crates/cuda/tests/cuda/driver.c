@@ -17,6 +17,7 @@ enum {
     INVALID_CONTEXT = 201,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNJOINED = 904,
     CAPTURE_ISOLATION = 905,
     CAPTURED_EVENT = 907,
 };
@@ -60,33 +61,51 @@ Result cuCtxGetCurrent(void** context) { return *context = current, SUCCESS; }
 Result cuCtxSetCurrent(void* context) { return current = context, SUCCESS; }
 Result cuCtxSynchronize(void) { return setting("FAKE_FAIL", SUCCESS); }
 
-// A capture and the world outside do not wait for each other: who tries spoils it.
+// A capture must not wait for the world outside. Who waits for it becomes part of it, and has to be waited for before it ends.
 struct Stream {
-    int captured;
+    int captured; // 1: by itself, 2: because it waited
     int spoiled;
 };
 struct Event {
-    int captured;
+    int recorded;
+    struct Stream* captured;
 };
+static int parted;
 static int is_captured(const struct Stream* stream) { return stream && stream->captured; }
 
 Result cuStreamCreate(void** stream, unsigned flags) { return *stream = calloc(1, sizeof(struct Stream)), SUCCESS; }
 Result cuStreamDestroy_v2(void* stream) { return free(stream), SUCCESS; }
 Result cuStreamSynchronize(struct Stream* stream) { return is_captured(stream) ? CAPTURE_UNSUPPORTED : setting("FAKE_FAIL", SUCCESS); }
 Result cuStreamWaitEvent(struct Stream* stream, struct Event* event, unsigned flags) {
+    if (!event->recorded) {
+        return SUCCESS;
+    }
     if (is_captured(stream) && !event->captured) {
         return stream->spoiled = 1, CAPTURE_ISOLATION;
     }
-    return !is_captured(stream) && event->captured ? CAPTURED_EVENT : SUCCESS;
+    if (!event->captured) {
+        return SUCCESS;
+    }
+    if (!stream) {
+        return CAPTURED_EVENT;
+    }
+    if (!is_captured(stream)) {
+        stream->captured = 2;
+        parted++;
+    } else if (event->captured->captured == 2) {
+        event->captured->captured = 3;
+        parted--;
+    }
+    return SUCCESS;
 }
-Result cuStreamIsCapturing(struct Stream* stream, int* status) { return *status = is_captured(stream), SUCCESS; }
+Result cuStreamIsCapturing(struct Stream* stream, int* status) { return *status = is_captured(stream) ? 1 : 0, SUCCESS; }
 // The stream without a name cannot be captured.
 Result cuStreamBeginCapture_v2(struct Stream* stream, int mode) {
     return stream && !stream->captured ? (stream->captured = 1, SUCCESS) : CAPTURE_UNSUPPORTED;
 }
 Result cuStreamEndCapture(struct Stream* stream, void** graph) {
     stream->captured = 0;
-    return *graph = stream, stream->spoiled ? CAPTURE_INVALIDATED : SUCCESS;
+    return *graph = stream, stream->spoiled ? CAPTURE_INVALIDATED : (parted ? CAPTURE_UNJOINED : SUCCESS);
 }
 Result cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long flags) { return *run = graph, SUCCESS; }
 Result cuGraphExecDestroy(void* run) { return SUCCESS; }
@@ -95,7 +114,12 @@ Result cuGraphDestroy(void* graph) { return SUCCESS; }
 Result cuEventCreate(void** event, unsigned flags) { return *event = calloc(1, sizeof(struct Event)), SUCCESS; }
 Result cuEventDestroy_v2(void* event) { return free(event), SUCCESS; }
 Result cuEventRecord(struct Event* event, struct Stream* stream) {
-    return current && event ? (event->captured = is_captured(stream), SUCCESS) : INVALID_CONTEXT;
+    if (!current || !event) {
+        return INVALID_CONTEXT;
+    }
+    event->recorded = 1;
+    event->captured = is_captured(stream) ? stream : NULL;
+    return tell("recorded"), SUCCESS;
 }
 Result cuEventSynchronize(void* event) { return setting("FAKE_FAIL", SUCCESS); }
 Result cuEventElapsedTime(float* ms, void* begin, void* end) { return *ms = 1.5f, SUCCESS; }

@@ -234,22 +234,32 @@ fn capture() {
     let [stream, other] = [0, 1].map(|_| context.cuda().new_stream().unwrap());
     let (x, mut out) = (zeros(&other), zeros(&stream));
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let recorded = told("recorded").len();
     for kernel in KernelKind::ALL {
         let plan = plan(&context, kernel);
         plan.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
         plan.launch(&stream, &mut Args::new(&x.slice(..), &x, &x, &mut out.slice_mut(..))).unwrap();
     }
     assert_eq!(told("launched").len(), 8);
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap();
-    assert!(graph.is_some());
+    assert_eq!(told("recorded").len(), recorded, "what was recorded before the capture is what others wait for");
+    assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
 
-    // The events of the slices are none of the graph's: others can wait for them.
+    // Others can wait for the slices, whose events are none of the graph's.
     let flash = plan(&context, KernelKind::Flash);
     for stream in [&other, &stream, context.stream()] {
         flash.launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
     }
     assert_eq!(context.cuda().check_err(), Ok(()));
     assert_eq!(told("launched").len(), 11);
+
+    // A tensor that is made within the capture belongs to it, and so does who waits for it.
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let mut made = zeros(&stream);
+    for _ in 0..2 {
+        flash.launch(&stream, &mut Args::new(&x, &x, &x, &mut made)).unwrap();
+    }
+    assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
+    assert_eq!(context.cuda().check_err(), Ok(()));
 }
 
 fn caches() {

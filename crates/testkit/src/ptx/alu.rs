@@ -37,13 +37,14 @@ pub(super) fn wrap(of: Type, number: i128) -> u64 {
 /// `None`: the function is not one of the type.
 pub(super) fn compute(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
     if function == Function::Move {
-        // True is written as -1.
-        return Some(if of == Type::Pred { (from[0] != 0).into() } else { from[0] });
+        // True is written as -1, and so may numbers be that are narrower.
+        return Some(if of == Type::Pred { (from[0] != 0).into() } else { wrap(of, from[0].into()) });
     }
-    if of == Type::F32 {
-        compute_float(function, from.map(float)).map(bits)
-    } else {
-        compute_integer(function, of, from)
+    match of {
+        Type::F32 => compute_float(function, from.map(float)).map(bits),
+        // No kernel calculates in 16 bits.
+        Type::F16 => None,
+        _ => compute_integer(function, of, from),
     }
 }
 
@@ -83,7 +84,16 @@ fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> 
             Function::Sub => a - b,
             Function::Mul => a.wrapping_mul(b),
             Function::MulHigh => a.wrapping_mul(b) >> width,
-            Function::MulWide => return Some(wrap(if of == Type::S32 { Type::S64 } else { Type::U64 }, a * b)),
+            Function::MulWide => {
+                let wide = match of {
+                    Type::U16 => Type::U32,
+                    Type::S16 => Type::S32,
+                    Type::U32 => Type::U64,
+                    Type::S32 => Type::S64,
+                    _ => return None,
+                };
+                return Some(wrap(wide, a * b));
+            }
             // A card has no answer to these either.
             Function::Div => a.checked_div(b)?,
             Function::Rem => a.checked_rem(b)?,
@@ -94,7 +104,7 @@ fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> 
             Function::Xor => a ^ b,
             Function::ShiftLeft => a << by,
             Function::ShiftRight => a >> by,
-            Function::MulAdd => a.wrapping_mul(b) + c,
+            Function::MulAdd => a.wrapping_mul(b).wrapping_add(c),
             Function::ExtractBits if matches!(of, Type::U32) => {
                 let (place, count) = (from[1] as u32 & 0xFF, from[2] as u32 & 0xFF);
                 (a >> place.min(32)) & ((1_i128 << count.min(32)) - 1)
@@ -163,6 +173,8 @@ mod tests {
         assert_eq!(of(Function::ShiftLeft, Type::U32, 3, 32), Some(0));
         assert_eq!(of(Function::MulHigh, Type::U32, 0x8000_0000, 6), Some(3));
         assert_eq!(of(Function::MulWide, Type::U32, 0x8000_0000, 6), Some(0x3_0000_0000));
+        assert_eq!(of(Function::MulWide, Type::U16, -1, 2), Some(0x1_FFFE));
+        assert_eq!(of(Function::MulWide, Type::S16, -1, 2), Some(0xFFFF_FFFE));
         assert_eq!(of(Function::Mul, Type::S64, -3, 5), Some(-15_i64 as u64));
         assert_eq!(of(Function::Min, Type::S32, -1, 1), Some(0xFFFF_FFFF));
         assert_eq!(of(Function::Min, Type::U32, -1, 1), Some(1));

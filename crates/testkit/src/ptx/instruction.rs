@@ -187,6 +187,8 @@ pub(super) enum Operation {
     Shuffle {
         by_xor: bool,
         to: Reg,
+        /// Receives that there is such a lane: kernels ask for no other.
+        found: Option<Reg>,
         from: Operand,
         lane: Operand,
     },

@@ -9,6 +9,8 @@ const PLACE: usize = 2;
 /// NaN as f32, as f16 and as bf16.
 const POISON: [u8; 2] = 0x7FE5_u16.to_le_bytes();
 
+const SEVERAL: u32 = u32::MAX;
+
 /// Device memory of a launch.
 pub(super) struct Global<'a, 'b> {
     tensors: Vec<Tensor<'a, 'b>>,
@@ -20,13 +22,16 @@ struct Tensor<'a, 'b> {
     memory: &'a mut &'b mut DeviceMemory,
     /// The block that wrote a place, plus 1.
     writers: Vec<u32>,
+    /// The block that read a place, plus 1, or [`SEVERAL`].
+    readers: Vec<u32>,
 }
 
 impl<'a, 'b> Global<'a, 'b> {
     pub(super) fn new(memory: &'a mut [&'b mut DeviceMemory]) -> Self {
         let tensor = |memory: &'a mut &'b mut DeviceMemory| {
             let [begin, end] = memory.range();
-            Tensor { begin, end, memory, writers: vec![0; ((end - begin) as usize).div_ceil(PLACE)] }
+            let places = ((end - begin) as usize).div_ceil(PLACE);
+            Tensor { begin, end, memory, writers: vec![0; places], readers: vec![0; places] }
         };
         Self { tensors: memory.iter_mut().map(tensor).collect() }
     }
@@ -56,16 +61,23 @@ impl<'a, 'b> Global<'a, 'b> {
         let (tensor, offset) = self.find("a read", address, bytes)?;
         let mut word = [0; 8];
         word[..bytes as usize].copy_from_slice(&tensor.memory.content()[offset..offset + bytes as usize]);
-        let mut writers = tensor.writers[offset / PLACE..(offset + bytes as usize).div_ceil(PLACE)].iter();
-        if let Some(writer) = writers.find(|&&writer| writer != 0 && writer != block + 1) {
-            return Err(format!("a read of what block {} writes in the same launch", writer - 1));
+        let places = offset / PLACE..(offset + bytes as usize).div_ceil(PLACE);
+        for (writer, reader) in tensor.writers[places.clone()].iter().zip(&mut tensor.readers[places]) {
+            if *writer != 0 && *writer != block + 1 {
+                return Err(format!("a read of what block {} writes in the same launch", writer - 1));
+            }
+            *reader = if *reader == 0 || *reader == block + 1 { block + 1 } else { SEVERAL };
         }
         Ok(u64::from_le_bytes(word))
     }
 
     pub(super) fn write(&mut self, block: u32, address: u64, bytes: u32, value: u64) -> Result<(), String> {
         let (tensor, offset) = self.find("a write", address, bytes)?;
-        for writer in &mut tensor.writers[offset / PLACE..(offset + bytes as usize).div_ceil(PLACE)] {
+        let places = offset / PLACE..(offset + bytes as usize).div_ceil(PLACE);
+        for (writer, reader) in tensor.writers[places.clone()].iter_mut().zip(&tensor.readers[places]) {
+            if *reader != 0 && *reader != block + 1 {
+                return Err("a write of what another block reads in the same launch".to_owned());
+            }
             if *writer != 0 && *writer != block + 1 {
                 return Err(format!("a write where block {} writes too", *writer - 1));
             }
@@ -218,5 +230,9 @@ mod tests {
         assert!(global.write(1, out_at, 4, 5).unwrap_err().contains("block 0 writes too"));
         assert!(global.read(1, out_at, 4).unwrap_err().contains("block 0 writes"));
         assert_eq!(global.read(0, out_at, 4), Ok(6));
+        assert!(global.write(1, q_at + 4, 4, 5).unwrap_err().contains("another block reads"));
+        global.write(0, q_at + 4, 4, 5).unwrap();
+        (0..2).for_each(|block| assert!(global.read(block, q_at + 8, 2).is_ok()));
+        assert!(global.write(0, q_at + 8, 2, 5).unwrap_err().contains("another block reads"));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Beside the emulation of the kernels' own text ([`emulator`](crate::Emulator)) this runs what only the compiler sees: `device.cuh`, the inline
 //! assembly, the code for each compute capability. It watches every access ([`PtxKernel::run`] says what is an error), which makes it a stand-in for
-//! the sanitizers that need a card. It knows the instructions that these kernels are compiled to and no others.
+//! the sanitizers that need a card. It knows the instructions that these kernels are compiled to and no others. What it cannot see: lanes of one warp
+//! that race with each other, for it runs them in step.
 
 mod alu;
 mod banks;

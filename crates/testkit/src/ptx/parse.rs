@@ -167,8 +167,9 @@ impl Parser {
             ["bar", "sync"] => Operation::Barrier { any: None },
             ["bar", "red", "or", "pred"] => Operation::Barrier { any: Some((to()?, value(2)?)) },
             ["shfl", "sync", mode @ ("bfly" | "idx"), "b32"] => {
-                let to = self.register(at(0)?.split('|').next().unwrap_or_default())?;
-                Operation::Shuffle { by_xor: mode == "bfly", to, from: value(1)?, lane: value(2)? }
+                let mut to = at(0)?.split('|').map(|name| self.register(name.trim()));
+                let (to, found) = (to.next().ok_or("too few operands")??, to.next().transpose()?);
+                Operation::Shuffle { by_xor: mode == "bfly", to, found, from: value(1)?, lane: value(2)? }
             }
             ["vote", "sync", "any", "pred"] => Operation::Any { to: to()?, from: value(1)? },
             ["cp", "async", "commit_group"] => Operation::CopyCommit,
@@ -205,6 +206,8 @@ impl Parser {
                     c: self.list(at(3)?)?.try_into().map_err(|_| four(Vec::new()))?,
                 }
             }
+            // These would have to keep their signs in wider registers.
+            ["ld", .., "s8" | "s16"] => return Err(unknown()),
             ["ld", space, _] | ["ld", space, "v2" | "v4", _] => Operation::Load {
                 space: space_of(space)?,
                 of: last()?,
@@ -219,6 +222,9 @@ impl Parser {
             },
             ["setp", comparison, _] => {
                 let of = last()?;
+                if of == Type::F16 {
+                    return Err(unknown());
+                }
                 let (ordered, or_unordered) = match comparison.strip_suffix('u') {
                     Some(ordered) if of == Type::F32 => (ordered, true),
                     _ => (comparison, false),

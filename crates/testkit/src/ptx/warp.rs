@@ -198,7 +198,10 @@ impl<'p> Warp<'p> {
         match &instruction.operation {
             Operation::Branch { to } => lanes(doing).for_each(|lane| self.places[lane] = *to),
             Operation::Return => lanes(doing).for_each(|lane| self.states[lane] = State::Ended),
-            Operation::Shuffle { by_xor, to, from, lane } => self.shuffle(*by_xor, *to, *from, *lane, block)?,
+            Operation::Shuffle { by_xor, to, found, from, lane } => {
+                self.shuffle(*by_xor, *to, *from, *lane, block)?;
+                found.iter().for_each(|&found| lanes(ALL).for_each(|lane| self.set(found, lane, 1)));
+            }
             Operation::Any { to, from } => {
                 let any = lanes(ALL).any(|lane| self.value(*from, lane, block) != 0);
                 lanes(ALL).for_each(|lane| self.set(*to, lane, any.into()));
