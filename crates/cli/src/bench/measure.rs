@@ -39,7 +39,7 @@ impl Speed {
     pub(crate) fn probe(target: &Target, like: &Case) -> Result<Self> {
         let case = Case { shape: [1, 2, 128, 64], ..*like };
         let mut speed = Self::default();
-        measure(target, &case, &Data::new(&case), 1.0, &mut speed)?;
+        measure(target, &case, &Data::new(&case), 0.25, &mut speed)?;
         Ok(speed)
     }
 
