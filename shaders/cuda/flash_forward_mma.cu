@@ -253,7 +253,7 @@ KERNEL(flash_forward) {
             const u32 i = item.row_begin + place;
             const Row row = rows[r][half];
             const float sum = row_sum(row.l);
-            const bool empty = sum == 0.0f; // a row that sees any key has sum >= 2^SHIFT
+            const bool empty = sum == 0.0f; // a row that sees any key has a sum of 2^SHIFT or hardly less
             const float factor = empty ? 0.0f : params.keep_scale / sum;
 #pragma unroll
             for (u32 c = 0; c < OT; c++) {
