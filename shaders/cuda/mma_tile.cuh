@@ -38,7 +38,16 @@ DEVICE void begin_load(elem* tile, const elem* first, u64 row_step, u64 step, u3
     const u32 left = d < width ? width - d : 0;
     if ((dense & BY_16_BYTES) != 0) {
         from += d;
-        if (row_begin + ROWS <= row_end && d_begin + WIDTH <= width) {
+        // Where all rows are there and the width is of whole eights, a thread's eight are there or are zeros.
+        if (row_begin + ROWS <= row_end && width % 8 == 0) {
+            if (left == 0) {
+#pragma unroll 1
+                for (u32 r = r_begin; r < ROWS; r += PASS) {
+                    *(Eight*)to = Eight{};
+                    to += PASS * PITCH;
+                }
+                return;
+            }
 #pragma unroll
             for (u32 n = 0; n < PASSES; n++) {
                 if (ROWS % PASS != 0 && r_begin + n * PASS >= ROWS) {

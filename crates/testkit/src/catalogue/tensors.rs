@@ -185,6 +185,8 @@ pub(super) fn long() -> Vec<String> {
          shape=1x1x9000x4 skv=40
          shape=1x1x300x64 skv=700 causal=yes align=bottom-right dtype=f16
          shape=1x1x257x128 causal=yes
+         shape=1x1x40x80 skv=140 dtype=f16
+         shape=1x1x70x40 skv=150 dv=72 causal=yes align=bottom-right dtype=bf16
          shape=2x3x150x80 kv_lens=random",
     )
 }

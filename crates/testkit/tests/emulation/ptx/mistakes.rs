@@ -24,6 +24,7 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
     // Rows at multiples of 16 bytes, of 4 and of 2; NaN behind masks and within.
     let halves = "
         shape=1x1x70x64 skv=140 dtype=f16 causal=yes align=bottom-right
+        shape=1x1x70x40 skv=140 dv=56 dtype=f16
         shape=1x2x67x22 hkv=1 skv=100 dv=18 dtype=f16
         shape=2x1x40x13 skv=130 dv=7 dtype=f16 window_left=40 align=60 poison=unseen
         shape=1x1x20x16 skv=70 dtype=f16 nan=v causal=yes window_left=9 align=30 seed=4";
