@@ -72,8 +72,8 @@ DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT
         }
     }
 
-    // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
     const float absent = bits_float(edge ? NEG_INF : QUIET_NAN);
+    // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
     float factor = GENERAL ? LOG2_E : fmaxf(fabsf(params.scale) * LOG2_E, bits_float(1));
     bool far = false;
 #pragma unroll

@@ -11,11 +11,6 @@ struct alignas(16) Eight {
     elem x[8];
 };
 
-struct alignas(8) TwoPairs {
-    u32 first;
-    u32 second;
-};
-
 // Bits that tell how the rows of a tensor lie, as params.dense has them for q: their elements side by side, from a multiple of so many bytes on.
 constexpr u32 BY_16_BYTES = 1;
 constexpr u32 BY_4_BYTES = 16;

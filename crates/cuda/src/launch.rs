@@ -47,7 +47,8 @@ impl Plan {
 
         // cudarc makes a stream wait for the events of slices, and records others on it. Within a capture the one is an error, and the other makes
         // events of the graph that nobody outside can wait for. There a stream apart waits, and nothing is recorded.
-        let apart = if is_captured(stream)? { Some(inner.context.take_apart()?) } else { None };
+        let captured = is_captured(stream)?;
+        let apart = if captured { Some(inner.context.take_apart()?) } else { None };
         let ordered = apart.as_deref().unwrap_or(stream);
 
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
@@ -78,7 +79,8 @@ impl Plan {
         check_addresses(&needs, &pointers)?;
         match &inner.workspace {
             Some(workspace) if own => {
-                workspace.with(stream, |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers }))
+                let launch = |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers });
+                workspace.with(stream, captured, launch)
             }
             _ => inner.enqueue(stream, &call, &pointers),
         }

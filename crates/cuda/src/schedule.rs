@@ -222,10 +222,6 @@ impl Schedule {
         }
         let band = problem.band();
         let dropout = problem.dropout();
-        // The step along an axis of size 1 may be anything, and kernels take it to rows that they then do not read: addresses must be good all the same.
-        let strides = |view: &TensorView| {
-            [0, 1, 2, 3].map(|axis| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 })
-        };
         let params = CudaParams {
             q: pointers.q,
             k: pointers.k,
@@ -235,10 +231,10 @@ impl Schedule {
             out: pointers.out,
             lse: pointers.lse,
             scores: pointers.scores,
-            q_strides: strides(problem.q()),
-            k_strides: strides(problem.k()),
-            v_strides: strides(problem.v()),
-            out_strides: strides(problem.out()),
+            q_strides: steps(problem.q()),
+            k_strides: steps(problem.k()),
+            v_strides: steps(problem.v()),
+            out_strides: steps(problem.out()),
             mask_strides: problem.mask().map_or([0; 4], |mask| mask.strides.map(|stride| stride as u64)),
             score_stride: score_stride(problem),
             bh_begin: step.part.heads.start,
@@ -284,6 +280,12 @@ fn mask_kind(problem: &Problem) -> u32 {
     }
 }
 
+/// Elements from one place of an axis to the next. Along an axis of size 1 the stride may be anything, and kernels step along it to rows that they
+/// then do not read: addresses must be good all the same.
+fn steps(view: &TensorView) -> [u64; 4] {
+    [0, 1, 2, 3].map(|axis| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 })
+}
+
 /// Which tensors kernels may move by 16 bytes, and which by 4.
 fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
     let tensors = [
@@ -292,12 +294,12 @@ fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
         (CudaParams::DENSE_V, problem.v(), pointers.v),
         (CudaParams::DENSE_OUT, problem.out(), pointers.out),
     ];
-    // The step along an axis of size 1 is never taken.
     let is_dense = |view: &TensorView, pointer: u64, bytes: u64| {
-        let step = |axis: usize| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 };
         let per_step = bytes / view.dtype.size() as u64;
         let side_by_side = view.shape[3] == 1 || view.strides[3] == 1;
-        side_by_side && pointer.is_multiple_of(bytes) && (0..3).all(|axis| step(axis).is_multiple_of(per_step))
+        side_by_side
+            && pointer.is_multiple_of(bytes)
+            && steps(view)[..3].iter().all(|step| step.is_multiple_of(per_step))
     };
     tensors.into_iter().fold(0, |bits, (bit, view, pointer)| {
         let by_16 = if is_dense(view, pointer, 16) { bit } else { 0 };

@@ -1,4 +1,4 @@
-use crate::{Error, launch::is_captured};
+use crate::Error;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,15 +27,15 @@ impl Workspace {
 
     /// Lets `launch` enqueue a call's launches on `stream`, behind those of the last call.
     ///
-    /// While a stream is captured into a graph, that order cannot be told across the graph's border, and the caller keeps it.
+    /// While the stream is `captured` into a graph, that order cannot be told across the graph's border, and the caller keeps it.
     pub(crate) fn with<T>(
         &self,
         stream: &CudaStream,
+        captured: bool,
         launch: impl FnOnce(u64) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let failed = |e| Error::of_driver(e, "the order of calls that share a workspace");
         let last_use = self.last_use.lock().unwrap_or_else(PoisonError::into_inner);
-        let captured = is_captured(stream)?;
         if !captured {
             stream.wait(&last_use).map_err(failed)?;
         }

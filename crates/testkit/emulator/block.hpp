@@ -129,7 +129,7 @@ static bool is_poison(const u8* from, u64 bytes) {
     return true;
 }
 
-// Whether 16 bytes of shared memory begin there, as they have to for instructions that move so many.
+// Whether so many bytes of shared memory begin there, aligned as instructions that move them at once ask for.
 static bool are_shared(const void* pointer, u32 bytes, u32 line, const char* what) {
     const u8* from = (const u8*)pointer;
     if (from < block.shared || from + bytes > block.shared + block.launch->shared_bytes) {

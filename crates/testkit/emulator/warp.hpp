@@ -107,6 +107,14 @@ static void load_matrix(u32 (&x)[4], const void* row, Meeting meeting, u32 line)
     memcpy(x, meet(meeting, line).x, sizeof x);
 }
 
+template <u32 A, u32 B> static void multiply_together(float (&c)[4], const u32 (&a)[A], const u32 (&b)[B], Meeting meeting, u32 line) {
+    Thread& thread = current();
+    memcpy(thread.x, c, sizeof c);
+    memcpy(thread.x + 4, a, sizeof a);
+    memcpy(thread.x + 8, b, sizeof b);
+    memcpy(c, meet(meeting, line).x, sizeof c);
+}
+
 } // namespace emulation
 
 DEVICE float shuffle_xor(float x, u32 lanes, u32 line = __builtin_LINE()) {
@@ -135,21 +143,12 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row, u32 line = __b
 }
 
 DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, u32 line = __builtin_LINE()) {
-    emulation::Thread& thread = emulation::current();
-    memcpy(thread.x, c, sizeof c);
-    memcpy(thread.x + 4, a, sizeof a);
-    thread.x[8] = b0;
-    thread.x[9] = b1;
-    emulation::meet(emulation::Meeting::MultiplyAdd, line);
-    memcpy(c, thread.x, sizeof c);
+    const u32 b[2] = {b0, b1};
+    emulation::multiply_together(c, a, b, emulation::Meeting::MultiplyAdd, line);
 }
 
 DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b, u32 line = __builtin_LINE()) {
-    emulation::Thread& thread = emulation::current();
-    memcpy(thread.x, c, sizeof c);
-    thread.x[4] = a0;
-    thread.x[5] = a1;
-    thread.x[8] = b;
-    emulation::meet(emulation::Meeting::MultiplyAddHalf, line);
-    memcpy(c, thread.x, sizeof c);
+    const u32 a[2] = {a0, a1};
+    const u32 all_of_b[1] = {b};
+    emulation::multiply_together(c, a, all_of_b, emulation::Meeting::MultiplyAddHalf, line);
 }

@@ -63,7 +63,7 @@ Result cuCtxSynchronize(void) { return setting("FAKE_FAIL", SUCCESS); }
 
 // A capture must not wait for the world outside. Who waits for it becomes part of it, and has to be waited for before it ends.
 struct Stream {
-    int captured; // 1: by itself, 2: because it waited
+    int captured; // 1: by itself, 2: because it waited, 3: and was waited for in its turn
     int spoiled;
 };
 struct Event {

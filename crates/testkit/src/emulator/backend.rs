@@ -7,16 +7,26 @@ use flashtile_cuda::{
 use flashtile_shaders::cuda::Arch;
 use std::collections::HashMap;
 use std::error::Error;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Compiles kernels, each once.
 pub struct Emulator {
     compiler: CppCompiler,
-    kernels: Mutex<HashMap<String, Slot<Arc<EmulatedKernel>>>>,
+    kernels: Slots<String, Arc<EmulatedKernel>>,
 }
 
-/// What one thread makes and others wait for.
-type Slot<T> = Arc<OnceLock<Result<T, Arc<EmulatorError>>>>;
+/// What one thread makes for each key, while others wait for it.
+type Slots<K, T> = Mutex<HashMap<K, Arc<OnceLock<Result<T, Arc<EmulatorError>>>>>>;
+
+fn make_once<K: Eq + Hash, T: Clone>(
+    slots: &Slots<K, T>,
+    key: K,
+    make: impl FnOnce() -> Result<T, EmulatorError>,
+) -> Result<T, Arc<EmulatorError>> {
+    let slot = slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+    slot.get_or_init(|| make().map_err(Arc::new)).clone()
+}
 
 impl Emulator {
     /// Compiles with `compiler`.
@@ -34,43 +44,28 @@ impl Emulator {
     /// # Errors
     /// [`EmulatorError::Compile`], [`Cache`](EmulatorError::Cache), [`Load`](EmulatorError::Load).
     pub fn kernel(&self, name: &str, entry_point: &str, text: &str) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = kernels.entry(text.to_owned()).or_default().clone();
-        drop(kernels);
-        let load = || {
+        make_once(&self.kernels, text.to_owned(), || {
             let library = self.compiler.compile(name, text)?;
             // SAFETY: compiled from this text.
-            unsafe { EmulatedKernel::load(&library, name, entry_point, text) }
-        };
-        slot.get_or_init(|| load().map(Arc::new).map_err(Arc::new)).clone()
+            Ok(Arc::new(unsafe { EmulatedKernel::load(&library, name, entry_point, text) }?))
+        })
     }
 }
 
 /// Compiles kernels to PTX by NVRTC, each once for each compute capability.
 #[derive(Clone, Default)]
 pub struct PtxCompiler {
-    texts: Slots<String>,
-    kernels: Slots<Arc<PtxKernel>>,
+    texts: Arc<Slots<(CudaVariant, Arch), String>>,
+    kernels: Arc<Slots<(CudaVariant, Arch), Arc<PtxKernel>>>,
     edit: Option<TextEdit>,
 }
 
-/// What one thread makes for each variant and compute capability, while others wait for it.
-type Slots<T> = Arc<Mutex<HashMap<(CudaVariant, Arch), Slot<T>>>>;
 type TextEdit = Arc<dyn Fn(String) -> String + Send + Sync>;
-
-fn make_once<T: Clone>(
-    slots: &Slots<T>,
-    key: (CudaVariant, Arch),
-    make: impl FnOnce() -> Result<T, Arc<EmulatorError>>,
-) -> Result<T, Arc<EmulatorError>> {
-    let slot = slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
-    slot.get_or_init(make).clone()
-}
 
 impl PtxCompiler {
     /// The same compiler, whose texts `edit` changes before they are run: to see that a mistake is found.
     pub fn with_text(&self, edit: impl Fn(String) -> String + Send + Sync + 'static) -> Self {
-        Self { texts: self.texts.clone(), kernels: Slots::default(), edit: Some(Arc::new(edit)) }
+        Self { texts: self.texts.clone(), kernels: Arc::default(), edit: Some(Arc::new(edit)) }
     }
 
     /// What NVRTC writes for `variant`.
@@ -78,7 +73,7 @@ impl PtxCompiler {
     /// # Errors
     /// [`EmulatorError::Nvrtc`].
     pub fn text(&self, variant: &CudaVariant, arch: Arch) -> Result<String, Arc<EmulatorError>> {
-        make_once(&self.texts, (*variant, arch), || compile_to_ptx(variant, arch).map_err(|e| Arc::new(e.into())))
+        make_once(&self.texts, (*variant, arch), || Ok(compile_to_ptx(variant, arch)?))
     }
 
     /// The kernel of `variant`, which backends with this compiler run.
@@ -86,10 +81,11 @@ impl PtxCompiler {
     /// # Errors
     /// [`EmulatorError::Nvrtc`], and [`EmulatorError::Run`] where it uses what the interpreter does not know.
     pub fn kernel(&self, variant: &CudaVariant, arch: Arch) -> Result<Arc<PtxKernel>, Arc<EmulatorError>> {
+        let text = self.text(variant, arch)?;
         make_once(&self.kernels, (*variant, arch), || {
-            let text = self.edit.iter().fold(self.text(variant, arch)?, |text, edit| edit(text));
-            let kernel = PtxKernel::parse(&format!("{variant} for sm_{arch}"), variant.entry_point(), &text);
-            kernel.map(Arc::new).map_err(Arc::new)
+            let text = self.edit.iter().fold(text, |text, edit| edit(text));
+            let name = format!("{variant} for sm_{arch}");
+            Ok(Arc::new(PtxKernel::parse(&name, variant.entry_point(), &text)?))
         })
     }
 }

@@ -55,3 +55,9 @@ pub enum EmulatorError {
     #[error(transparent)]
     Problem(#[from] ProblemError),
 }
+
+/// A line of a kernel's text, from 1 on, to stand behind an error; nothing where there is no such line.
+pub(crate) fn quote(text: &str, line: u32) -> String {
+    let found = (line as usize).checked_sub(1).and_then(|before| text.lines().nth(before));
+    found.map(|found| format!("\n    {line} | {}", found.trim())).unwrap_or_default()
+}

@@ -1,4 +1,4 @@
-use super::{DeviceMemory, EmulatorError};
+use super::{DeviceMemory, EmulatorError, quote};
 use crate::Rng;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_void};
@@ -116,9 +116,7 @@ impl EmulatedKernel {
         };
         let mut blocks: Vec<u32> = (0..run.grid).collect();
         let mut rng = Rng::new(seed, 0);
-        for n in (1..blocks.len()).rev() {
-            blocks.swap(n, rng.below(n + 1));
-        }
+        rng.shuffle(&mut blocks);
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let threads = run.threads[0] as usize * run.threads[1] as usize;
         let shared_bytes = (run.shared_bytes as usize).next_multiple_of(16);
@@ -163,11 +161,6 @@ impl EmulatedKernel {
 
     /// The lines of the text that an error is about.
     fn quote(&self, lines: [u32; 2]) -> String {
-        let known = |&line: &u32| line > 0;
-        lines
-            .into_iter()
-            .filter(known)
-            .filter_map(|line| Some(format!("\n    {line} | {}", self.text.lines().nth(line as usize - 1)?.trim())))
-            .collect()
+        lines.map(|line| quote(&self.text, line)).concat()
     }
 }

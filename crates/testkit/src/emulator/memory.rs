@@ -7,7 +7,7 @@ const MARGIN: usize = 16 << 10;
 const ALIGNMENT: usize = 256;
 
 /// NaN as f32, as f16 and as bf16.
-const POISON: [u8; 2] = 0x7FE5u16.to_le_bytes();
+pub(crate) const POISON: [u8; 2] = 0x7FE5u16.to_le_bytes();
 
 /// A piece of device memory, which is host memory here.
 #[derive(Debug)]

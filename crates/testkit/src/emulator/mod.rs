@@ -17,5 +17,7 @@ mod memory;
 pub use backend::{EmulatedCudaBackend, Emulator, PtxCompiler};
 pub use compiler::CppCompiler;
 pub use error::EmulatorError;
+pub(crate) use error::quote;
 pub use kernel::{BlockRun, EmulatedKernel, ThreadOrder};
 pub use memory::DeviceMemory;
+pub(crate) use memory::POISON;

@@ -220,8 +220,6 @@ pub(super) enum Operation {
         b: Vec<Operand>,
         c: [Operand; 4],
     },
-    /// Says nothing to an interpreter.
-    Nothing,
 }
 
 impl Operation {

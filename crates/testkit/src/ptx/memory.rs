@@ -2,12 +2,10 @@
 //! the same place without a barrier between them where one of them writes.
 
 use crate::DeviceMemory;
+use crate::emulator::POISON;
 
 /// Places that are watched are this many bytes long: the smallest numbers that kernels store.
 const PLACE: usize = 2;
-
-/// NaN as f32, as f16 and as bf16.
-const POISON: [u8; 2] = 0x7FE5_u16.to_le_bytes();
 
 const SEVERAL: u32 = u32::MAX;
 
@@ -57,23 +55,23 @@ impl<'a, 'b> Global<'a, 'b> {
         ))
     }
 
-    pub(super) fn read(&mut self, block: u32, address: u64, bytes: u32) -> Result<u64, String> {
+    pub(super) fn read(&mut self, block: u32, address: u64, bytes: u32) -> Result<&[u8], String> {
         let (tensor, offset) = self.find("a read", address, bytes)?;
-        let mut word = [0; 8];
-        word[..bytes as usize].copy_from_slice(&tensor.memory.content()[offset..offset + bytes as usize]);
-        let places = offset / PLACE..(offset + bytes as usize).div_ceil(PLACE);
+        let end = offset + bytes as usize;
+        let places = offset / PLACE..end.div_ceil(PLACE);
         for (writer, reader) in tensor.writers[places.clone()].iter().zip(&mut tensor.readers[places]) {
             if *writer != 0 && *writer != block + 1 {
                 return Err(format!("a read of what block {} writes in the same launch", writer - 1));
             }
             *reader = if *reader == 0 || *reader == block + 1 { block + 1 } else { SEVERAL };
         }
-        Ok(u64::from_le_bytes(word))
+        Ok(&tensor.memory.content()[offset..end])
     }
 
-    pub(super) fn write(&mut self, block: u32, address: u64, bytes: u32, value: u64) -> Result<(), String> {
-        let (tensor, offset) = self.find("a write", address, bytes)?;
-        let places = offset / PLACE..(offset + bytes as usize).div_ceil(PLACE);
+    pub(super) fn write(&mut self, block: u32, address: u64, value: &[u8]) -> Result<(), String> {
+        let (tensor, offset) = self.find("a write", address, value.len() as u32)?;
+        let end = offset + value.len();
+        let places = offset / PLACE..end.div_ceil(PLACE);
         for (writer, reader) in tensor.writers[places.clone()].iter_mut().zip(&tensor.readers[places]) {
             if *reader != 0 && *reader != block + 1 {
                 return Err("a write of what another block reads in the same launch".to_owned());
@@ -83,8 +81,7 @@ impl<'a, 'b> Global<'a, 'b> {
             }
             *writer = block + 1;
         }
-        tensor.memory.content_mut()[offset..offset + bytes as usize]
-            .copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        tensor.memory.content_mut()[offset..end].copy_from_slice(value);
         Ok(())
     }
 }
@@ -221,18 +218,18 @@ mod tests {
         let (q_at, out_at) = (q.address(), out.address());
         let mut memory = [&mut q, &mut out];
         let mut global = Global::new(&mut memory);
-        assert_eq!(global.read(0, q_at + 4, 4), Ok(0x0707_0707));
+        assert_eq!(global.read(0, q_at + 4, 4), Ok(&[7; 4][..]));
         assert!(global.read(0, q_at + 2, 4).unwrap_err().contains("no multiple"));
         assert!(global.read(0, q_at + 16, 4).unwrap_err().contains("at byte 16 of q, which has 16"));
-        assert!(global.write(0, out_at - 4, 4, 1).unwrap_err().contains("at byte -4 of out"));
-        global.write(0, out_at, 4, 5).unwrap();
-        global.write(0, out_at, 2, 6).unwrap();
-        assert!(global.write(1, out_at, 4, 5).unwrap_err().contains("block 0 writes too"));
+        assert!(global.write(0, out_at - 4, &[1, 0, 0, 0]).unwrap_err().contains("at byte -4 of out"));
+        global.write(0, out_at, &[5, 0, 0, 0]).unwrap();
+        global.write(0, out_at, &[6, 0]).unwrap();
+        assert!(global.write(1, out_at, &[5, 0, 0, 0]).unwrap_err().contains("block 0 writes too"));
         assert!(global.read(1, out_at, 4).unwrap_err().contains("block 0 writes"));
-        assert_eq!(global.read(0, out_at, 4), Ok(6));
-        assert!(global.write(1, q_at + 4, 4, 5).unwrap_err().contains("another block reads"));
-        global.write(0, q_at + 4, 4, 5).unwrap();
+        assert_eq!(global.read(0, out_at, 4), Ok(&[6, 0, 0, 0][..]));
+        assert!(global.write(1, q_at + 4, &[5, 0, 0, 0]).unwrap_err().contains("another block reads"));
+        global.write(0, q_at + 4, &[5, 0, 0, 0]).unwrap();
         (0..2).for_each(|block| assert!(global.read(block, q_at + 8, 2).is_ok()));
-        assert!(global.write(0, q_at + 8, 2, 5).unwrap_err().contains("another block reads"));
+        assert!(global.write(0, q_at + 8, &[5, 0]).unwrap_err().contains("another block reads"));
     }
 }

@@ -13,7 +13,7 @@ mod parse;
 mod warp;
 
 use crate::Rng;
-use crate::emulator::{BlockRun, DeviceMemory, EmulatorError, ThreadOrder};
+use crate::emulator::{BlockRun, DeviceMemory, EmulatorError, ThreadOrder, quote};
 use instruction::Program;
 use memory::{Global, Shared};
 use std::sync::atomic::Ordering;
@@ -24,8 +24,6 @@ use warp::{Block, LANES, Seen, Stop, Warp};
 pub struct LineDone {
     /// Of the text, from 1 on.
     pub line: u32,
-    /// How many warps did it, each time counted.
-    pub times: u64,
     /// Groups of lanes that shared memory served at once: a warp's 4-byte access is one, its 16-byte access four.
     pub shared_turns: u64,
     /// Turns that were taken besides, because lanes asked one bank for different words.
@@ -56,9 +54,9 @@ impl PtxKernel {
     /// What was done so far, instruction by instruction.
     pub fn done(&self) -> impl Iterator<Item = LineDone> {
         let instructions = self.program.instructions.iter().zip(&self.seen);
-        instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed) > 0).map(|(instruction, seen)| {
+        instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed)).map(|(instruction, seen)| {
             let (shared_turns, bank_conflicts) = seen.shared.told();
-            LineDone { line: instruction.line, times: seen.done.load(Ordering::Relaxed), shared_turns, bank_conflicts }
+            LineDone { line: instruction.line, shared_turns, bank_conflicts }
         })
     }
 
@@ -75,10 +73,9 @@ impl PtxKernel {
     /// memory that two warps touch without a barrier between them, where one writes; global memory that one block writes and another touches; lanes
     /// and warps that do not meet where all of them have to be; copies that nobody waits for.
     pub fn run(&self, run: &BlockRun, params: &[u8], global: &mut [&mut DeviceMemory]) -> Result<(), EmulatorError> {
-        let failed = |(line, why): (u32, String)| {
-            let quoted = self.text.lines().nth((line as usize).wrapping_sub(1)).map(str::trim);
-            let quoted = quoted.map(|text| format!("\n    {line} | {text}")).unwrap_or_default();
-            EmulatorError::Run { kernel: self.name.clone(), message: why + &quoted }
+        let failed = |(line, why): (u32, String)| EmulatorError::Run {
+            kernel: self.name.clone(),
+            message: why + &quote(&self.text, line),
         };
         if params.len() != self.program.param_bytes as usize {
             return Err(failed((0, format!("it takes {} bytes, not {}", self.program.param_bytes, params.len()))));
@@ -112,9 +109,7 @@ impl PtxKernel {
         }
         loop {
             if let ThreadOrder::Shuffled(_) = order {
-                for n in (1..warps.len()).rev() {
-                    warps.swap(n, rng.below(n + 1));
-                }
+                rng.shuffle(&mut warps);
             }
             let stops = warps.iter_mut().map(|warp| warp.run(block)).collect::<Result<Vec<Stop>, _>>()?;
             let place = match stops[0] {

@@ -141,13 +141,11 @@ impl Parser {
 
     /// `{%r1, %r2}`, or one by itself.
     fn list(&self, text: &str) -> Result<Vec<Operand>, String> {
-        let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
-        inner.split(',').map(|operand| self.operand(operand.trim())).collect()
+        listed(text).map(|operand| self.operand(operand)).collect()
     }
 
     fn registers(&self, text: &str) -> Result<Vec<Reg>, String> {
-        let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
-        inner.split(',').map(|name| self.register(name.trim())).collect()
+        listed(text).map(|name| self.register(name)).collect()
     }
 
     fn operation(&mut self, name: &str, operands: &[&str]) -> Result<Operation, String> {
@@ -161,7 +159,8 @@ impl Parser {
         Ok(match parts[..] {
             ["bra", ..] => {
                 self.branches.push((self.instructions.len(), at(0)?.to_owned()));
-                Operation::Nothing
+                // Its label may stand further down.
+                Operation::Branch { to: 0 }
             }
             ["ret"] => Operation::Return,
             ["bar", "sync"] => Operation::Barrier { any: None },
@@ -276,6 +275,12 @@ impl Parser {
             }
         })
     }
+}
+
+/// What stands between braces, or one operand without them.
+fn listed(text: &str) -> impl Iterator<Item = &str> {
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+    inner.split(',').map(str::trim)
 }
 
 fn compute(function: Function, of: Type, to: Reg, from: &[Operand]) -> Operation {

@@ -4,7 +4,7 @@ use super::alu;
 use super::banks::Traffic;
 use super::instruction::{Address, Instruction, Operand, Operation, Reg, Space, Type};
 use super::memory::{Global, Shared};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) const LANES: usize = 32;
 
@@ -36,8 +36,8 @@ pub(super) enum Stop {
 /// What was seen of an instruction.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// How often warps did it.
-    pub(super) done: AtomicU64,
+    /// Whether any lane did it.
+    pub(super) done: AtomicBool,
     pub(super) shared: Traffic,
 }
 
@@ -141,7 +141,7 @@ impl<'p> Warp<'p> {
 
     /// Goes on behind a barrier.
     pub(super) fn pass(&mut self, place: u32, any: bool) {
-        self.seen[place as usize].done.fetch_add(1, Ordering::Relaxed);
+        self.seen[place as usize].done.store(true, Ordering::Relaxed);
         if let Operation::Barrier { any: Some((to, _)) } = self.program[place as usize].operation {
             lanes(ALL).for_each(|lane| self.set(to, lane, any.into()));
         }
@@ -168,10 +168,10 @@ impl<'p> Warp<'p> {
         self.value(of.base, lane, block).wrapping_add_signed(of.offset)
     }
 
-    /// Counts an instruction, and what it asks of shared memory.
+    /// Notes an instruction, and counts what it asks of shared memory.
     fn see(&self, place: u32, doing: Mask, block: &Block<'_, '_, '_>) {
         let seen = &self.seen[place as usize];
-        seen.done.fetch_add(1, Ordering::Relaxed);
+        seen.done.store(true, Ordering::Relaxed);
         let (at, bytes) = match &self.program[place as usize].operation {
             Operation::Load { space: Space::Shared, of, to, from } => (*from, of.bytes() * to.len() as u32),
             Operation::Store { space: Space::Shared, of, to, from } => (*to, of.bytes() * from.len() as u32),
@@ -286,7 +286,6 @@ impl<'p> Warp<'p> {
             }
             Operation::CopyCommit => self.groups[lane] += 1,
             Operation::CopyWait { latest } => self.arrive(*latest, lane, block)?,
-            Operation::Nothing => {}
             other => return Err(format!("{other:?} is not for one lane")),
         }
         Ok(())
@@ -301,8 +300,7 @@ impl<'p> Warp<'p> {
         for copy in arrived {
             let mut bytes = vec![0; copy.size as usize];
             for (n, to) in bytes[..copy.bytes as usize].chunks_mut(2).enumerate() {
-                let word = block.global.read(block.index, copy.from + 2 * n as u64, to.len() as u32)?;
-                to.copy_from_slice(&word.to_le_bytes()[..to.len()]);
+                to.copy_from_slice(block.global.read(block.index, copy.from + 2 * n as u64, to.len() as u32)?);
             }
             block.shared.write(self.index, copy.to, &bytes)?;
         }
@@ -320,23 +318,13 @@ impl<'p> Warp<'p> {
     ) -> Result<(), String> {
         let (address, size) = (self.address(from, lane, block), of.bytes());
         let whole = size * to.len() as u32;
-        let bytes: Vec<u8> = match space {
-            Space::Shared => block.shared.read(self.index, address, whole)?.to_vec(),
+        let bytes = match space {
+            Space::Shared => block.shared.read(self.index, address, whole)?,
+            Space::Global => block.global.read(block.index, address, whole)?,
             Space::Param => {
                 let begin = address as usize;
                 let bytes = block.params.get(begin..begin.saturating_add(whole as usize));
-                bytes.ok_or_else(|| format!("a read of {whole} bytes at byte {address} of the parameter"))?.to_vec()
-            }
-            Space::Global => {
-                if !address.is_multiple_of(whole.into()) {
-                    return Err(format!("a read of {whole} bytes at an address that is no multiple of that"));
-                }
-                let mut bytes = Vec::with_capacity(whole as usize);
-                for n in 0..to.len() as u64 {
-                    let word = block.global.read(block.index, address + n * u64::from(size), size)?;
-                    bytes.extend(&word.to_le_bytes()[..size as usize]);
-                }
-                bytes
+                bytes.ok_or_else(|| format!("a read of {whole} bytes at byte {address} of the parameter"))?
             }
         };
         for (&to, bytes) in to.iter().zip(bytes.chunks(size as usize)) {
@@ -357,21 +345,12 @@ impl<'p> Warp<'p> {
         block: &mut Block<'_, '_, '_>,
     ) -> Result<(), String> {
         let (address, size) = (self.address(to, lane, block), of.bytes());
-        let whole = size * from.len() as u32;
-        let values: Vec<u64> = from.iter().map(|&from| self.value(from, lane, block)).collect();
+        let value = |&from| self.value(from, lane, block).to_le_bytes().into_iter().take(size as usize);
+        let bytes: Vec<u8> = from.iter().flat_map(value).collect();
         match space {
-            Space::Shared => {
-                let bytes: Vec<u8> =
-                    values.iter().flat_map(|value| value.to_le_bytes().into_iter().take(size as usize)).collect();
-                block.shared.write(self.index, address, &bytes)
-            }
+            Space::Shared => block.shared.write(self.index, address, &bytes),
+            Space::Global => block.global.write(block.index, address, &bytes),
             Space::Param => Err("parameters are not written".into()),
-            Space::Global if !address.is_multiple_of(whole.into()) => {
-                Err(format!("a write of {whole} bytes at an address that is no multiple of that"))
-            }
-            Space::Global => (0..)
-                .zip(values)
-                .try_for_each(|(n, value)| block.global.write(block.index, address + n * u64::from(size), size, value)),
         }
     }
 
