@@ -5,7 +5,9 @@
 //! submitted, so that neither the driver nor the GPU is measured.
 
 use criterion::Criterion;
-use flashtile::wgpu::{AdapterChoice, Args, BufferView, Context, Plan, PlanOptions, open_blocking, wgpu};
+use flashtile::wgpu::{
+    AdapterChoice, Args, BufferView, Context, Plan, PlanOptions, open_blocking, wgpu,
+};
 use flashtile::{Align, Call, DType, Layout, Problem, TensorView};
 use std::{
     error::Error,
@@ -32,7 +34,9 @@ struct Bench {
 fn main() -> Result<(), Box<dyn Error>> {
     let context = match open_blocking(&AdapterChoice::default()) {
         Ok(context) => context,
-        Err(error) if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") => {
+        Err(error)
+            if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
+        {
             return Err(error.into());
         }
         Err(error) => {
@@ -41,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let benches = [bench(&context, "flash", 64, 64)?, bench(&context, "decode", 1, 256)?];
-    let mut criterion = Criterion::default().measurement_time(Duration::from_secs(2)).configure_from_args();
+    let mut criterion =
+        Criterion::default().measurement_time(Duration::from_secs(2)).configure_from_args();
     for bench in &benches {
         let mut group = criterion.benchmark_group(bench.name);
         let record: [(_, Record); 3] = [
@@ -60,7 +65,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn bench(context: &Context, name: &'static str, seq_q: usize, seq_kv: usize) -> Result<Bench, Box<dyn Error>> {
+fn bench(
+    context: &Context,
+    name: &'static str,
+    seq_q: usize,
+    seq_kv: usize,
+) -> Result<Bench, Box<dyn Error>> {
     let view = |seq| TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, seq, 32]);
     let (q, kv) = (view(seq_q)?, view(seq_kv)?);
     let problem = Problem::builder(q, kv, kv).causal(true).align(Align::BottomRight).build()?;
@@ -73,7 +83,14 @@ fn bench(context: &Context, name: &'static str, seq_q: usize, seq_kv: usize) -> 
         })
     };
     let plan = context.plan_blocking(&problem, &PlanOptions::default())?;
-    Ok(Bench { name, plan, q: buffer(&q), k: buffer(&kv), v: buffer(&kv), out: buffer(problem.out()) })
+    Ok(Bench {
+        name,
+        plan,
+        q: buffer(&q),
+        k: buffer(&kv),
+        v: buffer(&kv),
+        out: buffer(problem.out()),
+    })
 }
 
 impl Bench {
@@ -88,11 +105,15 @@ impl Bench {
     fn measure(&self, context: &Context, calls: u64, record: Record) -> Duration {
         let mut took = Duration::ZERO;
         for begin in (0..calls).step_by(CALLS as usize) {
-            let encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let encoder =
+                context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             took += record(self, encoder, CALLS.min(calls - begin));
             // What was recorded is dropped by now. The parameters that were written go to the device with any submission.
             context.queue().submit([]);
-            context.device().poll(wgpu::PollType::wait_indefinitely()).expect("the device is there");
+            context
+                .device()
+                .poll(wgpu::PollType::wait_indefinitely())
+                .expect("the device is there");
         }
         took
     }
@@ -109,7 +130,9 @@ impl Bench {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let begin = Instant::now();
         for call in 0..calls {
-            self.plan.encode_in_pass(&mut pass, &black_box(self.args(call))).expect("the call is valid");
+            self.plan
+                .encode_in_pass(&mut pass, &black_box(self.args(call)))
+                .expect("the call is valid");
         }
         begin.elapsed()
     }
@@ -119,7 +142,9 @@ impl Bench {
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for call in 0..calls {
-                self.plan.encode_in_pass(&mut pass, &black_box(self.args(call))).expect("the call is valid");
+                self.plan
+                    .encode_in_pass(&mut pass, &black_box(self.args(call)))
+                    .expect("the call is valid");
             }
         }
         black_box(encoder.finish());

@@ -6,7 +6,9 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use flashtile::wgpu::{AdapterChoice, Context, HostRun, PlanOptions, open_blocking};
-use flashtile::{Align, Call, Cost, DType, HostArgs, KernelKind, Layout, Problem, TensorView, zeroed_bytes};
+use flashtile::{
+    Align, Call, Cost, DType, HostArgs, KernelKind, Layout, Problem, TensorView, zeroed_bytes,
+};
 use std::{error::Error, time::Duration};
 
 /// Name, (B, H, Sq, D), Skv, dtype, causal.
@@ -22,7 +24,9 @@ const SHAPES: [Shape; 4] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let context = match open_blocking(&AdapterChoice::default()) {
         Ok(context) => context,
-        Err(error) if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") => {
+        Err(error)
+            if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
+        {
             return Err(error.into());
         }
         Err(error) => {
@@ -44,7 +48,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         for kernel in KernelKind::ALL {
             let run = upload(&context, &problem, kernel)?;
             group.bench_function(BenchmarkId::from_parameter(kernel), |b| {
-                b.iter_custom(|runs| (0..runs).map(|_| pollster::block_on(run.run()).expect("it runs").best()).sum());
+                b.iter_custom(|runs| {
+                    (0..runs).map(|_| pollster::block_on(run.run()).expect("it runs").best()).sum()
+                });
             });
         }
         group.finish();
@@ -59,7 +65,11 @@ fn problem((_, [b, h, seq_q, d], seq_kv, dtype, causal): Shape) -> Result<Proble
     Ok(Problem::builder(q, kv, kv).causal(causal).align(Align::BottomRight).build()?)
 }
 
-fn upload(context: &Context, problem: &Problem, kernel: KernelKind) -> Result<HostRun, Box<dyn Error>> {
+fn upload(
+    context: &Context,
+    problem: &Problem,
+    kernel: KernelKind,
+) -> Result<HostRun, Box<dyn Error>> {
     let plan = context.plan_blocking(problem, &PlanOptions::kernel(kernel))?;
     let numbers = |view: &TensorView| {
         let mut bytes = vec![0; view.byte_span().unwrap_or(0)];
@@ -69,7 +79,15 @@ fn upload(context: &Context, problem: &Problem, kernel: KernelKind) -> Result<Ho
     };
     let [q, k, v] = [problem.q(), problem.k(), problem.v()].map(numbers);
     let mut out = zeroed_bytes(problem)?;
-    let args =
-        HostArgs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, out: &mut out, lse: None, call: Call::default() };
+    let args = HostArgs {
+        q: &q,
+        k: &k,
+        v: &v,
+        mask: None,
+        kv_lens: None,
+        out: &mut out,
+        lse: None,
+        call: Call::default(),
+    };
     Ok(pollster::block_on(HostRun::upload(&plan, &args))?)
 }

@@ -5,8 +5,8 @@
 
 use flashtile::reference::attention;
 use flashtile::{
-    Attention, BackendKind, Call, Choice, DType, HostArgs, Layout, Mask, MaskKind, Partial, Problem, TensorView, bound,
-    bytes_of, merge,
+    Attention, BackendKind, Call, Choice, DType, HostArgs, Layout, Mask, MaskKind, Partial,
+    Problem, TensorView, bound, bytes_of, merge,
 };
 use std::error::Error;
 
@@ -26,17 +26,22 @@ const CUT: usize = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Positions outside heads (bshd), as projections write them. Shapes are always told as (B, H, S, D).
-    let tensor = |heads, seq, width| TensorView::contiguous(DType::F32, Layout::Bshd, [BATCH, heads, seq, width]);
+    let tensor = |heads, seq, width| {
+        TensorView::contiguous(DType::F32, Layout::Bshd, [BATCH, heads, seq, width])
+    };
     let q_view = tensor(HEADS, QUERIES, WIDTH)?;
     let k_view = tensor(KV_HEADS, KEYS, WIDTH)?;
     let v_view = tensor(KV_HEADS, KEYS, WIDTH_V)?;
-    let out_view = TensorView::contiguous(DType::F32, Layout::Bhsd, [BATCH, HEADS, QUERIES, WIDTH_V])?;
+    let out_view =
+        TensorView::contiguous(DType::F32, Layout::Bhsd, [BATCH, HEADS, QUERIES, WIDTH_V])?;
     // One row for each sentence, the same for every head and query.
     let mask_kind = MaskKind::Additive(DType::F32);
     let mask_view = Mask::contiguous(mask_kind, &[BATCH, 1, 1, KEYS])?;
-    let problem = Problem::builder(q_view, k_view, v_view).out(out_view).mask(mask_view).lse(true).build()?;
+    let problem =
+        Problem::builder(q_view, k_view, v_view).out(out_view).mask(mask_view).lse(true).build()?;
 
-    let numbers = |seed: f32, len: usize| -> Vec<f32> { (0..len).map(|n| (n as f32 * seed).sin()).collect() };
+    let numbers =
+        |seed: f32, len: usize| -> Vec<f32> { (0..len).map(|n| (n as f32 * seed).sin()).collect() };
     let q = numbers(0.37, BATCH * QUERIES * HEADS * WIDTH);
     let k = numbers(0.71, BATCH * KEYS * KV_HEADS * WIDTH);
     let mut v = numbers(0.13, BATCH * KEYS * KV_HEADS * WIDTH_V);
@@ -45,7 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut mask = [f32::NEG_INFINITY; BATCH * KEYS];
     for (b, length) in lengths.into_iter().enumerate() {
         (0..length).for_each(|j| mask[b * KEYS + j] = -0.05 * j as f32);
-        v[(b * KEYS + length) * KV_HEADS * WIDTH_V..(b + 1) * KEYS * KV_HEADS * WIDTH_V].fill(f32::NAN);
+        v[(b * KEYS + length) * KV_HEADS * WIDTH_V..(b + 1) * KEYS * KV_HEADS * WIDTH_V]
+            .fill(f32::NAN);
     }
 
     let session = Attention::new();
@@ -86,7 +92,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             largest = f64::max(largest, bound::share(got.into(), expected, out_bound, DType::F32));
         }
         let lse_bound = terms.lse_bound(WIDTH);
-        largest = largest.max(bound::share(lse[row].into(), expected.lse[row], lse_bound, DType::F32));
+        largest =
+            largest.max(bound::share(lse[row].into(), expected.lse[row], lse_bound, DType::F32));
         // 23 keys for the first sentence, 14 for the second.
         assert_eq!(terms.keys, lengths[row / (HEADS * QUERIES)]);
     }
@@ -95,16 +102,29 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The keys in two parts, as two machines might hold them. A part is the same tensors with another length and begin.
     let part = |from: usize, to: usize| -> Result<_, Box<dyn Error>> {
-        let cut = |view: TensorView| TensorView { shape: [BATCH, KV_HEADS, to - from, view.shape[3]], ..view };
+        let cut = |view: TensorView| TensorView {
+            shape: [BATCH, KV_HEADS, to - from, view.shape[3]],
+            ..view
+        };
         let mask = Mask::strided(mask_kind, &[BATCH, 1, 1, to - from], &[KEYS, 0, 0, 1])?;
-        let problem = Problem::builder(q_view, cut(k_view), cut(v_view)).out(out_view).mask(mask).lse(true).build()?;
+        let problem = Problem::builder(q_view, cut(k_view), cut(v_view))
+            .out(out_view)
+            .mask(mask)
+            .lse(true)
+            .build()?;
         let (out, lse, ..) = run(&problem, from)?;
         Ok((out, lse))
     };
     let parts = [part(0, CUT)?, part(CUT, KEYS)?];
-    let (merged, merged_lse) = merge(&parts.each_ref().map(|(out, lse)| Partial { out, lse }), WIDTH_V)?;
-    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
-    println!("two parts, merged: {:.1e} from the whole", apart(&merged, &out).max(apart(&merged_lse, &lse)));
+    let (merged, merged_lse) =
+        merge(&parts.each_ref().map(|(out, lse)| Partial { out, lse }), WIDTH_V)?;
+    let apart = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()))
+    };
+    println!(
+        "two parts, merged: {:.1e} from the whole",
+        apart(&merged, &out).max(apart(&merged_lse, &lse))
+    );
     assert!(apart(&merged, &out) < 1e-5 && apart(&merged_lse, &lse) < 1e-5);
     Ok(())
 }

@@ -7,7 +7,10 @@
 //! `cargo run --release --example own_device`, or behind `scripts/with-vulkan` where the machine has no Vulkan driver.
 
 use flashtile::wgpu::{Args, BufferView, Context, PlanOptions, wgpu};
-use flashtile::{Align, Call, DType, HostInputs, Layout, Problem, TensorView, bound, bytes_of, reference::attention};
+use flashtile::{
+    Align, Call, DType, HostInputs, Layout, Problem, TensorView, bound, bytes_of,
+    reference::attention,
+};
 use std::error::Error;
 
 const TOKENS: usize = 48;
@@ -23,10 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     // All of this is the app's own, long before attention comes into it.
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = match instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await {
         Ok(adapter) => adapter,
-        Err(error) if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") => {
+        Err(error)
+            if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
+        {
             return Err(error.into());
         }
         Err(error) => {
@@ -47,7 +53,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .out(TensorView::contiguous(DType::F32, Layout::Bshd, [1, HEADS, TOKENS, WIDTH])?)
         .causal(true)
         .build()?;
-    let token = Problem::builder(view(1), view(TOKENS), view(TOKENS)).causal(true).align(Align::BottomRight).build()?;
+    let token = Problem::builder(view(1), view(TOKENS), view(TOKENS))
+        .causal(true)
+        .align(Align::BottomRight)
+        .build()?;
 
     // How it is done here. A context is made once for a device, a plan once for a kind of attention.
     let context = Context::new(device.clone(), queue.clone()).await?;
@@ -55,7 +64,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let read_token = context.plan(&token, &PlanOptions::default()).await?;
     println!("{read_prompt}\n\n{read_token}\n");
 
-    let numbers: Vec<f32> = (0..HEADER + TOKENS * 3 * HEADS * WIDTH).map(|n| (n as f32 * 0.7).sin()).collect();
+    let numbers: Vec<f32> =
+        (0..HEADER + TOKENS * 3 * HEADS * WIDTH).map(|n| (n as f32 * 0.7).sin()).collect();
     let qkv = buffer(&device, "qkv", numbers.len(), wgpu::BufferUsages::COPY_DST);
     queue.write_buffer(&qkv, 0, bytes_of(&numbers));
     // Outputs may share a buffer with each other, though not with what the same call reads.
@@ -71,12 +81,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        read_prompt.encode_in_pass(&mut pass, &Args::new(at(&qkv, q), at(&qkv, k), at(&qkv, v), &out))?;
+        read_prompt
+            .encode_in_pass(&mut pass, &Args::new(at(&qkv, q), at(&qkv, k), at(&qkv, v), &out))?;
         for (n, length) in lengths.into_iter().enumerate() {
             // The last of `length` tokens looks back on all of them.
             let call = Call { seq_kv: Some(length), ..Call::default() };
             let result = at(&out, prompt_len + n * HEADS * WIDTH);
-            let args = Args::new(at(&qkv, query_of(length - 1)), at(&qkv, k), at(&qkv, v), result).call(call);
+            let args = Args::new(at(&qkv, query_of(length - 1)), at(&qkv, k), at(&qkv, v), result)
+                .call(call);
             read_token.encode_in_pass(&mut pass, &args)?;
         }
     }
@@ -94,8 +106,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
     // The same in float64. Each row has a bound on its error, and must keep it.
     let (of_prompt, of_tokens) = got.split_at(prompt_len);
     let slice = |element: usize| bytes_of(&numbers[element..]);
-    let inputs =
-        |query: usize, call| HostInputs { q: slice(query), k: slice(k), v: slice(v), mask: None, kv_lens: None, call };
+    let inputs = |query: usize, call| HostInputs {
+        q: slice(query),
+        k: slice(k),
+        v: slice(v),
+        mask: None,
+        kv_lens: None,
+        call,
+    };
     let share = largest_share(&prompt, &inputs(q, Call::default()), of_prompt)?;
     println!("prompt of {TOKENS}: largest error is {share:.2} of the bound");
     assert!(share <= 1.0);
@@ -111,7 +129,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn buffer(device: &wgpu::Device, label: &str, elements: usize, also: wgpu::BufferUsages) -> wgpu::Buffer {
+fn buffer(
+    device: &wgpu::Device,
+    label: &str,
+    elements: usize,
+    also: wgpu::BufferUsages,
+) -> wgpu::Buffer {
     device.create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: 4 * elements as u64,
@@ -131,14 +154,19 @@ fn read(device: &wgpu::Device, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Box<dy
 }
 
 /// The largest error of `got` (B, S, H, D) as a share of what its row may have.
-fn largest_share(problem: &Problem, inputs: &HostInputs<'_>, got: &[f32]) -> Result<f64, Box<dyn Error>> {
+fn largest_share(
+    problem: &Problem,
+    inputs: &HostInputs<'_>,
+    got: &[f32],
+) -> Result<f64, Box<dyn Error>> {
     let answer = attention(problem, inputs)?;
     let mut largest = 0.0;
     for (row, terms) in answer.rows.iter().enumerate() {
         let (head, query) = (row / problem.seq_q(), row % problem.seq_q());
         let bound = terms.out_bound(problem.dtype(), problem.head_dim());
         for d in 0..WIDTH {
-            let (got, expected) = (got[(query * HEADS + head) * WIDTH + d], answer.out[row * WIDTH + d]);
+            let (got, expected) =
+                (got[(query * HEADS + head) * WIDTH + d], answer.out[row * WIDTH + d]);
             largest = f64::max(largest, bound::share(got.into(), expected, bound, problem.dtype()));
         }
     }

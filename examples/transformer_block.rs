@@ -24,10 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = match instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await {
         Ok(adapter) => adapter,
-        Err(error) if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") => {
+        Err(error)
+            if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
+        {
             return Err(error.into());
         }
         Err(error) => {
@@ -56,8 +59,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let [qkv, up] = [3 * EMBED, MLP].map(|width| gpu.tensor(TOKENS * width));
     let (x_buffer, y) = (gpu.upload(&x), gpu.tensor(TOKENS * EMBED));
     let Block { norm_1, qkv: w_qkv, out: w_out, norm_2, up: w_up, down: w_down } = &block;
-    let steps_before =
-        [gpu.step("layer_norm", norm_1, &x_buffer, None, &normed), gpu.step("linear", w_qkv, &normed, None, &qkv)];
+    let steps_before = [
+        gpu.step("layer_norm", norm_1, &x_buffer, None, &normed),
+        gpu.step("linear", w_qkv, &normed, None, &qkv),
+    ];
     let steps_after = [
         gpu.step("linear_residual", w_out, &attended, Some(&x_buffer), &h),
         gpu.step("layer_norm", norm_2, &h, None, &h_normed),
@@ -75,7 +80,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
     }
     queue.submit([encoder.finish()]);
     let (done, read) = std::sync::mpsc::channel();
-    wgpu::util::DownloadBuffer::read_buffer(&device, &queue, &y.slice(..), move |result| drop(done.send(result)));
+    wgpu::util::DownloadBuffer::read_buffer(&device, &queue, &y.slice(..), move |result| {
+        drop(done.send(result))
+    });
     device.poll(wgpu::PollType::wait_indefinitely())?;
     let got = read.recv()??;
     let got: &[f32] = bytemuck::cast_slice(&got);
@@ -83,8 +90,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     // Numbers here are of the order of 1, and sums have up to 256 terms, each rounded to 2^-24 of itself: 1e-5 leaves a
     // margin over what rounding explains, and any mistake is far above it.
     let expected = block.in_float64(&x);
-    let largest =
-        got.iter().zip(&expected).fold(0.0, |most: f64, (&got, want)| most.max((f64::from(got) - want).abs()));
+    let largest = got
+        .iter()
+        .zip(&expected)
+        .fold(0.0, |most: f64, (&got, want)| most.max((f64::from(got) - want).abs()));
     println!("{TOKENS} tokens of width {EMBED}: largest error {largest:.1e}, tolerance 1e-5");
     assert!(got.len() == expected.len() && largest <= 1e-5);
     Ok(())
@@ -140,20 +149,31 @@ impl Block {
             qkv[token * 3 * EMBED + which * EMBED + head * WIDTH + d]
         };
         let mut attended = vec![0.0; TOKENS * EMBED];
-        for (token, head) in (0..TOKENS).flat_map(|token| (0..HEADS).map(move |head| (token, head))) {
-            let dot = |key| -> f64 { (0..WIDTH).map(|d| number(0, token, head, d) * number(1, key, head, d)).sum() };
-            let weights: Vec<f64> = (0..=token).map(|key| (dot(key) / (WIDTH as f64).sqrt()).exp()).collect();
+        for (token, head) in (0..TOKENS).flat_map(|token| (0..HEADS).map(move |head| (token, head)))
+        {
+            let dot = |key| -> f64 {
+                (0..WIDTH).map(|d| number(0, token, head, d) * number(1, key, head, d)).sum()
+            };
+            let weights: Vec<f64> =
+                (0..=token).map(|key| (dot(key) / (WIDTH as f64).sqrt()).exp()).collect();
             let total: f64 = weights.iter().sum();
             for d in 0..WIDTH {
-                let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * number(2, key, head, d)).sum();
+                let sum: f64 = weights
+                    .iter()
+                    .enumerate()
+                    .map(|(key, weight)| weight * number(2, key, head, d))
+                    .sum();
                 attended[token * EMBED + head * WIDTH + d] = sum / total;
             }
         }
-        let add = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+        let add =
+            |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
         let h = add(&x, &self.out.product(&attended));
         let mut up = self.up.product(&self.norm_2.normed(&h));
         for z in &mut up {
-            *z *= 0.5 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (*z + 0.044715 * z.powi(3))).tanh());
+            *z *= 0.5
+                * (1.0
+                    + ((2.0 / std::f64::consts::PI).sqrt() * (*z + 0.044715 * z.powi(3))).tanh());
         }
         add(&h, &self.down.product(&up))
     }
@@ -162,10 +182,15 @@ impl Block {
 impl Weights {
     fn product(&self, x: &[f64]) -> Vec<f64> {
         let number = |row: &[f64], c: usize| {
-            let products = row.iter().enumerate().map(|(n, x)| x * f64::from(self.weight[n * self.columns + c]));
+            let products = row
+                .iter()
+                .enumerate()
+                .map(|(n, x)| x * f64::from(self.weight[n * self.columns + c]));
             products.sum::<f64>() + f64::from(self.bias[c])
         };
-        x.chunks_exact(self.inner).flat_map(|row| (0..self.columns).map(move |c| number(row, c))).collect()
+        x.chunks_exact(self.inner)
+            .flat_map(|row| (0..self.columns).map(move |c| number(row, c)))
+            .collect()
     }
 
     fn normed(&self, x: &[f64]) -> Vec<f64> {
@@ -173,7 +198,8 @@ impl Weights {
             let mean = row.iter().sum::<f64>() / EMBED as f64;
             let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / EMBED as f64;
             let scale = |(c, x): (usize, &f64)| {
-                (x - mean) / (variance + 1e-5).sqrt() * f64::from(self.weight[c]) + f64::from(self.bias[c])
+                (x - mean) / (variance + 1e-5).sqrt() * f64::from(self.weight[c])
+                    + f64::from(self.bias[c])
             };
             row.iter().enumerate().map(scale).collect()
         };
@@ -196,7 +222,10 @@ struct Step {
 
 impl<'a> Gpu<'a> {
     fn new(device: &'a wgpu::Device) -> Self {
-        Self { device, module: device.create_shader_module(wgpu::include_wgsl!("transformer_block.wgsl")) }
+        Self {
+            device,
+            module: device.create_shader_module(wgpu::include_wgsl!("transformer_block.wgsl")),
+        }
     }
 
     fn tensor(&self, elements: usize) -> wgpu::Buffer {
@@ -210,7 +239,11 @@ impl<'a> Gpu<'a> {
 
     fn upload(&self, numbers: &[f32]) -> wgpu::Buffer {
         let (contents, usage) = (bytes_of(numbers), wgpu::BufferUsages::STORAGE);
-        self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents, usage })
+        self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+            label: None,
+            contents,
+            usage,
+        })
     }
 
     /// The step `kernel` from `x` to `y`. A kernel's bind group holds only the bindings that it uses.
@@ -239,7 +272,8 @@ impl<'a> Gpu<'a> {
         let (weight, bias) = (self.upload(&weights.weight), self.upload(&weights.bias));
         let bound = [Some(&sizes_buffer), Some(x), Some(&weight), Some(&bias), residual, Some(y)];
         let resources = bound.iter().map(|buffer| buffer.map(wgpu::Buffer::as_entire_binding));
-        let entry = |(binding, resource)| Some(wgpu::BindGroupEntry { binding, resource: resource? });
+        let entry =
+            |(binding, resource)| Some(wgpu::BindGroupEntry { binding, resource: resource? });
         let entries: Vec<_> = (0..).zip(resources).filter_map(entry).collect();
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(kernel),

@@ -92,7 +92,11 @@ impl Attention {
     /// A session on a device that is already open. wgpu is then asked before all other backends.
     #[cfg(feature = "wgpu")]
     pub fn with_context(context: flashtile_wgpu::Context) -> Self {
-        Self { gpu: Session::with_context(context), own: Some(BackendKind::Wgpu), ..Self::default() }
+        Self {
+            gpu: Session::with_context(context),
+            own: Some(BackendKind::Wgpu),
+            ..Self::default()
+        }
     }
 
     /// A session on an NVIDIA card of the caller's choice.
@@ -104,7 +108,11 @@ impl Attention {
     /// A session in a CUDA context that is already there.
     #[cfg(feature = "cuda")]
     pub fn with_cuda_context(context: flashtile_cuda::Context) -> Self {
-        Self { cuda: Session::with_context(context), own: Some(BackendKind::Cuda), ..Self::default() }
+        Self {
+            cuda: Session::with_context(context),
+            own: Some(BackendKind::Cuda),
+            ..Self::default()
+        }
     }
 
     /// The session that [`scaled_dot_product_attention`](crate::scaled_dot_product_attention) shares through the process.
@@ -142,7 +150,9 @@ impl Attention {
             #[cfg(not(feature = "cuda"))]
             (BackendKind::Cuda, _) => Verdict::Refused(vec![Reason::FeatureOff { backend }]),
             (BackendKind::Reference, KernelKind::Unfused) => Verdict::Runs(reference_plan()),
-            (BackendKind::Reference, _) => Verdict::Refused(vec![Reason::NoSuchKernel { backend, kernel }]),
+            (BackendKind::Reference, _) => {
+                Verdict::Refused(vec![Reason::NoSuchKernel { backend, kernel }])
+            }
             _ => Verdict::Refused(vec![Reason::NotBuilt { backend }]),
         }
     }
@@ -152,11 +162,17 @@ impl Attention {
     /// # Errors
     /// [`Error::Refused`] with all reasons where nothing can; [`Error::Problem`] for arguments that do not fit the problem; failures of the
     /// device.
-    pub fn run(&self, problem: &Problem, args: HostArgs<'_>, choice: Choice) -> Result<Report, Error> {
+    pub fn run(
+        &self,
+        problem: &Problem,
+        args: HostArgs<'_>,
+        choice: Choice,
+    ) -> Result<Report, Error> {
         let begin = Instant::now();
         flashtile_core::check_host_args(problem, &args)?;
         let explanation = self.explain_within(problem, choice);
-        let (backend, kernel) = explanation.choose(choice.backend, choice.kernel).map_err(Error::Refused)?;
+        let (backend, kernel) =
+            explanation.choose(choice.backend, choice.kernel).map_err(Error::Refused)?;
         let why = why(&explanation, choice, backend, kernel);
         let mut report = match backend {
             #[cfg(feature = "wgpu")]
@@ -172,7 +188,12 @@ impl Attention {
 }
 
 /// Why `choice` came to this pair: it was asked for, or what stands before it was refused.
-fn why(explanation: &Explanation, choice: Choice, backend: BackendKind, kernel: KernelKind) -> String {
+fn why(
+    explanation: &Explanation,
+    choice: Choice,
+    backend: BackendKind,
+    kernel: KernelKind,
+) -> String {
     let mut why = match (choice.backend, choice.kernel) {
         (Some(_), Some(_)) => "asked for by name".to_owned(),
         (Some(_), None) => format!("backend asked for; {kernel} is its first kernel that runs"),
@@ -183,10 +204,14 @@ fn why(explanation: &Explanation, choice: Choice, backend: BackendKind, kernel: 
         (None, None) => "first that runs".to_owned(),
     };
     let mut refused: Vec<String> = Vec::new();
-    for (b, _, verdict) in explanation.verdicts.iter().take_while(|(b, k, _)| (*b, *k) != (backend, kernel)) {
+    for (b, _, verdict) in
+        explanation.verdicts.iter().take_while(|(b, k, _)| (*b, *k) != (backend, kernel))
+    {
         if let Verdict::Refused(reasons) = verdict {
             // That a backend has but one kernel is no news where nobody asked for the other.
-            let told = |reason: &&Reason| choice.kernel.is_some() || !matches!(reason, Reason::NoSuchKernel { .. });
+            let told = |reason: &&Reason| {
+                choice.kernel.is_some() || !matches!(reason, Reason::NoSuchKernel { .. })
+            };
             let reasons: Vec<_> = reasons.iter().filter(told).map(Reason::to_string).collect();
             if reasons.is_empty() {
                 continue;
@@ -209,15 +234,25 @@ fn reference_plan() -> String {
 
 /// What the oracle keeps in float64: q, k, v, out, and seven numbers a row for its bound.
 fn reference_workspace(problem: &Problem) -> u64 {
-    let count = |shape: &[usize; 4]| shape.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+    let count =
+        |shape: &[usize; 4]| shape.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
     let tensors = [problem.q(), problem.k(), problem.v(), problem.out()];
     let rows: u64 = problem.lse_shape().iter().map(|&n| n as u64).product();
-    tensors.iter().fold(rows.saturating_mul(8), |n, view| n.saturating_add(count(&view.shape))).saturating_mul(8)
+    tensors
+        .iter()
+        .fold(rows.saturating_mul(8), |n, view| n.saturating_add(count(&view.shape)))
+        .saturating_mul(8)
 }
 
 fn run_reference(problem: &Problem, args: HostArgs<'_>) -> Result<Report, Error> {
     let begin = Instant::now();
-    let given = [args.q.len(), args.k.len(), args.v.len(), args.out.len(), args.mask.map_or(0, <[u8]>::len)];
+    let given = [
+        args.q.len(),
+        args.k.len(),
+        args.v.len(),
+        args.out.len(),
+        args.mask.map_or(0, <[u8]>::len),
+    ];
     let lse = args.lse.as_ref().map_or(0, |lse| lse.len() * 4);
     // Without queries there may still be 2^40 heads, each of which the oracle would visit in vain.
     if !problem.is_empty() {
@@ -249,7 +284,16 @@ mod tests {
         let mut out = [0; 4];
         let one = crate::bytes_of(&[1.0f32]);
         let (mask, kv_lens, lse) = (None, None, None);
-        let args = HostArgs { q: one, k: one, v: one, mask, kv_lens, out: &mut out, lse, call: Call::default() };
+        let args = HostArgs {
+            q: one,
+            k: one,
+            v: one,
+            mask,
+            kv_lens,
+            out: &mut out,
+            lse,
+            call: Call::default(),
+        };
         let report = Attention::global().run(&problem, args, choice)?;
         assert_eq!(out, one);
         Ok(report)
@@ -271,7 +315,8 @@ mod tests {
             "refused: cpu flash: the cpu backend is not part of this version; \
              cpu unfused: the cpu backend is not part of this version"
         );
-        let choice = Choice { backend: Some(BackendKind::Reference), kernel: Some(KernelKind::Flash) };
+        let choice =
+            Choice { backend: Some(BackendKind::Reference), kernel: Some(KernelKind::Flash) };
         assert!(matches!(run(choice), Err(Error::Refused(e)) if e.verdicts.len() == 1));
     }
 

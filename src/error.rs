@@ -23,7 +23,9 @@ pub enum Error {
         given: usize,
     },
     /// q has more heads than k, without `enable_gqa`.
-    #[error("q has {heads} heads and k has {kv_heads}: set enable_gqa to let groups of query heads share a key head")]
+    #[error(
+        "q has {heads} heads and k has {kv_heads}: set enable_gqa to let groups of query heads share a key head"
+    )]
     GqaDisabled {
         /// Heads of q.
         heads: usize,

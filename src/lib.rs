@@ -99,7 +99,9 @@
 //! together by [`merge`].
 
 #[cfg(target_endian = "big")]
-compile_error!("flashtile hands slices to kernels as little-endian bytes; big-endian hosts are not supported");
+compile_error!(
+    "flashtile hands slices to kernels as little-endian bytes; big-endian hosts are not supported"
+);
 
 #[cfg(feature = "wgpu")]
 mod adapter;

@@ -37,16 +37,24 @@ pub fn concat_past(
 ) -> Result<(Vec<u8>, TensorView), Error> {
     let (old, fresh) = (past.1, new.1);
     let (newer, because) = match argument {
-        Argument::PastValue => (Argument::V, ["the batch of v", "the heads of v", "the head_dim of v"]),
+        Argument::PastValue => {
+            (Argument::V, ["the batch of v", "the heads of v", "the head_dim of v"])
+        }
         _ => (Argument::K, ["the batch of k", "the heads of k", "the head_dim of k"]),
     };
     if old.dtype != fresh.dtype {
-        return Err(ProblemError::DTypeMix { argument, expected: fresh.dtype, given: old.dtype }.into());
+        return Err(
+            ProblemError::DTypeMix { argument, expected: fresh.dtype, given: old.dtype }.into()
+        );
     }
-    for ((axis, name), because) in [(0, "batch"), (1, "heads"), (3, "head_dim")].into_iter().zip(because) {
+    for ((axis, name), because) in
+        [(0, "batch"), (1, "heads"), (3, "head_dim")].into_iter().zip(because)
+    {
         let (expected, given) = (fresh.shape[axis], old.shape[axis]);
         if expected != given {
-            return Err(ProblemError::Size { argument, axis: name, expected, given, because }.into());
+            return Err(
+                ProblemError::Size { argument, axis: name, expected, given, because }.into()
+            );
         }
     }
     for (argument, (bytes, view)) in [(argument, past), (newer, new)] {
@@ -59,7 +67,8 @@ pub fn concat_past(
     let seq = s.checked_add(old.shape[2]).ok_or(ProblemError::Overflow { argument })?;
     let both = TensorView::contiguous(fresh.dtype, layout, [b, h, seq, d])
         .map_err(|_| ProblemError::Overflow { argument: newer })?;
-    let mut bytes = zeroed(newer, both.byte_span().ok_or(ProblemError::Overflow { argument: newer })?)?;
+    let mut bytes =
+        zeroed(newer, both.byte_span().ok_or(ProblemError::Overflow { argument: newer })?)?;
     copy_rows(past, 0, &mut bytes, &both);
     copy_rows(new, old.shape[2], &mut bytes, &both);
     Ok((bytes, both))
@@ -109,11 +118,17 @@ mod tests {
             for layout in [Layout::Bshd, Layout::Bhsd, Layout::Hbsd] {
                 let bytes = bytes_of(&numbers);
                 let (out, both) =
-                    concat_past(Argument::PastValue, (bytes, &past), (bytes, &new), layout).expect("fits");
+                    concat_past(Argument::PastValue, (bytes, &past), (bytes, &new), layout)
+                        .expect("fits");
                 assert_eq!((both.shape, out.len()), ([2, 3, 7, 4], 2 * 3 * 7 * 4 * 4));
                 for (b, h, s, d) in [(0, 0, 0, 0), (1, 2, 1, 3), (0, 1, 2, 0), (1, 2, 6, 3)] {
-                    let expected = if s < 2 { past.index(b, h, s, d) } else { new.index(b, h, s - 2, d) };
-                    assert_eq!(DType::F32.read(&out, both.index(b, h, s, d)), expected as f64, "{layout}");
+                    let expected =
+                        if s < 2 { past.index(b, h, s, d) } else { new.index(b, h, s - 2, d) };
+                    assert_eq!(
+                        DType::F32.read(&out, both.index(b, h, s, d)),
+                        expected as f64,
+                        "{layout}"
+                    );
                 }
             }
         }
@@ -122,7 +137,9 @@ mod tests {
     #[test]
     fn empty_sequences_of_huge_batches_take_no_time() {
         let empty = view(Layout::Bhsd, [1 << 40, 1 << 20, 0, 4]);
-        let (bytes, both) = concat_past(Argument::PastKey, (&[], &empty), (&[], &empty), Layout::Bshd).expect("fits");
+        let (bytes, both) =
+            concat_past(Argument::PastKey, (&[], &empty), (&[], &empty), Layout::Bshd)
+                .expect("fits");
         assert_eq!((bytes.len(), both.shape), (0, empty.shape));
     }
 
@@ -133,10 +150,19 @@ mod tests {
         let f16 = TensorView { dtype: DType::F16, ..new };
         for (past, bytes, message) in [
             (f16, 480, "past_key must be f32 like q, but is f16"),
-            (view(Layout::Bhsd, [2, 2, 1, 4]), 480, "past_key must have heads 3 (the heads of k), but has 2"),
+            (
+                view(Layout::Bhsd, [2, 2, 1, 4]),
+                480,
+                "past_key must have heads 3 (the heads of k), but has 2",
+            ),
             (view(Layout::Bhsd, [2, 3, 1, 4]), 95, "past_key needs 96 bytes, but 95 were given"),
         ] {
-            let e = concat_past(Argument::PastKey, (&data[..bytes], &past), (&data, &new), Layout::Bshd);
+            let e = concat_past(
+                Argument::PastKey,
+                (&data[..bytes], &past),
+                (&data, &new),
+                Layout::Bshd,
+            );
             assert_eq!(e.expect_err("refused").to_string(), message);
         }
     }

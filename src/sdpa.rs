@@ -1,5 +1,7 @@
 use crate::{Attention, Choice, Element, Error, OwnedTensor, Tensor, tensor::zeroed};
-use flashtile_core::{Argument, Call, HostArgs, Layout, Mask, MaskKind, Problem, ProblemError, TensorView};
+use flashtile_core::{
+    Argument, Call, HostArgs, Layout, Mask, MaskKind, Problem, ProblemError, TensorView,
+};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The mask of [`scaled_dot_product_attention`]: rank 1 to 4, broadcast by NumPy's rules against (B, H, Sq, Skv).
@@ -43,8 +45,12 @@ pub fn scaled_dot_product_attention<T: Element>(
 ) -> Result<OwnedTensor<T>, Error> {
     let (q, k, v) = (query.bhsd(Argument::Q)?, key.bhsd(Argument::K)?, value.bhsd(Argument::V)?);
     let mask = attn_mask.map(|mask| view_of_mask(&mask)).transpose()?;
-    let problem =
-        Problem::builder(q, k, v).mask(mask).causal(is_causal).dropout_p(dropout_p).out(out_view(&q, &v)?).build()?;
+    let problem = Problem::builder(q, k, v)
+        .mask(mask)
+        .causal(is_causal)
+        .dropout_p(dropout_p)
+        .out(out_view(&q, &v)?)
+        .build()?;
     let (heads, kv_heads) = (problem.heads(), problem.kv_heads());
     if !enable_gqa && heads != kv_heads {
         return Err(Error::GqaDisabled { heads, kv_heads });
@@ -117,11 +123,19 @@ mod tests {
     fn near(out: Result<OwnedTensor<f32>, Error>, expected: &[f32]) {
         let out = out.expect("runs");
         assert_eq!(out.data.len(), expected.len());
-        assert!(out.data.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{:?} {expected:?}", out.data);
+        assert!(
+            out.data.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{:?} {expected:?}",
+            out.data
+        );
     }
 
     /// A query over two keys of scores ln 1 and ln 3, values 10 and 20: weights 1/4 and 3/4.
-    fn two_keys(mask: Option<AttnMask<'_, f32>>, dropout_p: f64, causal: bool) -> Result<OwnedTensor<f32>, Error> {
+    fn two_keys(
+        mask: Option<AttnMask<'_, f32>>,
+        dropout_p: f64,
+        causal: bool,
+    ) -> Result<OwnedTensor<f32>, Error> {
         let q = Tensor { data: &[1.0], shape: ONE };
         let k = Tensor { data: &[0.0, 3f32.ln()], shape: TWO_KEYS };
         let v = Tensor { data: &[10.0, 20.0], shape: TWO_KEYS };
@@ -142,7 +156,9 @@ mod tests {
 
     #[test]
     fn the_generator_repeats_with_its_seed() {
-        let draw = || -> Vec<f32> { (0..16).map(|_| two_keys(None, 0.5, false).expect("runs").data[0]).collect() };
+        let draw = || -> Vec<f32> {
+            (0..16).map(|_| two_keys(None, 0.5, false).expect("runs").data[0]).collect()
+        };
         manual_seed(7);
         let first = draw();
         assert_ne!(first[..8], first[8..], "each call draws anew");
@@ -167,14 +183,28 @@ mod tests {
         let q = Tensor { data: &[1.0f32], shape: ONE };
         let long = Tensor { data: &[1.0f32, 2.0], shape: ONE };
         let flat = Tensor { data: &[1.0f32], shape: &[1, 1, 1] };
-        let run = |q, k, v, mask, scale| scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale, false);
+        let run = |q, k, v, mask, scale| {
+            scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale, false)
+        };
         let short = AttnMask::Bool(Tensor { data: &[true], shape: &[2, 1] });
         let wide = AttnMask::Bool(Tensor { data: &[true, false], shape: &[2] });
         for (result, message) in [
-            (run(q, long, q, None, None), "k of shape [1, 1, 1, 1] has 1 elements, but its slice holds 2"),
-            (run(q, q, flat, None, None), "v must have rank 4 in layout bhsd, but its shape is [1, 1, 1]"),
-            (run(q, q, q, Some(short), None), "attn_mask of shape [2, 1] has 2 elements, but its slice holds 1"),
-            (run(q, q, q, Some(wide), None), "attn_mask of shape [1, 1, 1, 2] does not broadcast to"),
+            (
+                run(q, long, q, None, None),
+                "k of shape [1, 1, 1, 1] has 1 elements, but its slice holds 2",
+            ),
+            (
+                run(q, q, flat, None, None),
+                "v must have rank 4 in layout bhsd, but its shape is [1, 1, 1]",
+            ),
+            (
+                run(q, q, q, Some(short), None),
+                "attn_mask of shape [2, 1] has 2 elements, but its slice holds 1",
+            ),
+            (
+                run(q, q, q, Some(wide), None),
+                "attn_mask of shape [1, 1, 1, 2] does not broadcast to",
+            ),
             (run(q, q, q, None, Some(f32::NAN)), "scale must be finite, but is NaN"),
         ] {
             let error = result.expect_err(message).to_string();

@@ -30,8 +30,16 @@ pub(crate) trait Device {
     fn verdict(context: &Self::Context, problem: &Problem, kernel: KernelKind) -> Verdict;
     /// `None`: the first kernel that runs.
     fn options(kernel: Option<KernelKind>) -> Self::Options;
-    fn plan(context: &Self::Context, problem: &Problem, options: &Self::Options) -> Result<Self::Plan, Self::Error>;
-    fn run(context: &Self::Context, plan: &Self::Plan, args: HostArgs<'_>) -> Result<Ran, Self::Error>;
+    fn plan(
+        context: &Self::Context,
+        problem: &Problem,
+        options: &Self::Options,
+    ) -> Result<Self::Plan, Self::Error>;
+    fn run(
+        context: &Self::Context,
+        plan: &Self::Plan,
+        args: HostArgs<'_>,
+    ) -> Result<Ran, Self::Error>;
     fn problem(plan: &Self::Plan) -> &Problem;
     fn kernel(plan: &Self::Plan) -> KernelKind;
     fn workspace_bytes(plan: &Self::Plan) -> u64;
@@ -143,9 +151,16 @@ impl<D: Device> Session<D> {
         })
     }
 
-    fn plan(&self, context: &D::Context, problem: &Problem, options: D::Options) -> Result<D::Plan, D::Error> {
+    fn plan(
+        &self,
+        context: &D::Context,
+        problem: &Problem,
+        options: D::Options,
+    ) -> Result<D::Plan, D::Error> {
         let mut plans = lock(&self.plans);
-        if let Some(at) = plans.iter().position(|(made_for, plan)| *made_for == options && D::problem(plan) == problem)
+        if let Some(at) = plans
+            .iter()
+            .position(|(made_for, plan)| *made_for == options && D::problem(plan) == problem)
         {
             let found = plans.remove(at);
             let plan = found.1.clone();
@@ -157,8 +172,9 @@ impl<D: Device> Session<D> {
         let plan = D::plan(context, problem, &options)?;
         let mut plans = lock(&self.plans);
         plans.push((options, plan.clone()));
-        let kept =
-            |plans: &[(D::Options, D::Plan)]| plans.iter().map(|(_, plan)| D::workspace_bytes(plan)).sum::<u64>();
+        let kept = |plans: &[(D::Options, D::Plan)]| {
+            plans.iter().map(|(_, plan)| D::workspace_bytes(plan)).sum::<u64>()
+        };
         while plans.len() > KEPT_PLANS || plans.len() > 1 && kept(&plans) > KEPT_BYTES {
             plans.remove(0);
         }

@@ -57,7 +57,12 @@ impl<T> Tensor<'_, T> {
         let expected = self.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         let expected = expected.ok_or(ProblemError::Overflow { argument })?;
         if expected != self.data.len() {
-            return Err(Error::Elements { argument, shape: self.shape.to_vec(), expected, given: self.data.len() });
+            return Err(Error::Elements {
+                argument,
+                shape: self.shape.to_vec(),
+                expected,
+                given: self.data.len(),
+            });
         }
         Ok(())
     }
@@ -91,7 +96,10 @@ pub fn zeroed_bytes(problem: &Problem) -> Result<Vec<u8>, Error> {
 }
 
 /// `len` zeroes, or an error instead of an abort.
-pub(crate) fn zeroed<T: bytemuck::Zeroable + Clone>(argument: Argument, len: usize) -> Result<Vec<T>, Error> {
+pub(crate) fn zeroed<T: bytemuck::Zeroable + Clone>(
+    argument: Argument,
+    len: usize,
+) -> Result<Vec<T>, Error> {
     let mut zeroes = Vec::new();
     let bytes = len.saturating_mul(size_of::<T>());
     zeroes.try_reserve_exact(len).map_err(|_| Error::HostMemory { argument, bytes })?;

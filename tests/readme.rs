@@ -4,8 +4,8 @@
 #![cfg(all(feature = "wgpu", feature = "cuda"))]
 
 use flashtile::{
-    Align, Attention, BackendKind, Call, Choice, DType, KernelKind, Layout, Mask, MaskKind, Problem, ProblemBuilder,
-    ProblemError, TensorView, Verdict,
+    Align, Attention, BackendKind, Call, Choice, DType, KernelKind, Layout, Mask, MaskKind,
+    Problem, ProblemBuilder, ProblemError, TensorView, Verdict,
     cuda::{Machine, PlanOptions, schedule},
     wgpu::{Error as WgpuError, export_baseline},
 };
@@ -40,7 +40,10 @@ fn the_readme_shows_the_example_that_compiles() {
     let text = include_str!("readme.rs");
     let (_, text) = text.split_once("    // <example>\n").expect("begins");
     let (text, _) = text.split_once("    // </example>").expect("ends");
-    let text: String = text.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let text: String = text
+        .lines()
+        .map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)))
+        .collect();
     compare("README.md", "example", &format!("```rust\n{text}```\n"));
 }
 
@@ -49,17 +52,27 @@ fn the_readme_shows_the_example_that_compiles() {
 /// Problems that differ from one plain one in the way that the label says.
 fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
     let dense = |dtype, layout, shape| TensorView::contiguous(dtype, layout, shape);
-    let square = |dtype, shape| dense(dtype, Layout::Bhsd, shape).map(|x| Problem::builder(x, x, x));
+    let square =
+        |dtype, shape| dense(dtype, Layout::Bhsd, shape).map(|x| Problem::builder(x, x, x));
     let plain = || square(DType::F16, [2, 8, 1024, 64]);
     // q and out are (B, H, Sq, ..), k and v (B, Hkv, Skv, ..).
-    let shaped = |layout, [b, h, hkv, sq, skv, d, dv]: [usize; 7]| -> Result<ProblemBuilder, ProblemError> {
-        let view = |shape| dense(DType::F16, layout, shape);
-        Ok(Problem::builder(view([b, h, sq, d])?, view([b, hkv, skv, d])?, view([b, hkv, skv, dv])?))
-    };
+    let shaped =
+        |layout, [b, h, hkv, sq, skv, d, dv]: [usize; 7]| -> Result<ProblemBuilder, ProblemError> {
+            let view = |shape| dense(DType::F16, layout, shape);
+            Ok(Problem::builder(
+                view([b, h, sq, d])?,
+                view([b, hkv, skv, d])?,
+                view([b, hkv, skv, dv])?,
+            ))
+        };
     let bhsd = |sizes| shaped(Layout::Bhsd, sizes);
     let mask = |kind, dims: &[usize]| Mask::contiguous(kind, dims);
     // Rows of an odd number of 16-bit elements, gaps between them, and every second head left out.
-    let odd = TensorView { dtype: DType::F16, shape: [2, 8, 33, 5], strides: [8 * 2 * 33 * 7, 2 * 33 * 7, 7, 1] };
+    let odd = TensorView {
+        dtype: DType::F16,
+        shape: [2, 8, 33, 5],
+        strides: [8 * 2 * 33 * 7, 2 * 33 * 7, 7, 1],
+    };
     let everything = bhsd([2, 8, 2, 1000, 1024, 80, 96])?
         .causal(true)
         .align(Align::BottomRight)
@@ -88,12 +101,22 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
         ("head_dim 576, head_dim_v 512", bhsd([2, 8, 8, 1024, 1024, 576, 512])?),
         ("head_dim_v 513", bhsd([2, 8, 8, 1024, 1024, 512, 513])?),
         ("causal", plain()?.causal(true)),
-        ("causal, bottom-right", bhsd([2, 8, 8, 100, 1024, 64, 64])?.causal(true).align(Align::BottomRight)),
+        (
+            "causal, bottom-right",
+            bhsd([2, 8, 8, 100, 1024, 64, 64])?.causal(true).align(Align::BottomRight),
+        ),
         ("window of 256 keys", plain()?.window_left(255).window_right(0)),
         ("softcap", plain()?.softcap(30.0)),
-        ("bool mask of keys, (B, 1, 1, Skv)", plain()?.mask(mask(MaskKind::Bool, &[2, 1, 1, 1024])?)),
-        ("additive f32 mask, (H, Sq, Skv)", { plain()?.mask(mask(MaskKind::Additive(DType::F32), &[8, 1024, 1024])?) }),
-        ("additive f16 mask, (Sq, Skv)", { plain()?.mask(mask(MaskKind::Additive(DType::F16), &[1024, 1024])?) }),
+        (
+            "bool mask of keys, (B, 1, 1, Skv)",
+            plain()?.mask(mask(MaskKind::Bool, &[2, 1, 1, 1024])?),
+        ),
+        ("additive f32 mask, (H, Sq, Skv)", {
+            plain()?.mask(mask(MaskKind::Additive(DType::F32), &[8, 1024, 1024])?)
+        }),
+        ("additive f16 mask, (Sq, Skv)", {
+            plain()?.mask(mask(MaskKind::Additive(DType::F16), &[1024, 1024])?)
+        }),
         ("kv_lens", plain()?.kv_lens(true)),
         ("dropout", plain()?.dropout_p(0.1)),
         ("log-sum-exp", plain()?.lse(true)),
@@ -102,7 +125,10 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
         ("70000 batch entries", square(DType::F16, [70_000, 1, 16, 64])?),
         ("8 heads, 32768 long", square(DType::F16, [1, 8, 32_768, 64])?),
         ("8 heads of 512 in bhsd, 24576 long", bhsd([1, 8, 8, 24_576, 24_576, 512, 512])?),
-        ("8 heads of 512 in bshd, 24576 long", shaped(Layout::Bshd, [1, 8, 8, 24_576, 24_576, 512, 512])?),
+        (
+            "8 heads of 512 in bshd, 24576 long",
+            shaped(Layout::Bshd, [1, 8, 8, 24_576, 24_576, 512, 512])?,
+        ),
         ("one head of 128, a million keys", bhsd([1, 1, 1, 1024, 1 << 20, 128, 128])?),
         ("32 heads of 128, 65536 queries", bhsd([1, 32, 32, 65_536, 1024, 128, 128])?),
     ];
@@ -116,7 +142,11 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
         return match export_baseline(problem, kernel, &Call::default()) {
             Ok(call) => {
                 let parts = call.dispatches.len() / if kernel == KernelKind::Flash { 1 } else { 3 };
-                Verdict::Runs(if parts > 1 { format!("yes, in {parts} parts") } else { "yes".to_owned() })
+                Verdict::Runs(if parts > 1 {
+                    format!("yes, in {parts} parts")
+                } else {
+                    "yes".to_owned()
+                })
             }
             Err(WgpuError::Refused { reasons, .. }) => Verdict::Refused(reasons),
             Err(error) => panic!("{problem}: {error}"),
@@ -124,7 +154,9 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
     }
     if backend == BackendKind::Cuda {
         return match schedule(problem, kernel, &PlanOptions::default(), &Machine::of_arch(86)) {
-            Ok(plan) if plan.tiles.engine == Engine::Mma => Verdict::Runs("yes, on tensor cores".to_owned()),
+            Ok(plan) if plan.tiles.engine == Engine::Mma => {
+                Verdict::Runs("yes, on tensor cores".to_owned())
+            }
             Ok(_) => Verdict::Runs("yes".to_owned()),
             Err(reasons) => Verdict::Refused(reasons),
         };
@@ -142,32 +174,38 @@ fn the_readme_says_what_runs_where() {
     let problems = problems().expect("valid problems");
     let mut notes: Vec<String> = Vec::new();
     let mut columns: Vec<(String, Vec<String>)> = Vec::new();
-    for backend in [BackendKind::Wgpu, BackendKind::Cuda, BackendKind::Reference, BackendKind::Cpu] {
+    for backend in [BackendKind::Wgpu, BackendKind::Cuda, BackendKind::Reference, BackendKind::Cpu]
+    {
         let of_backend = KernelKind::ALL.map(|kernel| {
-            let cells = problems.iter().map(|(_, problem)| match verdict(problem, backend, kernel) {
-                Verdict::Runs(how) => how,
-                Verdict::Refused(reasons) => {
-                    let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
-                    let reasons = reasons.join("; ");
-                    let number = notes.iter().position(|note| *note == reasons).unwrap_or_else(|| {
-                        notes.push(reasons);
-                        notes.len() - 1
-                    });
-                    format!("no [{}]", number + 1)
-                }
-            });
+            let cells =
+                problems.iter().map(|(_, problem)| match verdict(problem, backend, kernel) {
+                    Verdict::Runs(how) => how,
+                    Verdict::Refused(reasons) => {
+                        let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+                        let reasons = reasons.join("; ");
+                        let number =
+                            notes.iter().position(|note| *note == reasons).unwrap_or_else(|| {
+                                notes.push(reasons);
+                                notes.len() - 1
+                            });
+                        format!("no [{}]", number + 1)
+                    }
+                });
             (kernel, cells.collect::<Vec<_>>())
         });
         // A backend whose kernels always agree is one column.
         if of_backend[0].1 == of_backend[1].1 {
             columns.push((backend.to_string(), of_backend[0].1.clone()));
         } else {
-            columns.extend(of_backend.map(|(kernel, cells)| (format!("{backend} {kernel}"), cells)));
+            columns
+                .extend(of_backend.map(|(kernel, cells)| (format!("{backend} {kernel}"), cells)));
         }
     }
     // A column that says the same no to everything is a line below the table.
-    let refused = |cells: &[String]| cells[0].starts_with("no") && cells.iter().all(|cell| *cell == cells[0]);
-    let (never, columns): (Vec<_>, Vec<_>) = columns.into_iter().partition(|(_, cells)| refused(cells));
+    let refused =
+        |cells: &[String]| cells[0].starts_with("no") && cells.iter().all(|cell| *cell == cells[0]);
+    let (never, columns): (Vec<_>, Vec<_>) =
+        columns.into_iter().partition(|(_, cells)| refused(cells));
     let mut table = String::from("| problem |");
     columns.iter().for_each(|(name, _)| table += &format!(" {name} |"));
     table += "\n| --- |";
@@ -212,18 +250,27 @@ fn the_binding_table_is_what_variants_bind() {
         table += &format!("\n| {} | {what} |", slot as u32);
         for operation in Operation::ALL {
             let uses: Vec<Access> = of(operation)
-                .filter_map(|variant| variant.bindings().into_iter().find(|b| b.slot == slot).map(|b| b.access))
+                .filter_map(|variant| {
+                    variant.bindings().into_iter().find(|b| b.slot == slot).map(|b| b.access)
+                })
                 .collect();
             let cell = match uses.first() {
                 None => String::new(),
                 Some(access) => {
-                    assert!(uses.iter().all(|other| other == access), "{slot:?} of {operation} is used in one way");
+                    assert!(
+                        uses.iter().all(|other| other == access),
+                        "{slot:?} of {operation} is used in one way"
+                    );
                     let how = match access {
                         Access::Uniform => "uniform",
                         Access::Read => "read",
                         Access::ReadWrite => "read, write",
                     };
-                    if uses.len() == of(operation).count() { how.to_owned() } else { format!("{how}, where asked for") }
+                    if uses.len() == of(operation).count() {
+                        how.to_owned()
+                    } else {
+                        format!("{how}, where asked for")
+                    }
                 }
             };
             table += &format!(" {cell} |");
@@ -231,7 +278,9 @@ fn the_binding_table_is_what_variants_bind() {
     }
     table += "\n| | storage buffers at most |";
     for operation in Operation::ALL {
-        let storage = |variant: &Variant| variant.bindings().iter().filter(|b| b.access != Access::Uniform).count();
+        let storage = |variant: &Variant| {
+            variant.bindings().iter().filter(|b| b.access != Access::Uniform).count()
+        };
         let most = of(operation).map(storage).max().unwrap_or(0);
         assert!(most <= 8, "WebGPU gives a stage 8 storage buffers: {operation} has {most}");
         table += &format!(" {most} |");
@@ -245,16 +294,21 @@ fn the_binding_table_is_what_variants_bind() {
 /// Holds what stands between the markers `name` of a document to `text`, or writes it there.
 fn compare(document: &str, name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
-    let (begin, end) = (format!("<!-- {name}: made by tests/readme.rs -->\n"), format!("<!-- {name}: end -->\n"));
+    let (begin, end) =
+        (format!("<!-- {name}: made by tests/readme.rs -->\n"), format!("<!-- {name}: end -->\n"));
     let _guard = LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let written = fs::read_to_string(&path).expect("the document is there");
-    let (before, rest) = written.split_once(&begin).unwrap_or_else(|| panic!("{document} lacks the marker `{name}`"));
-    let (old, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{document} lacks the end of `{name}`"));
+    let (before, rest) = written
+        .split_once(&begin)
+        .unwrap_or_else(|| panic!("{document} lacks the marker `{name}`"));
+    let (old, after) =
+        rest.split_once(&end).unwrap_or_else(|| panic!("{document} lacks the end of `{name}`"));
     if old == text {
         return;
     }
     if env::var("UPDATE_README").is_ok_and(|value| value == "1") {
-        fs::write(&path, [before, &begin, text, &end, after].concat()).expect("the document can be written");
+        fs::write(&path, [before, &begin, text, &end, after].concat())
+            .expect("the document can be written");
         return;
     }
     panic!(

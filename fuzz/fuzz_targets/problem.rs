@@ -5,7 +5,8 @@
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use flashtile_core::{
-    Align, Call, Cost, DType, KernelKind, KeyTiles, Layout, Mask, MaskKind, Problem, ResolvedCall, TensorView, TileKind,
+    Align, Call, Cost, DType, KernelKind, KeyTiles, Layout, Mask, MaskKind, Problem, ResolvedCall,
+    TensorView, TileKind,
 };
 use flashtile_reference::{Answer, Inputs, attention};
 use flashtile_wgpu::export_baseline;
@@ -34,7 +35,8 @@ struct Given {
 impl<'a> Arbitrary<'a> for Given {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let dtype = *u.choose(&DType::ALL)?;
-        let (batch, kv_heads, seq_q, seq_kv, dim, dim_v) = (size(u)?, size(u)?, size(u)?, size(u)?, size(u)?, size(u)?);
+        let (batch, kv_heads, seq_q, seq_kv, dim, dim_v) =
+            (size(u)?, size(u)?, size(u)?, size(u)?, size(u)?, size(u)?);
         let heads = kv_heads.saturating_mul(u.int_in_range(1..=3)?);
         let q = view(u, dtype, [batch, heads, seq_q, dim])?;
         let k = view(u, dtype, [batch, kv_heads, seq_kv, dim])?;
@@ -50,7 +52,8 @@ impl<'a> Arbitrary<'a> for Given {
             let strides = maybe(u, |u| (0..rank).map(|_| size(u)).collect())?;
             Ok((*u.choose(&MaskKind::ALL)?, shape, strides))
         })?;
-        let window = |u: &mut Unstructured<'a>| if u.arbitrary()? { size(u) } else { u.arbitrary() };
+        let window =
+            |u: &mut Unstructured<'a>| if u.arbitrary()? { size(u) } else { u.arbitrary() };
         Ok(Self {
             q,
             k,
@@ -89,7 +92,10 @@ impl<'a> Arbitrary<'a> for Given {
 }
 
 /// Three times in four nothing, and always where the input has ended: its numbers are then the smallest, and odds are met.
-fn maybe<'a, T>(u: &mut Unstructured<'a>, f: impl FnOnce(&mut Unstructured<'a>) -> Result<T>) -> Result<Option<T>> {
+fn maybe<'a, T>(
+    u: &mut Unstructured<'a>,
+    f: impl FnOnce(&mut Unstructured<'a>) -> Result<T>,
+) -> Result<Option<T>> {
     if u.ratio(3, 4)? { Ok(None) } else { f(u).map(Some) }
 }
 
@@ -160,7 +166,9 @@ fuzz_target!(|given: Given| {
     let Some(problem) = given.problem() else { return };
     let _ = problem.to_string();
     let Ok(call) = given.call.resolve(&problem) else { return };
-    assert!(call.scale.is_finite() && call.seq_q <= problem.seq_q() && call.seq_kv <= problem.seq_kv());
+    assert!(
+        call.scale.is_finite() && call.seq_q <= problem.seq_q() && call.seq_kv <= problem.seq_kv()
+    );
 
     // Planning takes time, and here a copy of the kernel's text, for each dispatch; there may be one for each row.
     let sizes = [problem.batch(), problem.heads(), problem.seq_q(), problem.seq_kv()];
@@ -174,7 +182,8 @@ fuzz_target!(|given: Given| {
         let cost = Cost::new(&problem, &call, given.tiles[0], given.tiles[1], None);
         assert!(cost.flops <= cost.tile_flops, "{cost:?}");
     }
-    let elements = [problem.q(), problem.k(), problem.v(), problem.out()].map(|view| product(&view.shape));
+    let elements =
+        [problem.q(), problem.k(), problem.v(), problem.out()].map(|view| product(&view.shape));
     // A product of 0 may have huge factors.
     let small = |sizes: &[usize]| sizes.iter().all(|&n| n <= 1 << 12);
     if small(&sizes) && small(&[rows, scores]) && small(&elements) {
@@ -201,7 +210,10 @@ fn plan(problem: &Problem, call: &Call) {
                             .iter()
                             .all(|n| (1..=limits.max_compute_workgroups_per_dimension).contains(n))
                     );
-                    assert!(dispatch.bindings.len() <= limits.max_storage_buffers_per_shader_stage as usize);
+                    assert!(
+                        dispatch.bindings.len()
+                            <= limits.max_storage_buffers_per_shader_stage as usize
+                    );
                 }
             }
         }
@@ -216,7 +228,8 @@ fn compute(problem: &Problem, call: &ResolvedCall, given: &Given) {
     let mask_span = problem.mask().map(|mask| span(mask.byte_span()));
     let ([Some(q), Some(k), Some(v)], None | Some(Some(_))) = (views, mask_span) else { return };
     let dtype = problem.dtype();
-    let [q, k, v] = [(q, 1), (k, 2), (v, 3)].map(|(bytes, which)| numbers(dtype, bytes, &given.data, which));
+    let [q, k, v] =
+        [(q, 1), (k, 2), (v, 3)].map(|(bytes, which)| numbers(dtype, bytes, &given.data, which));
     let mask = problem.mask().zip(mask_span.flatten()).map(|(mask, bytes)| match mask.kind {
         MaskKind::Bool => (0..bytes).map(|n| pick(&given.data, n, 4) % 2).collect(),
         MaskKind::Additive(dtype) => {
@@ -227,8 +240,9 @@ fn compute(problem: &Problem, call: &ResolvedCall, given: &Given) {
             numbers
         }
     });
-    let lens: Vec<i32> =
-        (0..problem.batch()).map(|b| (usize::from(pick(&given.data, b, 6)) % (call.seq_kv + 1)) as i32).collect();
+    let lens: Vec<i32> = (0..problem.batch())
+        .map(|b| (usize::from(pick(&given.data, b, 6)) % (call.seq_kv + 1)) as i32)
+        .collect();
     let kv_lens = problem.kv_lens().then_some(&lens[..]);
     let inputs = Inputs { q: &q, k: &k, v: &v, mask: mask.as_deref(), kv_lens, call: given.call };
     let answer = attention(problem, &inputs).expect("all inputs are there");
@@ -264,7 +278,10 @@ fn check_rows(problem: &Problem, call: &ResolvedCall, inputs: &Inputs<'_>, answe
             assert!(out.iter().all(|&o| o == 0.0) && answer.lse[row] == f64::NEG_INFINITY);
         } else if scores_are_finite {
             assert!(answer.lse[row].is_finite(), "{:?}", answer.rows[row]);
-            assert!(out.iter().all(|o| o.abs() <= 4.0 * keep * (1.0 + 1e-12)), "{out:?} {inputs:?}");
+            assert!(
+                out.iter().all(|o| o.abs() <= 4.0 * keep * (1.0 + 1e-12)),
+                "{out:?} {inputs:?}"
+            );
             let bound = answer.rows[row].out_bound(problem.dtype(), problem.head_dim());
             assert!(bound > 0.0 && bound.is_finite(), "{:?}", answer.rows[row]);
         }
@@ -272,7 +289,13 @@ fn check_rows(problem: &Problem, call: &ResolvedCall, inputs: &Inputs<'_>, answe
 }
 
 /// Band, tiles and cost name the keys that the oracle sees.
-fn check_tiles(problem: &Problem, call: &ResolvedCall, tiles: [usize; 2], kv_lens: Option<&[i32]>, answer: &Answer) {
+fn check_tiles(
+    problem: &Problem,
+    call: &ResolvedCall,
+    tiles: [usize; 2],
+    kv_lens: Option<&[i32]>,
+    answer: &Answer,
+) {
     let (band, masked) = (problem.band(), problem.mask().is_some());
     let mut pairs = 0;
     for b in 0..problem.batch() {
@@ -280,7 +303,8 @@ fn check_tiles(problem: &Problem, call: &ResolvedCall, tiles: [usize; 2], kv_len
         for start in (0..call.seq_q).step_by(tiles[0]) {
             let rows = start..(start + tiles[0]).min(call.seq_q);
             let visited: Vec<_> =
-                KeyTiles::new(band, masked, start..start + tiles[0], tiles[1], call.seq_q, kv_len).collect();
+                KeyTiles::new(band, masked, start..start + tiles[0], tiles[1], call.seq_q, kv_len)
+                    .collect();
             for i in rows {
                 let allowed = |j| band.allows(i, j, call.seq_q, kv_len);
                 let in_tiles = |j: usize| visited.iter().find(|tile| tile.keys.contains(&j));
@@ -288,13 +312,19 @@ fn check_tiles(problem: &Problem, call: &ResolvedCall, tiles: [usize; 2], kv_len
                 for j in 0..call.seq_kv {
                     match in_tiles(j) {
                         None => assert!(!allowed(j), "key {j} of query {i} is not visited"),
-                        Some(tile) => assert!(allowed(j) || tile.kind == TileKind::Edge, "key {j} of query {i}"),
+                        Some(tile) => assert!(
+                            allowed(j) || tile.kind == TileKind::Edge,
+                            "key {j} of query {i}"
+                        ),
                     }
                 }
                 pairs += count * problem.heads();
                 for h in 0..problem.heads() {
                     let seen = answer.rows[(b * problem.heads() + h) * call.seq_q + i].keys;
-                    assert!(if masked { seen <= count } else { seen == count }, "query {i}: {seen} of {count} keys");
+                    assert!(
+                        if masked { seen <= count } else { seen == count },
+                        "query {i}: {seen} of {count} keys"
+                    );
                 }
             }
         }

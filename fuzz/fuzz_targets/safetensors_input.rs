@@ -58,7 +58,11 @@ struct Given {
 
 impl<'a> Arbitrary<'a> for Given {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let layout = LayoutArgs { layout: *u.choose(&Layout::ALL)?, heads: maybe(u, size)?, kv_heads: maybe(u, size)? };
+        let layout = LayoutArgs {
+            layout: *u.choose(&Layout::ALL)?,
+            heads: maybe(u, size)?,
+            kv_heads: maybe(u, size)?,
+        };
         let options = AttentionArgs {
             scale: maybe(u, f32::arbitrary)?,
             softcap: maybe(u, f32::arbitrary)?,
@@ -84,7 +88,10 @@ impl<'a> Arbitrary<'a> for Given {
 }
 
 /// Three times in four nothing, and always where the input has ended: its numbers are then the smallest, and odds are met.
-fn maybe<'a, T>(u: &mut Unstructured<'a>, f: impl FnOnce(&mut Unstructured<'a>) -> Result<T>) -> Result<Option<T>> {
+fn maybe<'a, T>(
+    u: &mut Unstructured<'a>,
+    f: impl FnOnce(&mut Unstructured<'a>) -> Result<T>,
+) -> Result<Option<T>> {
     if u.ratio(3, 4)? { Ok(None) } else { f(u).map(Some) }
 }
 
@@ -138,7 +145,10 @@ fn file(u: &mut Unstructured<'_>, layout: &LayoutArgs) -> Result<Vec<u8>> {
         let at = u.choose_index(tensors.len())?;
         match u.int_in_range(0..=3)? {
             0 if tensors.len() > 1 => drop(tensors.remove(at)),
-            1 => tensors[at].1 = u.choose(&["F32", "F16", "BF16", "F64", "BOOL", "I32", "F8_E4M3", "no"])?,
+            1 => {
+                tensors[at].1 =
+                    u.choose(&["F32", "F16", "BF16", "F64", "BOOL", "I32", "F8_E4M3", "no"])?
+            }
             2 => tensors[at].2.push(size(u)?),
             _ => match tensors[at].2.len() {
                 0 => {}
@@ -162,11 +172,14 @@ fn write(u: &mut Unstructured<'_>, tensors: &[(&str, &str, Vec<usize>)]) -> Resu
             _ => 1,
         };
         let begin = end;
-        end = end.saturating_add(shape.iter().fold(element, |bytes: usize, &n| bytes.saturating_mul(n)));
+        end = end
+            .saturating_add(shape.iter().fold(element, |bytes: usize, &n| bytes.saturating_mul(n)));
         let comma = if n > 0 { "," } else { "" };
         // Writing to a string does not fail.
-        let _ =
-            write!(header, r#"{comma}"{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#);
+        let _ = write!(
+            header,
+            r#"{comma}"{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+        );
     }
     header.push('}');
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -202,7 +215,8 @@ fuzz_target!(|given: Given| {
             return;
         }
     };
-    let call = check_host_inputs(&input.problem, &input.inputs()).expect("what was parsed is complete");
+    let call =
+        check_host_inputs(&input.problem, &input.inputs()).expect("what was parsed is complete");
     assert!(call.scale.is_finite());
     assert_eq!((call.seq_q, call.seq_kv), (input.problem.seq_q(), input.problem.seq_kv()));
     assert_eq!(input.layout, layout.layout);

@@ -3,7 +3,10 @@ use bytemuck::{Pod, Zeroable};
 /// Everything a dispatch is told, as `Params` in `wgsl/params.wgsl`: the same fields in the same order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[allow(missing_docs, reason = "documented field by field in wgsl/params.wgsl, beside its other half")]
+#[allow(
+    missing_docs,
+    reason = "documented field by field in wgsl/params.wgsl, beside its other half"
+)]
 pub struct Params {
     pub q_strides: [u32; 4],
     pub k_strides: [u32; 4],

@@ -113,7 +113,9 @@ mod tests {
     #[test]
     fn baseline_reaches_every_head_dim() {
         let baseline = || {
-            FLASH_TILES.iter().filter(|t| t.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES && t.threads() <= 256)
+            FLASH_TILES.iter().filter(|t| {
+                t.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES && t.threads() <= 256
+            })
         };
         assert!(baseline().any(|t| t.max_head_dim_v() as usize >= MAX_HEAD_DIM));
         assert!(baseline().any(|t| t.max_head_dim_v() >= 64 && t.rows() >= 32));
@@ -122,7 +124,10 @@ mod tests {
     #[test]
     fn chunks_divide_tiles() {
         for t in FLASH_TILES {
-            assert!(t.keys().is_multiple_of(t.kc) && t.kc.is_multiple_of(4), "{t:?}: keys in chunks");
+            assert!(
+                t.keys().is_multiple_of(t.kc) && t.kc.is_multiple_of(4),
+                "{t:?}: keys in chunks"
+            );
             assert!((4 * t.qw4).is_multiple_of(t.kc) && 4 * t.qw4 >= t.kc, "{t:?}: Q in chunks");
         }
     }

@@ -18,8 +18,12 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Operation; 4] =
-        [Operation::FlashForward, Operation::UnfusedScores, Operation::UnfusedSoftmax, Operation::UnfusedValues];
+    pub const ALL: [Operation; 4] = [
+        Operation::FlashForward,
+        Operation::UnfusedScores,
+        Operation::UnfusedSoftmax,
+        Operation::UnfusedValues,
+    ];
 
     /// The name of the entry point, and of its file.
     pub const fn name(self) -> &'static str {
@@ -134,7 +138,9 @@ impl Variant {
         match operation {
             Operation::FlashForward => all,
             Operation::UnfusedScores => Self { lse: false, ..all },
-            Operation::UnfusedSoftmax => Self { dtype: DType::F32, mask: None, kv_lens: false, ..all },
+            Operation::UnfusedSoftmax => {
+                Self { dtype: DType::F32, mask: None, kv_lens: false, ..all }
+            }
             Operation::UnfusedValues => Self { mask: None, lse: false, ..all },
         }
     }
@@ -195,7 +201,11 @@ impl Variant {
             (Slot::Lse, Access::ReadWrite, self.lse),
             (Slot::Scores, Access::ReadWrite, !flash),
         ];
-        slots.into_iter().filter(|&(_, _, wanted)| wanted).map(|(slot, access, _)| Binding { slot, access }).collect()
+        slots
+            .into_iter()
+            .filter(|&(_, _, wanted)| wanted)
+            .map(|(slot, access, _)| Binding { slot, access })
+            .collect()
     }
 }
 

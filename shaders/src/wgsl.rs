@@ -27,10 +27,19 @@ pub(crate) fn assemble(variant: &Variant) -> String {
     parts.push(valid_keys(variant).into());
     let rows = variant.tiles.lanes > 0;
     let loads = |tensor, width| [load(variant.dtype, tensor), load4(rows, tensor, width)];
-    let (q, k, v) = (loads("q", "params.head_dim"), loads("k", "params.head_dim"), loads("v", "params.head_dim_v"));
+    let (q, k, v) = (
+        loads("q", "params.head_dim"),
+        loads("k", "params.head_dim"),
+        loads("v", "params.head_dim_v"),
+    );
     match variant.operation {
         Operation::FlashForward => {
-            parts.extend([PHILOX.into(), mask(variant.mask), store_lse(variant.lse).into(), store(variant.dtype)]);
+            parts.extend([
+                PHILOX.into(),
+                mask(variant.mask),
+                store_lse(variant.lse).into(),
+                store(variant.dtype),
+            ]);
             parts.extend(q.into_iter().chain(k).chain(v));
             if rows {
                 parts.extend([spread(&variant.tiles), rows_kernel(&variant.tiles)]);
@@ -44,7 +53,9 @@ pub(crate) fn assemble(variant: &Variant) -> String {
             parts.extend([TILE, LOAD_K_CHUNK, UNFUSED_SCORES].map(String::from));
         }
         Operation::UnfusedSoftmax => {
-            parts.extend([PHILOX, SCORE_ROW, store_lse(variant.lse), UNFUSED_SOFTMAX].map(String::from));
+            parts.extend(
+                [PHILOX, SCORE_ROW, store_lse(variant.lse), UNFUSED_SOFTMAX].map(String::from),
+            );
         }
         Operation::UnfusedValues => {
             parts.extend([SCORE_ROW.into(), store(variant.dtype)]);
@@ -71,7 +82,10 @@ fn constants(variant: &Variant) -> String {
         text += &format!("const {name}: u32 = {value}u;\n");
     }
     text += &format!("const HAS_MASK: bool = {};\n", variant.mask.is_some());
-    text + &format!("const HAS_BIAS: bool = {};\n", matches!(variant.mask, Some(MaskKind::Additive(_))))
+    text + &format!(
+        "const HAS_BIAS: bool = {};\n",
+        matches!(variant.mask, Some(MaskKind::Additive(_)))
+    )
 }
 
 fn bindings(variant: &Variant) -> String {
@@ -95,7 +109,9 @@ fn bindings(variant: &Variant) -> String {
             Access::Uniform | Access::Read => "read",
         };
         let number = binding.slot as u32;
-        text += &format!("@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;\n");
+        text += &format!(
+            "@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;\n"
+        );
     }
     text
 }
@@ -140,7 +156,9 @@ fn rows_kernel(tiles: &Tiles) -> String {
     if tiles.lanes > 1 {
         return FLASH_FORWARD_ROWS.into();
     }
-    FLASH_FORWARD_ROWS.replace("    @builtin(subgroup_invocation_id) lane: u32,\n", "").replace(" + lane", "")
+    FLASH_FORWARD_ROWS
+        .replace("    @builtin(subgroup_invocation_id) lane: u32,\n", "")
+        .replace(" + lane", "")
 }
 
 /// The two inner products of the row kernel, written out: the lane of a broadcast must be a constant.
@@ -169,8 +187,11 @@ fn spread(tiles: &Tiles) -> String {
                 values += &load;
             }
             let place = format!("(*s)[{key}]");
-            scores += &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
-            values += &format!("    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n");
+            scores +=
+                &format!("    {place} = dot_add({place}, q, subgroupBroadcast(x, {lane}u));\n");
+            values += &format!(
+                "    sum = fma(vec4<f32>({place}), subgroupBroadcast(x, {lane}u), sum);\n"
+            );
             if key % 8 == 7 {
                 values += "    total += sum;\n    sum = vec4<f32>(0.0);\n";
             }
@@ -218,7 +239,9 @@ fn mask_at(item: Item, i: u32, j: u32) -> u32 {
 "
             .into();
         }
-        Some(MaskKind::Bool) => "select(NEG_INF, 0u, ((mask[index / 4u] >> (index % 4u * 8u)) & 0xffu) != 0u)",
+        Some(MaskKind::Bool) => {
+            "select(NEG_INF, 0u, ((mask[index / 4u] >> (index % 4u * 8u)) & 0xffu) != 0u)"
+        }
         Some(MaskKind::Additive(DType::F32)) => "mask[index]",
         Some(MaskKind::Additive(DType::BF16)) => "(mask[index / 2u] >> (index % 2u * 16u)) << 16u",
         Some(MaskKind::Additive(DType::F16)) => {

@@ -20,10 +20,13 @@ fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
     }
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-        .subgroup_operations(naga::valid::SubgroupOperationSet::BASIC | naga::valid::SubgroupOperationSet::BALLOT)
+        .subgroup_operations(
+            naga::valid::SubgroupOperationSet::BASIC | naga::valid::SubgroupOperationSet::BALLOT,
+        )
         .validate(&module)
         .map_err(|e| e.emit_to_string(&text))?;
-    let constants = CONSTANTS.entries().map(|(name, value)| (name.to_string(), value)).into_iter().collect();
+    let constants =
+        CONSTANTS.entries().map(|(name, value)| (name.to_string(), value)).into_iter().collect();
     let (module, info) = naga::back::pipeline_constants::process_overrides(
         &module,
         &info,
@@ -37,7 +40,8 @@ fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
 fn failures(check: impl Fn(&Variant) -> Result<(), String>) {
     let all: Vec<_> = Variant::all().collect();
     assert!(all.len() > 500, "the list of variants is complete");
-    let failed: Vec<_> = all.iter().filter_map(|v| check(v).err().map(|e| format!("{v}: {e}"))).collect();
+    let failed: Vec<_> =
+        all.iter().filter_map(|v| check(v).err().map(|e| format!("{v}: {e}"))).collect();
     assert!(failed.is_empty(), "{} of {} failed, first: {}", failed.len(), all.len(), failed[0]);
 }
 
@@ -52,12 +56,21 @@ fn translate_everywhere() {
         naga::back::msl::write_string(
             &module,
             &info,
-            &naga::back::msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() },
-            &naga::back::msl::PipelineOptions { entry_point: Some((stage, entry.clone())), ..Default::default() },
+            &naga::back::msl::Options {
+                fake_missing_bindings: true,
+                lang_version: (2, 4),
+                ..Default::default()
+            },
+            &naga::back::msl::PipelineOptions {
+                entry_point: Some((stage, entry.clone())),
+                ..Default::default()
+            },
         )
         .map_err(|e| format!("MSL: {e}"))?;
-        let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
-        let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((stage, entry.clone())) };
+        let options =
+            naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        let pipeline =
+            naga::back::hlsl::PipelineOptions { entry_point: Some((stage, entry.clone())) };
         naga::back::hlsl::Writer::new(&mut String::new(), &options, &pipeline)
             .write(&module, &info, None)
             .map_err(|e| format!("HLSL: {e}"))?;
@@ -69,8 +82,15 @@ fn translate_everywhere() {
             &mut String::new(),
             &module,
             &info,
-            &naga::back::glsl::Options { version: naga::back::glsl::Version::new_gles(310), ..Default::default() },
-            &naga::back::glsl::PipelineOptions { shader_stage: stage, entry_point: entry, multiview: None },
+            &naga::back::glsl::Options {
+                version: naga::back::glsl::Version::new_gles(310),
+                ..Default::default()
+            },
+            &naga::back::glsl::PipelineOptions {
+                shader_stage: stage,
+                entry_point: entry,
+                multiview: None,
+            },
             naga::proc::BoundsCheckPolicies::default(),
         )
         .and_then(|mut writer| writer.write())
@@ -91,9 +111,13 @@ fn workgroup_memory_is_what_the_plan_computes() {
             .map(|(_, var)| module.types[var.ty].inner.size(module.to_ctx()))
             .sum();
         let tiles: Tiles = variant.tiles;
-        if variant.operation == flashtile_shaders::Operation::FlashForward && declared != tiles.flash_workgroup_bytes()
+        if variant.operation == flashtile_shaders::Operation::FlashForward
+            && declared != tiles.flash_workgroup_bytes()
         {
-            return Err(format!("declares {declared} bytes, the plan computes {}", tiles.flash_workgroup_bytes()));
+            return Err(format!(
+                "declares {declared} bytes, the plan computes {}",
+                tiles.flash_workgroup_bytes()
+            ));
         }
         Ok(())
     });
@@ -104,8 +128,11 @@ fn workgroup_memory_is_what_the_plan_computes() {
 fn bindings_fit_webgpu() {
     failures(|variant| {
         let (module, _) = compile(variant)?;
-        let mut declared: Vec<_> =
-            module.global_variables.iter().filter_map(|(_, var)| var.binding.map(|b| b.binding)).collect();
+        let mut declared: Vec<_> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, var)| var.binding.map(|b| b.binding))
+            .collect();
         declared.sort_unstable();
         let listed: Vec<_> = variant.bindings().iter().map(|b| b.slot as u32).collect();
         if declared != listed {
@@ -126,7 +153,12 @@ fn variants_are_told_apart_by_name() {
     let count = names.len();
     names.dedup();
     assert_eq!(names.len(), count);
-    assert!(Variant::all().any(|v| v.dtype == DType::BF16 && v.mask == Some(MaskKind::Bool) && v.kv_lens && v.lse));
+    assert!(
+        Variant::all().any(|v| v.dtype == DType::BF16
+            && v.mask == Some(MaskKind::Bool)
+            && v.kv_lens
+            && v.lse)
+    );
 }
 
 /// naga's SPIR-V once more, by the validator that drivers' authors use. Texts differ little from each other, so a spread of them is enough.
@@ -135,7 +167,9 @@ fn spirv_val_agrees() {
     let required = std::env::var("FLASHTILE_REQUIRE_SPIRV_VAL").is_ok_and(|value| value == "1");
     let Ok(program) = std::env::var("FLASHTILE_SPIRV_VAL") else {
         assert!(!required, "FLASHTILE_SPIRV_VAL does not name spirv-val");
-        eprintln!("not checked: FLASHTILE_SPIRV_VAL does not name spirv-val (scripts/test fetches it)");
+        eprintln!(
+            "not checked: FLASHTILE_SPIRV_VAL does not name spirv-val (scripts/test fetches it)"
+        );
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -147,8 +181,11 @@ fn spirv_val_agrees() {
         let words = naga::back::spv::write_vec(&module, &info, &options, None).unwrap();
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         std::fs::write(&file, bytes).unwrap();
-        let output =
-            std::process::Command::new(&program).args(["--target-env", "vulkan1.1"]).arg(&file).output().unwrap();
+        let output = std::process::Command::new(&program)
+            .args(["--target-env", "vulkan1.1"])
+            .arg(&file)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{variant}: {}", String::from_utf8_lossy(&output.stderr));
         checked += 1;
     }

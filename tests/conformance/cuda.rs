@@ -31,12 +31,18 @@ fn tests() -> Vec<Test<CudaBackend>> {
     let chosen = Chosen::by_environment();
     if !chosen.replay {
         // Each compiles one kernel. They come first, so that those after them find theirs on the disk, also where each test is a process.
-        tests.extend(CudaVariant::all().filter(|variant| variant.operation == Operation::FlashForward).map(of_variant));
+        tests.extend(
+            CudaVariant::all()
+                .filter(|variant| variant.operation == Operation::FlashForward)
+                .map(of_variant),
+        );
     }
     for (group, all) in chosen.groups {
         let some = Chosen::spread(&all, 3);
         tests.extend([
-            Test::new(format!("cuda flash: {group}"), move |card: &CudaBackend| run_all(card, KernelKind::Flash, &all)),
+            Test::new(format!("cuda flash: {group}"), move |card: &CudaBackend| {
+                run_all(card, KernelKind::Flash, &all)
+            }),
             Test::new(format!("cuda unfused: {group}"), move |card: &CudaBackend| {
                 run_all(card, KernelKind::Unfused, &some)
             }),
@@ -54,13 +60,17 @@ fn tests() -> Vec<Test<CudaBackend>> {
     tests.push(check(memory::LARGE_STRIDES).unless(|card| memory::too_small(card.context())));
     tests.extend(streams::CHECKS.map(check));
     tests.extend(refusals::CHECKS.map(check));
-    tests.push(Test::new("cuda same bits in a second run", |card: &CudaBackend| same_bits(card, check_repeats)));
+    tests.push(Test::new("cuda same bits in a second run", |card: &CudaBackend| {
+        same_bits(card, check_repeats)
+    }));
     tests.push(Test::new("cuda same bits beside other batch entries", |card: &CudaBackend| {
         same_bits(card, check_neighbours)
     }));
     for kernel in KernelKind::ALL {
-        tests
-            .push(Test::new(format!("cuda random problems: {kernel}"), move |card: &CudaBackend| random(card, kernel)));
+        tests.push(Test::new(
+            format!("cuda random problems: {kernel}"),
+            move |card: &CudaBackend| random(card, kernel),
+        ));
     }
     tests
 }
@@ -75,9 +85,14 @@ fn of_variant(variant: CudaVariant) -> Test<CudaBackend> {
             return Some(format!("it needs compute capability {}.{}", arch / 10, arch % 10));
         }
         let given = machine.shared_limit;
-        (shared > given).then(|| format!("it needs {shared} bytes of shared memory, and a block here has {given}"))
+        (shared > given).then(|| {
+            format!("it needs {shared} bytes of shared memory, and a block here has {given}")
+        })
     };
-    Test::new(format!("cuda tiles: {variant}"), move |card: &CudaBackend| run_variant(card, &variant)).unless(misfit)
+    Test::new(format!("cuda tiles: {variant}"), move |card: &CudaBackend| {
+        run_variant(card, &variant)
+    })
+    .unless(misfit)
 }
 
 fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> {
@@ -85,8 +100,15 @@ fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> 
     let cases = cases_of(variant);
     for case in &cases {
         let problem = case.problem().map_err(|e| e.to_string())?;
-        let scheduled = schedule(&problem, KernelKind::Flash, &PlanOptions::tiles(tiles), card.context().machine());
-        if !scheduled.is_ok_and(|schedule| schedule.steps.iter().all(|step| step.variant == *variant)) {
+        let scheduled = schedule(
+            &problem,
+            KernelKind::Flash,
+            &PlanOptions::tiles(tiles),
+            card.context().machine(),
+        );
+        if !scheduled
+            .is_ok_and(|schedule| schedule.steps.iter().all(|step| step.variant == *variant))
+        {
             return Err(format!("{case} is not done by {variant}"));
         }
     }
@@ -113,7 +135,9 @@ fn cases_of(variant: &CudaVariant) -> Vec<Case> {
                 wide_v.min(57),
                 2 * keys
             ),
-            format!("shape=1x2x{seq_q}x{wide} skv={seq_kv} dv={wide_v} dtype={dtype} mask=bool:hqk:rows poison=unseen"),
+            format!(
+                "shape=1x2x{seq_q}x{wide} skv={seq_kv} dv={wide_v} dtype={dtype} mask=bool:hqk:rows poison=unseen"
+            ),
             format!(
                 "shape=1x2x{}x{} hkv=1 skv={seq_kv} dv={} dtype={dtype} out=hbsd mask={dtype}:qk+1:lowest dropout=0.5 dropout_seed=7",
                 rows + 1,

@@ -26,7 +26,10 @@ pub(crate) struct Test<D> {
 }
 
 impl<D> Test<D> {
-    pub(crate) fn new(name: impl Into<String>, run: impl FnOnce(&D) -> Result<(), String> + Send + 'static) -> Self {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        run: impl FnOnce(&D) -> Result<(), String> + Send + 'static,
+    ) -> Self {
         Self { name: name.into(), misfit: Box::new(|_| None), run: Box::new(run) }
     }
 
@@ -43,7 +46,8 @@ impl<D: Send + Sync + 'static> Suite<D> {
     /// test is to run on it.
     pub(crate) fn trials(self, arguments: &Arguments) -> Vec<Trial> {
         let Self { device, required, open, mut tests } = self;
-        tests.retain(|test| !arguments.is_filtered_out(&ignored(&test.name, "", arguments.ignored)));
+        tests
+            .retain(|test| !arguments.is_filtered_out(&ignored(&test.name, "", arguments.ignored)));
         if arguments.list {
             return tests.iter().map(|test| ignored(&test.name, "", false)).collect();
         }

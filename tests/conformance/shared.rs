@@ -2,7 +2,9 @@
 
 use flashtile_core::{DType, HostInputs, KernelKind, Layout, Problem, TensorView};
 use flashtile_reference::attention;
-use flashtile_testkit::{Backend, Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random};
+use flashtile_testkit::{
+    Backend, Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random,
+};
 
 /// The catalogue by its groups, or the one case of FLASHTILE_CASE.
 pub(crate) struct Chosen {
@@ -33,18 +35,27 @@ impl Chosen {
 
 /// Cases written as lines.
 pub(crate) fn cases<T: AsRef<str>>(lines: impl IntoIterator<Item = T>) -> Vec<Case> {
-    let parse = |line: T| line.as_ref().parse().unwrap_or_else(|e| panic!("{}: {e}", line.as_ref()));
+    let parse =
+        |line: T| line.as_ref().parse().unwrap_or_else(|e| panic!("{}: {e}", line.as_ref()));
     lines.into_iter().map(parse).collect()
 }
 
 /// Runs every case and reports every failure.
-pub(crate) fn run_all(backend: &dyn Backend, kernel: KernelKind, cases: &[Case]) -> Result<(), String> {
+pub(crate) fn run_all(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    cases: &[Case],
+) -> Result<(), String> {
     report(cases.iter().filter_map(|case| run_case(backend, kernel, case).err()))
 }
 
 pub(crate) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
     let failures: Vec<_> = failures.map(|failure| failure.to_string()).collect();
-    if failures.is_empty() { Ok(()) } else { Err(format!("{} failed\n{}", failures.len(), failures.join("\n"))) }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} failed\n{}", failures.len(), failures.join("\n")))
+    }
 }
 
 /// Holds both kernels to the same bits, as `check` understands it, where every option is on.
@@ -52,13 +63,17 @@ pub(crate) fn same_bits(
     backend: &dyn Backend,
     check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
 ) -> Result<(), String> {
-    let cases: Vec<Case> =
-        catalogue().into_iter().filter(|(g, _)| *g == "together").map(|(_, c)| c).step_by(6).collect();
+    let cases: Vec<Case> = catalogue()
+        .into_iter()
+        .filter(|(g, _)| *g == "together")
+        .map(|(_, c)| c)
+        .step_by(6)
+        .collect();
     assert!(!cases.is_empty());
     report(
-        KernelKind::ALL
-            .into_iter()
-            .flat_map(|kernel| cases.iter().filter_map(move |case| check(backend, kernel, case).err())),
+        KernelKind::ALL.into_iter().flat_map(|kernel| {
+            cases.iter().filter_map(move |case| check(backend, kernel, case).err())
+        }),
     )
 }
 
@@ -98,7 +113,10 @@ pub(crate) fn hold(problem: &Problem, inputs: &HostInputs<'_>, got: &[u8]) -> Re
         let got = problem.dtype().read(got, problem.out().index(b, h, i, n % width));
         let bound = answer.rows[row].out_bound(problem.dtype(), problem.head_dim());
         if (got - expected).abs() > bound || got.is_nan() {
-            return Err(format!("({b}, {h}, {i}, {}): got {got}, expected {expected} +- {bound:e}", n % width));
+            return Err(format!(
+                "({b}, {h}, {i}, {}): got {got}, expected {expected} +- {bound:e}",
+                n % width
+            ));
         }
     }
     Ok(())

@@ -41,27 +41,37 @@ fn tests() -> Vec<Test<Devices>> {
         let (some, few) = (Chosen::spread(&all, 5), Chosen::spread(&all, 8));
         let flash = KernelKind::Flash;
         tests.extend([
-            Test::new(format!("full flash: {group}"), move |d: &Devices| run_all(&d.full, flash, &all)),
+            Test::new(format!("full flash: {group}"), move |d: &Devices| {
+                run_all(&d.full, flash, &all)
+            }),
             Test::new(format!("full unfused: {group}"), move |d: &Devices| {
                 run_all(&d.full, KernelKind::Unfused, &some)
             }),
-            Test::new(format!("baseline flash: {group}"), move |d: &Devices| run_all(&d.baseline, flash, &few)),
+            Test::new(format!("baseline flash: {group}"), move |d: &Devices| {
+                run_all(&d.baseline, flash, &few)
+            }),
         ]);
     }
     if chosen.replay {
         return tests;
     }
-    tests.extend(
-        FLASH_TILES.map(|tiles| Test::new(format!("tiles: {tiles:?}"), move |d: &Devices| run_tiles(d, tiles))),
-    );
+    tests.extend(FLASH_TILES.map(|tiles| {
+        Test::new(format!("tiles: {tiles:?}"), move |d: &Devices| run_tiles(d, tiles))
+    }));
     let check = |name, check: Check| Test::new(name, move |d: &Devices| check(d.full.context()));
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
     tests.push(check("tiles out of sight are not visited".into(), visited::visited_tiles));
-    tests.push(Test::new("same bits in a second run", |d: &Devices| same_bits(&d.full, check_repeats)));
-    tests.push(Test::new("same bits beside other batch entries", |d: &Devices| same_bits(&d.full, check_neighbours)));
+    tests.push(Test::new("same bits in a second run", |d: &Devices| {
+        same_bits(&d.full, check_repeats)
+    }));
+    tests.push(Test::new("same bits beside other batch entries", |d: &Devices| {
+        same_bits(&d.full, check_neighbours)
+    }));
     for kernel in KernelKind::ALL {
-        tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| random(&d.full, kernel)));
+        tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| {
+            random(&d.full, kernel)
+        }));
     }
     tests
 }
@@ -69,7 +79,8 @@ fn tests() -> Vec<Test<Devices>> {
 /// Each tile shape at the widest head it holds and at an odd one, over several tiles of queries and keys, with edges.
 fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
     let wide = tiles.max_head_dim_v();
-    let backend = if tiles.flash_workgroup_bytes() <= 16 << 10 { &devices.baseline } else { &devices.full };
+    let backend =
+        if tiles.flash_workgroup_bytes() <= 16 << 10 { &devices.baseline } else { &devices.full };
     let backend = backend.with_tiles(tiles);
     let cases = cases([
         format!("shape=2x2x70x{wide} hkv=1 skv=300 causal=yes align=bottom-right window_left=150"),

@@ -55,17 +55,24 @@ pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
     let mut buffers = Map::new();
     for (slot, bytes, read) in tensors {
         if let Some(bytes) = bytes {
-            buffers.insert(name(slot), json!({ "bytes": BASE64_STANDARD.encode(whole_words(bytes)), "read": read }));
+            buffers.insert(
+                name(slot),
+                json!({ "bytes": BASE64_STANDARD.encode(whole_words(bytes)), "read": read }),
+            );
         }
     }
     if call.workspace_bytes > 0 {
-        buffers.insert(name(Slot::Scores), json!({ "size": call.workspace_bytes.next_multiple_of(4) }));
+        buffers.insert(
+            name(Slot::Scores),
+            json!({ "size": call.workspace_bytes.next_multiple_of(4) }),
+        );
     }
     json!({ "buffers": buffers, "dispatches": call.dispatches.iter().map(dispatch).collect::<Vec<_>>() })
 }
 
 fn dispatch(dispatch: &ExportedDispatch) -> Value {
-    let ExportedDispatch { variant, wgsl, entry_point, constants, bindings, params, workgroups } = dispatch;
+    let ExportedDispatch { variant, wgsl, entry_point, constants, bindings, params, workgroups } =
+        dispatch;
     json!({
         "name": variant,
         "wgsl": wgsl,
@@ -116,9 +123,13 @@ fn whole_words(bytes: &[u8]) -> Cow<'_, [u8]> {
 }
 
 fn read_back(answer: &Value, slot: Slot, to: &mut [u8]) -> Result<(), String> {
-    let text = answer["buffers"][name(slot)].as_str().ok_or_else(|| format!("Dawn gave no {slot:?} back"))?;
+    let text = answer["buffers"][name(slot)]
+        .as_str()
+        .ok_or_else(|| format!("Dawn gave no {slot:?} back"))?;
     let bytes = BASE64_STANDARD.decode(text).map_err(|e| e.to_string())?;
-    let bytes = bytes.get(..to.len()).ok_or_else(|| format!("Dawn gave {} bytes of {slot:?}", bytes.len()))?;
+    let bytes = bytes
+        .get(..to.len())
+        .ok_or_else(|| format!("Dawn gave {} bytes of {slot:?}", bytes.len()))?;
     to.copy_from_slice(bytes);
     Ok(())
 }

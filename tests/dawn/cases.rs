@@ -6,7 +6,14 @@ type Groups = &'static [(&'static str, &'static [&'static str])];
 
 pub(crate) const FLASH: Groups = &[
     ("lengths", &["shape=1x2x127x16 causal=yes", "shape=1x1x31x24 skv=49 dtype=f16 seed=1"]),
-    ("heads", &["shape=2x6x9x20 hkv=3 skv=40", "shape=2x7x12x16 hkv=1 skv=33 dtype=f16", "shape=513x1x1x2 skv=2"]),
+    (
+        "heads",
+        &[
+            "shape=2x6x9x20 hkv=3 skv=40",
+            "shape=2x7x12x16 hkv=1 skv=33 dtype=f16",
+            "shape=513x1x1x2 skv=2",
+        ],
+    ),
     (
         "bands",
         &[
@@ -44,7 +51,13 @@ pub(crate) const FLASH: Groups = &[
     ),
     ("values", &["shape=1x2x40x32 values=huge", "shape=1x2x40x32 values=spread dtype=bf16"]),
     ("long", &["shape=1x1x1000x32 window_left=100 window_right=0 dtype=bf16"]),
-    ("softcap", &["shape=1x2x40x32 softcap=1.0 values=large dtype=f16", "shape=1x2x40x32 softcap=10000.0 dtype=f16"]),
+    (
+        "softcap",
+        &[
+            "shape=1x2x40x32 softcap=1.0 values=large dtype=f16",
+            "shape=1x2x40x32 softcap=10000.0 dtype=f16",
+        ],
+    ),
     ("scale", &["shape=1x2x33x16 scale=-0.25 causal=yes"]),
     (
         "lengths of a call",
@@ -72,7 +85,12 @@ pub(crate) const FLASH: Groups = &[
         ],
     ),
     ("empty", &["shape=2x2x0x4 skv=5", "shape=2x2x3x4 skv=0"]),
-    ("unseen", &["shape=2x4x33x16 hkv=2 skv=70 mask=bool:b11k:random kv_lens=random poison=unseen dtype=bf16"]),
+    (
+        "unseen",
+        &[
+            "shape=2x4x33x16 hkv=2 skv=70 mask=bool:b11k:random kv_lens=random poison=unseen dtype=bf16",
+        ],
+    ),
     ("not a number", &["shape=2x2x40x16 nan=k causal=yes dtype=f32 seed=1"]),
     (
         "together",

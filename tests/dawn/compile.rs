@@ -8,28 +8,46 @@ use flashtile_wgpu::export_baseline;
 use serde_json::{Value, json};
 
 pub(crate) fn trials() -> Vec<(String, Test)> {
-    let mut shapes: Vec<(Operation, Tiles)> = baseline().map(|variant| (variant.operation, variant.tiles)).collect();
+    let mut shapes: Vec<(Operation, Tiles)> =
+        baseline().map(|variant| (variant.operation, variant.tiles)).collect();
     shapes.dedup();
     let mut trials: Vec<(String, Test)> = Vec::new();
     for (number, (operation, tiles)) in shapes.into_iter().enumerate() {
         let plain = Variant::new(operation, DType::F32, None, false, false, tiles).to_string();
         let name = format!("compiles: {}", plain.replace(" f32", ""));
-        trials.push((name, Box::new(move |session| compile_shape(session, number, operation, tiles))));
+        trials.push((
+            name,
+            Box::new(move |session| compile_shape(session, number, operation, tiles)),
+        ));
     }
-    trials.push(("a text that breaks WebGPU's rules is refused".into(), Box::new(wrong_text_is_refused)));
-    trials.push(("a binding that the text lacks is refused".into(), Box::new(wrong_bindings_are_refused)));
+    trials.push((
+        "a text that breaks WebGPU's rules is refused".into(),
+        Box::new(wrong_text_is_refused),
+    ));
+    trials.push((
+        "a binding that the text lacks is refused".into(),
+        Box::new(wrong_bindings_are_refused),
+    ));
     trials
 }
 
 /// The variants that need no more than what every WebGPU device has.
 fn baseline() -> impl Iterator<Item = Variant> {
-    let fits = |tiles: &Tiles| tiles.lanes <= 1 && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES;
-    Variant::all().filter(move |variant| variant.operation != Operation::FlashForward || fits(&variant.tiles))
+    let fits = |tiles: &Tiles| {
+        tiles.lanes <= 1 && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES
+    };
+    Variant::all()
+        .filter(move |variant| variant.operation != Operation::FlashForward || fits(&variant.tiles))
 }
 
 /// Every text is parsed and validated; a few go all the way to the driver, because that takes long: five for each tile shape, in which every
 /// storage type, mask and flag occurs.
-fn compile_shape(session: &Session<'_>, number: usize, operation: Operation, tiles: Tiles) -> Result<(), String> {
+fn compile_shape(
+    session: &Session<'_>,
+    number: usize,
+    operation: Operation,
+    tiles: Tiles,
+) -> Result<(), String> {
     let masks = [None].into_iter().chain(MaskKind::ALL.map(Some));
     let whole: Vec<(Variant, Constants)> = masks
         .zip(number..)
@@ -39,10 +57,13 @@ fn compile_shape(session: &Session<'_>, number: usize, operation: Operation, til
             (variant, Constants { softcap: n % 3 != 0, dropout: n % 4 < 2, by_four: n % 2 == 0 })
         })
         .collect();
-    let constants =
-        |variant: &Variant| whole.iter().find(|(other, _)| other == variant).map(|(_, constants)| *constants);
-    let of_shape = baseline().filter(|variant| (variant.operation, variant.tiles) == (operation, tiles));
-    let kernels: Vec<Value> = of_shape.map(|variant| backend::kernel(&variant, constants(&variant))).collect();
+    let constants = |variant: &Variant| {
+        whole.iter().find(|(other, _)| other == variant).map(|(_, constants)| *constants)
+    };
+    let of_shape =
+        baseline().filter(|variant| (variant.operation, variant.tiles) == (operation, tiles));
+    let kernels: Vec<Value> =
+        of_shape.map(|variant| backend::kernel(&variant, constants(&variant))).collect();
     match &refused(session, kernels)?[..] {
         [] => Ok(()),
         refused => Err(format!("{} refused\n{}", refused.len(), refused.join("\n"))),
@@ -69,8 +90,8 @@ fn wrong_text_is_refused(session: &Session<'_>) -> Result<(), String> {
 fn wrong_bindings_are_refused(session: &Session<'_>) -> Result<(), String> {
     let case = Case::new([1, 1, 4, 4]);
     let tensors = case.build().map_err(|e| e.to_string())?;
-    let mut call =
-        export_baseline(&tensors.problem, KernelKind::Unfused, &Call::default()).map_err(|e| e.to_string())?;
+    let mut call = export_baseline(&tensors.problem, KernelKind::Unfused, &Call::default())
+        .map_err(|e| e.to_string())?;
     call.dispatches[0].bindings.retain(|binding| binding.slot != Slot::K);
     let (mut out, mut lse) = (tensors.q.clone(), [0.0; 4]);
     let request = backend::request(&call, &tensors.args(&mut out, Some(&mut lse)));

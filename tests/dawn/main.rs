@@ -75,7 +75,12 @@ fn trials(tally: &Arc<Mutex<Tally>>) -> Vec<(String, Test)> {
 }
 
 /// Holds every case to the oracle's bound, and reports every failure.
-fn run_all(session: &Session<'_>, kernel: KernelKind, cases: &[Case], all: &Mutex<Tally>) -> Result<(), String> {
+fn run_all(
+    session: &Session<'_>,
+    kernel: KernelKind,
+    cases: &[Case],
+    all: &Mutex<Tally>,
+) -> Result<(), String> {
     let backend = backend::DawnBackend(session);
     let mut tally = Tally::default();
     for case in cases {

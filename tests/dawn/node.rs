@@ -23,8 +23,9 @@ pub(crate) struct Dawn {
 impl Dawn {
     /// Starts a first process, or says why there can be none.
     pub(crate) fn open() -> Result<Self, String> {
-        let folder = env::var(FOLDER)
-            .map_err(|_| format!("{FOLDER} names no folder with npm's webgpu: scripts/test fetches it"))?;
+        let folder = env::var(FOLDER).map_err(|_| {
+            format!("{FOLDER} names no folder with npm's webgpu: scripts/test fetches it")
+        })?;
         let (process, adapter) = Process::start(&folder)?;
         Ok(Self { folder, adapter, idle: Mutex::new(vec![process]) })
     }
@@ -115,7 +116,9 @@ impl Process {
     fn read(&mut self) -> Result<Value, String> {
         let mut line = String::new();
         match self.answers.read_line(&mut line) {
-            Ok(bytes) if bytes > 0 => serde_json::from_str(&line).map_err(|e| format!("{e}: {line}")),
+            Ok(bytes) if bytes > 0 => {
+                serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))
+            }
             _ => Err(self.last_words()),
         }
     }

@@ -46,7 +46,9 @@ pub(crate) fn cards(choice: &ChoiceArgs) -> Result<Vec<cuda::Context>> {
     };
     let open = |index| cuda::open(&DeviceChoice { index: Some(index), name: None });
     let opened = found.into_iter().map(|card| open(card.index));
-    Ok(opened.filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok()).collect())
+    Ok(opened
+        .filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok())
+        .collect())
 }
 
 /// A device on the adapter that was asked for, or on every one there is.
@@ -59,15 +61,21 @@ pub(crate) fn contexts_with(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<C
     if let Some(adapter) = &choice.adapter {
         return Ok(vec![open_blocking(&AdapterChoice { baseline, ..named(adapter) })?]);
     }
-    let cards: Vec<_> = adapters_blocking().into_iter().map(|a| (a.info.name, a.info.backend)).collect();
-    let open = |index| open_blocking(&AdapterChoice { index: Some(index), baseline, ..AdapterChoice::default() });
+    let cards: Vec<_> =
+        adapters_blocking().into_iter().map(|a| (a.info.name, a.info.backend)).collect();
+    let open = |index| {
+        open_blocking(&AdapterChoice { index: Some(index), baseline, ..AdapterChoice::default() })
+    };
     let opened = once_each(&cards).into_iter().map(open);
-    Ok(opened.filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok()).collect())
+    Ok(opened
+        .filter_map(|opened| opened.map_err(|e| complain(&format!("left out: {e}"))).ok())
+        .collect())
 }
 
 /// Places in the list without those that show a card again through another graphics API; two equal cards under one API are two.
 fn once_each<Api: PartialEq>(cards: &[(String, Api)]) -> Vec<usize> {
-    let first_api = |name: &String| cards.iter().find(|(other, _)| other == name).map(|(_, api)| api);
+    let first_api =
+        |name: &String| cards.iter().find(|(other, _)| other == name).map(|(_, api)| api);
     (0..cards.len()).filter(|&n| first_api(&cards[n].0) == Some(&cards[n].1)).collect()
 }
 
@@ -90,13 +98,23 @@ mod tests {
     fn numbers_are_places_and_words_are_names() {
         assert_eq!(named("1"), AdapterChoice { index: Some(1), ..AdapterChoice::default() });
         for name in ["rtx 4090", "-1", "1.0", ""] {
-            assert_eq!(named(name), AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() });
+            assert_eq!(
+                named(name),
+                AdapterChoice { name: Some(name.to_owned()), ..AdapterChoice::default() }
+            );
         }
     }
 
     #[test]
     fn twins_are_two_and_a_card_under_two_apis_is_one() {
-        let cards = [("A", "Vulkan"), ("A", "Vulkan"), ("B", "Gl"), ("A", "Dx12"), ("C", "Vulkan"), ("C", "Gl")];
+        let cards = [
+            ("A", "Vulkan"),
+            ("A", "Vulkan"),
+            ("B", "Gl"),
+            ("A", "Dx12"),
+            ("C", "Vulkan"),
+            ("C", "Gl"),
+        ];
         let cards: Vec<_> = cards.into_iter().map(|(name, api)| (name.to_owned(), api)).collect();
         assert_eq!(once_each(&cards), [0, 1, 2, 4]);
     }

@@ -243,7 +243,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Reads `BxHxSxD`.
 pub(crate) fn shape(text: &str) -> Result<[usize; 4], String> {
-    let sizes: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
+    let sizes: Option<Vec<usize>> =
+        text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
     sizes
         .and_then(|sizes| sizes.try_into().ok())
         .ok_or_else(|| "expected BxHxSxD, four positive sizes such as 1x8x1024x64".to_owned())

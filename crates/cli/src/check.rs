@@ -7,7 +7,10 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use flashtile::{Attention, BackendKind, Choice, DType, HostArgs, KernelKind, Layout, Problem, TensorView, Verdict};
+use flashtile::{
+    Attention, BackendKind, Choice, DType, HostArgs, KernelKind, Layout, Problem, TensorView,
+    Verdict,
+};
 use flashtile_testkit::{Backend, Case, Failure, Prepared, Wrong, catalogue};
 use serde_json::json;
 use std::{error::Error, io::Write};
@@ -68,7 +71,8 @@ pub(crate) fn check(args: &CheckArgs, out: &mut dyn Write) -> Result<()> {
     for (group, case) in &cases {
         bar.set_message(*group);
         // The oracle is asked once for all.
-        let prepared = Prepared::new(case).with_context(|| format!("the case `{case}` is not valid"))?;
+        let prepared =
+            Prepared::new(case).with_context(|| format!("the case `{case}` is not valid"))?;
         for tally in &mut tallies {
             match prepared.check(&sessions[tally.session], tally.kernel) {
                 Ok(outcome) => {
@@ -102,7 +106,9 @@ fn cases(args: &CheckArgs) -> Result<Vec<(&'static str, Case)>> {
     }
     let mut cases = catalogue();
     if let Some(part) = &args.filter {
-        cases.retain(|(group, case)| group.contains(part.as_str()) || case.to_string().contains(part.as_str()));
+        cases.retain(|(group, case)| {
+            group.contains(part.as_str()) || case.to_string().contains(part.as_str())
+        });
         ensure!(!cases.is_empty(), "no case contains `{part}`");
     }
     Ok(cases)
@@ -148,10 +154,20 @@ fn tallies(args: &CheckArgs, sessions: &[Session]) -> Result<Vec<Tally>> {
     let problem = Problem::builder(x, x, x).build()?;
     let mut tallies = Vec::new();
     for (session, backend) in sessions.iter().enumerate() {
-        for kernel in KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted)) {
+        for kernel in
+            KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted))
+        {
             if backend.verdict(&problem, kernel).runs() {
                 let worst_case = String::new();
-                tallies.push(Tally { session, kernel, passed: 0, refused: 0, failed: 0, worst: [0.0; 2], worst_case });
+                tallies.push(Tally {
+                    session,
+                    kernel,
+                    passed: 0,
+                    refused: 0,
+                    failed: 0,
+                    worst: [0.0; 2],
+                    worst_case,
+                });
             }
         }
     }
@@ -179,15 +195,23 @@ fn tell(
         }
         for failure in failures {
             let (case, wrong) = (failure.case.to_string(), failure.wrong.to_string());
-            let line =
-                json!({ "failure": wrong, "name": failure.backend, "kernel": failure.kernel.name(), "case": case });
+            let line = json!({ "failure": wrong, "name": failure.backend, "kernel": failure.kernel.name(), "case": case });
             writeln!(out, "{line}")?;
         }
         return Ok(());
     }
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["backend", "kernel", "passed", "refused", "failed", "worst out", "worst lse", "worst case"]);
+    table.set_header([
+        "backend",
+        "kernel",
+        "passed",
+        "refused",
+        "failed",
+        "worst out",
+        "worst lse",
+        "worst case",
+    ]);
     for tally in tallies {
         table.add_row([
             sessions[tally.session].name.clone(),
@@ -206,7 +230,10 @@ fn tell(
         }
     }
     writeln!(out, "{table}")?;
-    writeln!(out, "worst out, worst lse: the largest error as a share of the promised bound; at most 1 passes")?;
+    writeln!(
+        out,
+        "worst out, worst lse: the largest error as a share of the promised bound; at most 1 passes"
+    )?;
     for failure in failures.iter().take(TOLD) {
         writeln!(
             out,

@@ -20,7 +20,8 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
         } else {
             // Where the card sits is what tells twins apart.
             let bus = if info.device_pci_bus_id.is_empty() { "" } else { ", bus " };
-            let (name, driver, version, at) = (&info.name, &info.driver, &info.driver_info, &info.device_pci_bus_id);
+            let (name, driver, version, at) =
+                (&info.name, &info.driver, &info.driver_info, &info.device_pci_bus_id);
             writeln!(out, "wgpu       {n}: {name} ({api}, {kind}{bus}{at}; {driver} {version})")?;
         }
     }

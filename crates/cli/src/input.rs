@@ -3,7 +3,8 @@
 use crate::{AttentionArgs, LayoutArgs};
 use anyhow::{Context as _, Result, bail, ensure};
 use flashtile::{
-    Argument, Call, DType, HostArgs, HostInputs, Layout, Mask, MaskKind, Problem, ProblemError, TensorView, concat_past,
+    Argument, Call, DType, HostArgs, HostInputs, Layout, Mask, MaskKind, Problem, ProblemError,
+    TensorView, concat_past,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView as Stored};
 use std::{borrow::Cow, fs, path::Path};
@@ -50,14 +51,24 @@ impl<'a> Input<'a> {
         Problem::builder(q_view, k_view, v_view).build()?;
         let past_key = optional(&file, Argument::PastKey)?;
         let past_value = optional(&file, Argument::PastValue)?;
-        ensure!(past_key.is_some() || past_value.is_none(), "past_key is missing: past_value needs it");
-        ensure!(past_value.is_some() || past_key.is_none(), "past_value is missing: past_key needs it");
+        ensure!(
+            past_key.is_some() || past_value.is_none(),
+            "past_key is missing: past_value needs it"
+        );
+        ensure!(
+            past_value.is_some() || past_key.is_none(),
+            "past_value is missing: past_key needs it"
+        );
         let (k, k_view) = with_past(&file, Argument::PastKey, k, k_view, layout.layout)?;
         let (v, v_view) = with_past(&file, Argument::PastValue, v, v_view, layout.layout)?;
 
         let [batch, heads, seq_q, _] = q_view.shape;
-        let out = TensorView::contiguous(q_view.dtype, layout.layout, [batch, heads, seq_q, v_view.shape[3]])
-            .map_err(|_| ProblemError::Overflow { argument: Argument::Out })?;
+        let out = TensorView::contiguous(
+            q_view.dtype,
+            layout.layout,
+            [batch, heads, seq_q, v_view.shape[3]],
+        )
+        .map_err(|_| ProblemError::Overflow { argument: Argument::Out })?;
         let mask = optional(&file, Argument::AttnMask)?;
         let lens = optional(&file, Argument::KvLens)?;
         let problem = Problem::builder(q_view, k_view, v_view)
@@ -72,7 +83,12 @@ impl<'a> Input<'a> {
             .lse(options.lse)
             .kv_lens(lens.is_some())
             .build()?;
-        let call = Call { scale: options.scale, seed: options.seed, offset: options.offset, ..Call::default() };
+        let call = Call {
+            scale: options.scale,
+            seed: options.seed,
+            offset: options.offset,
+            ..Call::default()
+        };
         call.resolve(&problem)?;
         let kv_lens = lens.as_ref().map(|lens| read_lens(lens, &problem)).transpose()?;
         let mask = mask.as_ref().map(Stored::data);
@@ -82,7 +98,16 @@ impl<'a> Input<'a> {
     /// The arguments of a call that writes to `out` and `lse`.
     pub fn args<'b>(&'b self, out: &'b mut [u8], lse: Option<&'b mut [f32]>) -> HostArgs<'b> {
         let kv_lens = self.kv_lens.as_deref();
-        HostArgs { q: &self.q, k: &self.k, v: &self.v, mask: self.mask, kv_lens, out, lse, call: self.call }
+        HostArgs {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            mask: self.mask,
+            kv_lens,
+            out,
+            lse,
+            call: self.call,
+        }
     }
 
     /// The inputs alone, as the oracle takes them.
@@ -94,7 +119,9 @@ impl<'a> Input<'a> {
     /// Bytes that the scores would take in f32, were they stored.
     pub fn score_table_bytes(&self) -> u64 {
         let p = &self.problem;
-        [p.batch(), p.heads(), p.seq_q(), p.seq_kv(), 4].iter().fold(1, |n, &m| n.saturating_mul(m as u64))
+        [p.batch(), p.heads(), p.seq_q(), p.seq_kv(), 4]
+            .iter()
+            .fold(1, |n, &m| n.saturating_mul(m as u64))
     }
 }
 
@@ -108,8 +135,13 @@ fn optional<'a>(file: &SafeTensors<'a>, argument: Argument) -> Result<Option<Sto
 }
 
 /// q, k or v.
-fn tensor<'a>(file: &SafeTensors<'a>, argument: Argument, options: &LayoutArgs) -> Result<(Cow<'a, [u8]>, TensorView)> {
-    let stored = optional(file, argument)?.with_context(|| format!("{argument} is missing from the file"))?;
+fn tensor<'a>(
+    file: &SafeTensors<'a>,
+    argument: Argument,
+    options: &LayoutArgs,
+) -> Result<(Cow<'a, [u8]>, TensorView)> {
+    let stored = optional(file, argument)?
+        .with_context(|| format!("{argument} is missing from the file"))?;
     let dtype = float(argument, stored.dtype())?;
     let (heads, option) = match argument {
         Argument::Q => (options.heads, "--heads"),
@@ -118,9 +150,14 @@ fn tensor<'a>(file: &SafeTensors<'a>, argument: Argument, options: &LayoutArgs) 
     if options.layout == Layout::Bsd && heads.is_none() {
         bail!("{option} is missing: layout bsd packs the heads of {argument}");
     }
-    let view = TensorView::from_dims(argument, dtype, options.layout, stored.shape(), heads.unwrap_or(0))?;
+    let view =
+        TensorView::from_dims(argument, dtype, options.layout, stored.shape(), heads.unwrap_or(0))?;
     if let Some(heads) = heads {
-        ensure!(heads == view.shape[1], "{option} is {heads}, but {argument} has {} heads", view.shape[1]);
+        ensure!(
+            heads == view.shape[1],
+            "{option} is {heads}, but {argument} has {} heads",
+            view.shape[1]
+        );
     }
     Ok((Cow::Borrowed(stored.data()), view))
 }
@@ -152,7 +189,9 @@ fn float(argument: Argument, dtype: Dtype) -> Result<DType> {
 fn mask_view(stored: &Stored<'_>) -> Result<Mask> {
     let kind = match stored.dtype() {
         Dtype::BOOL => MaskKind::Bool,
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => MaskKind::Additive(float(Argument::AttnMask, stored.dtype())?),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
+            MaskKind::Additive(float(Argument::AttnMask, stored.dtype())?)
+        }
         other => bail!("attn_mask must be BOOL, F32, F16 or BF16, but is {other}"),
     };
     Ok(Mask::contiguous(kind, stored.shape())?)
@@ -163,7 +202,9 @@ fn read_lens(stored: &Stored<'_>, problem: &Problem) -> Result<Vec<i32>> {
     let given = stored.shape();
     ensure!(given.len() == 1, "kv_lens must have rank 1, but its shape is {given:?}");
     let lens: Vec<i64> = match stored.dtype() {
-        Dtype::I32 => little_endian(stored.data()).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
+        Dtype::I32 => {
+            little_endian(stored.data()).map(|b| i64::from(i32::from_le_bytes(b))).collect()
+        }
         Dtype::I64 => little_endian(stored.data()).map(i64::from_le_bytes).collect(),
         other => bail!("kv_lens must be I32 or I64, but is {other}"),
     };

@@ -33,7 +33,9 @@ pub use args::{AttentionArgs, LayoutArgs};
 /// Runs the program on the process's arguments. Exit code 0; or 1 (2 for usage) and one line on stderr.
 pub fn main() -> ExitCode {
     // A panic is a bug, but even then whoever called the program gets one line.
-    panic::set_hook(Box::new(|info| complain(&format!("internal error, please report it: {info}"))));
+    panic::set_hook(Box::new(|info| {
+        complain(&format!("internal error, please report it: {info}"))
+    }));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -49,7 +51,10 @@ pub fn main() -> ExitCode {
     match done.and_then(|()| Ok(stdout.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
-        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+        Err(e)
+            if e.downcast_ref::<io::Error>()
+                .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) =>
+        {
             ExitCode::SUCCESS
         }
         Err(e) => {
@@ -67,12 +72,21 @@ fn usage(e: &clap::Error) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            complain("a command is missing: run, devices, explain, check or bench (--help tells more)");
+            complain(
+                "a command is missing: run, devices, explain, check or bench (--help tells more)",
+            );
         }
         _ => {
             let text = e.render().to_string();
-            let told = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
-            let lines: Vec<_> = text.lines().map(str::trim).take_while(told).filter(|line| !line.is_empty()).collect();
+            let told = |line: &&str| {
+                !line.starts_with("Usage:") && !line.starts_with("For more information")
+            };
+            let lines: Vec<_> = text
+                .lines()
+                .map(str::trim)
+                .take_while(told)
+                .filter(|line| !line.is_empty())
+                .collect();
             complain(lines.join(" ").trim_start_matches("error: "));
         }
     }

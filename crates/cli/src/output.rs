@@ -35,7 +35,8 @@ impl Destination {
             ensure!(!metadata.permissions().readonly(), "it is read-only");
         }
         ensure!(path.file_name().is_some(), "it names no file");
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".flashtile-");
         #[cfg(unix)]
@@ -77,7 +78,12 @@ fn plain(e: io::Error) -> io::Error {
 }
 
 /// `out` and `lse` of `problem` as a safetensors file.
-pub(crate) fn serialize(problem: &Problem, layout: Layout, out: &[u8], lse: Option<&[u8]>) -> Result<Vec<u8>> {
+pub(crate) fn serialize(
+    problem: &Problem,
+    layout: Layout,
+    out: &[u8],
+    lse: Option<&[u8]>,
+) -> Result<Vec<u8>> {
     let dtype = match problem.dtype() {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,

@@ -26,7 +26,10 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
     spinner.finish_and_clear();
     let report = report?;
     if report.backend == BackendKind::Reference && choice.backend.is_none() {
-        complain(&format!("running on the CPU with the float64 reference, which is slow: {}", report.why));
+        complain(&format!(
+            "running on the CPU with the float64 reference, which is slow: {}",
+            report.why
+        ));
     }
     let mut told = Vec::new();
     tell(&input, &report, &mut told)?;
@@ -59,7 +62,12 @@ fn again(
     let report = session.run(&input.problem, input.args(&mut again_out, wanted_lse), choice)?;
     let same = lse.iter().zip(&again_lse).all(|(a, b)| a.to_bits() == b.to_bits());
     ensure!(same && again_out == out, "a second run gave other bits");
-    writeln!(told, "          {}{} when run again, with the same bits", text::ms(report.run_ms), gpu_time(&report))?;
+    writeln!(
+        told,
+        "          {}{} when run again, with the same bits",
+        text::ms(report.run_ms),
+        gpu_time(&report)
+    )?;
     Ok(())
 }
 
@@ -79,7 +87,10 @@ fn tell(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()
     }
     let (used, workspace) = (text::bytes(report.peak_bytes), text::bytes(report.workspace_bytes));
     let scores = text::bytes(input.score_table_bytes());
-    writeln!(stdout, "memory    {used}, workspace {workspace}; the score table would take {scores}")?;
+    writeln!(
+        stdout,
+        "memory    {used}, workspace {workspace}; the score table would take {scores}"
+    )?;
     let (first, run) = (text::ms(report.first_ms), text::ms(report.run_ms));
     let gpu = gpu_time(report);
     writeln!(

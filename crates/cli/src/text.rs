@@ -2,7 +2,11 @@
 
 /// `message` on one line: breaks and other control characters become spaces, runs of spaces one.
 pub(crate) fn one_line(message: &str) -> String {
-    message.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")
+    message
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|w| !w.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A size in bytes, with three digits or so.
@@ -40,8 +44,14 @@ mod tests {
 
     #[test]
     fn sizes_times_and_lines() {
-        assert_eq!([0, 999, 1536, 1 << 20, 3 << 40].map(bytes), ["0 B", "999 B", "1.50 KiB", "1.00 MiB", "3.00 TiB"]);
-        assert_eq!([0.01234, 9.5, 12.34, 1234.0].map(ms), ["0.012 ms", "9.50 ms", "12.3 ms", "1.23 s"]);
+        assert_eq!(
+            [0, 999, 1536, 1 << 20, 3 << 40].map(bytes),
+            ["0 B", "999 B", "1.50 KiB", "1.00 MiB", "3.00 TiB"]
+        );
+        assert_eq!(
+            [0.01234, 9.5, 12.34, 1234.0].map(ms),
+            ["0.012 ms", "9.50 ms", "12.3 ms", "1.23 s"]
+        );
         assert_eq!(one_line(" a\nb\t\r\n  c\u{1b}[0m"), "a b c [0m");
     }
 }

@@ -49,7 +49,8 @@ fn section(results: &Path) -> Section {
         for (ending, options) in PICTURES {
             let picture = format!("bench-{name}-{ending}.svg");
             let Some(svg) = draw(file, options) else { continue };
-            writeln!(section.text, "![Speed against sequence length, {ending}]({picture})").expect("strings take all");
+            writeln!(section.text, "![Speed against sequence length, {ending}]({picture})")
+                .expect("strings take all");
             section.pictures.push((picture, svg));
         }
     }
@@ -58,9 +59,17 @@ fn section(results: &Path) -> Section {
 
 /// `flashtile bench --from FILE`.
 fn tables(file: &Path) -> String {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_flashtile")).args(["bench", "--from"]).arg(file).output().expect("starts");
-    assert!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(env!("CARGO_BIN_EXE_flashtile"))
+        .args(["bench", "--from"])
+        .arg(file)
+        .output()
+        .expect("starts");
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        file.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
@@ -76,7 +85,12 @@ fn draw(file: &Path, options: &[&str]) -> Option<String> {
         .arg(&svg)
         .output()
         .expect("starts");
-    assert!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        file.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     let drawn = fs::read_to_string(svg).expect("drawn");
     drawn.contains("<circle").then_some(drawn)
 }
@@ -85,8 +99,11 @@ fn draw(file: &Path, options: &[&str]) -> Option<String> {
 fn the_document_tells_the_results() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let section = section(&root.join("benches/results"));
-    let mut files: Vec<(PathBuf, String)> =
-        section.pictures.into_iter().map(|(name, svg)| (root.join("docs").join(name), svg)).collect();
+    let mut files: Vec<(PathBuf, String)> = section
+        .pictures
+        .into_iter()
+        .map(|(name, svg)| (root.join("docs").join(name), svg))
+        .collect();
     let document = root.join("docs/PERFORMANCE.md");
     let written = fs::read_to_string(&document).expect("the document is there");
     let (before, rest) = written.split_once(BEGIN).expect("the document has the marker `cards`");
@@ -130,9 +147,14 @@ fn results_become_tables_and_pictures() {
          | 2x16x8192x128 | yes | 250 | | |\n\n\
          ![Speed against sequence length, f16-causal](bench-made-up-1-2026-01-02-f16-causal.svg)\n"
     );
-    let [(name, svg)] = &section.pictures[..] else { panic!("one picture: nothing was measured of the others") };
+    let [(name, svg)] = &section.pictures[..] else {
+        panic!("one picture: nothing was measured of the others")
+    };
     assert_eq!(name, "bench-made-up-1-2026-01-02-f16-causal.svg");
-    assert!(svg.contains("Forward attention, f16, causal") && svg.contains("torch flash_attention"), "{svg}");
+    assert!(
+        svg.contains("Forward attention, f16, causal") && svg.contains("torch flash_attention"),
+        "{svg}"
+    );
 }
 
 #[test]
@@ -140,7 +162,11 @@ fn without_results_nothing_is_claimed() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for results in [folder.path().to_owned(), folder.path().join("absent")] {
         let section = section(&results);
-        assert!(section.text.starts_with("Not yet measured on a graphics card."), "{}", section.text);
+        assert!(
+            section.text.starts_with("Not yet measured on a graphics card."),
+            "{}",
+            section.text
+        );
         assert!(section.pictures.is_empty());
     }
 }

@@ -29,10 +29,9 @@ impl std::str::FromStr for Align {
         match s {
             "top-left" => Ok(Align::TopLeft),
             "bottom-right" => Ok(Align::BottomRight),
-            _ => s
-                .parse()
-                .map(Align::Offset)
-                .map_err(|_| format!("unknown alignment `{s}`: expected top-left, bottom-right or an integer")),
+            _ => s.parse().map(Align::Offset).map_err(|_| {
+                format!("unknown alignment `{s}`: expected top-left, bottom-right or an integer")
+            }),
         }
     }
 }
@@ -56,7 +55,12 @@ impl Band {
     pub const UNBOUNDED: i32 = 1 << 30;
 
     /// The band of an alignment, `causal` and window widths.
-    pub fn new(align: Align, causal: bool, window_left: Option<usize>, window_right: Option<usize>) -> Self {
+    pub fn new(
+        align: Align,
+        causal: bool,
+        window_left: Option<usize>,
+        window_right: Option<usize>,
+    ) -> Self {
         let offset = match align {
             Align::Offset(n) => i128::from(n),
             _ => 0,
@@ -70,7 +74,11 @@ impl Band {
             };
             end.clamp(-limit, limit) as i32
         };
-        Self { lo: end(window_left, -1), hi: end(right, 1), bottom_right: align == Align::BottomRight }
+        Self {
+            lo: end(window_left, -1),
+            hi: end(right, 1),
+            bottom_right: align == Align::BottomRight,
+        }
     }
 
     /// True where every query sees every valid key.
@@ -96,7 +104,9 @@ mod tests {
     use super::*;
 
     fn picture(band: Band, seq_q: usize, kv_len: usize) -> Vec<String> {
-        let row = |i| (0..kv_len).map(|j| if band.allows(i, j, seq_q, kv_len) { 'x' } else { '.' }).collect();
+        let row = |i| {
+            (0..kv_len).map(|j| if band.allows(i, j, seq_q, kv_len) { 'x' } else { '.' }).collect()
+        };
         (0..seq_q).map(row).collect()
     }
 
@@ -112,11 +122,22 @@ mod tests {
 
     #[test]
     fn windows_and_causal_together() {
-        assert_eq!(picture(Band::new(Align::TopLeft, false, Some(1), Some(0)), 3, 4), ["x...", "xx..", ".xx."]);
-        assert_eq!(picture(Band::new(Align::TopLeft, true, Some(1), Some(2)), 3, 4), ["x...", "xx..", ".xx."]);
-        assert_eq!(picture(Band::new(Align::TopLeft, false, None, Some(1)), 2, 4), ["xx..", "xxx."]);
+        assert_eq!(
+            picture(Band::new(Align::TopLeft, false, Some(1), Some(0)), 3, 4),
+            ["x...", "xx..", ".xx."]
+        );
+        assert_eq!(
+            picture(Band::new(Align::TopLeft, true, Some(1), Some(2)), 3, 4),
+            ["x...", "xx..", ".xx."]
+        );
+        assert_eq!(
+            picture(Band::new(Align::TopLeft, false, None, Some(1)), 2, 4),
+            ["xx..", "xxx."]
+        );
         assert!(Band::new(Align::TopLeft, false, None, None).is_unbounded());
-        assert!(Band::new(Align::TopLeft, false, Some(usize::MAX), Some(usize::MAX)).is_unbounded());
+        assert!(
+            Band::new(Align::TopLeft, false, Some(usize::MAX), Some(usize::MAX)).is_unbounded()
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ impl RowTerms {
     pub fn out_bound(&self, dtype: DType, head_dim: usize) -> f64 {
         let scores = (8.0 + (head_dim as f64).sqrt()) * self.kappa;
         let sum = (8.0 + (self.keys as f64).sqrt() / 4.0) * self.mu;
-        dtype.ulp(self.max_out) + dtype.min_positive() + U * (scores + sum) + 4.0 * dtype.unit_roundoff() * self.rho
+        dtype.ulp(self.max_out)
+            + dtype.min_positive()
+            + U * (scores + sum)
+            + 4.0 * dtype.unit_roundoff() * self.rho
     }
 
     /// The largest error that the lse of this row may have; 0 for a row without keys (it must be -inf).
@@ -80,7 +83,14 @@ mod tests {
     #[test]
     fn a_row_of_one_key_is_exact_but_for_storage() {
         // p = 1: kappa and the softmax do not matter, only storing the value.
-        let row = RowTerms { keys: 1, max_out: 1.5, mu: 1.5, rho: 1.5, alpha: 3.0, ..RowTerms::default() };
+        let row = RowTerms {
+            keys: 1,
+            max_out: 1.5,
+            mu: 1.5,
+            rho: 1.5,
+            alpha: 3.0,
+            ..RowTerms::default()
+        };
         let bound = row.out_bound(DType::F32, 64);
         let ulp = f64::from(f32::EPSILON);
         assert!(bound > ulp && bound < 16.0 * ulp, "{bound}");
@@ -94,9 +104,13 @@ mod tests {
         assert_eq!(f(f64::NAN, f64::NAN), 0.0);
         assert_eq!(f(f64::NEG_INFINITY, f64::NEG_INFINITY), 0.0);
         assert_eq!(f(f64::INFINITY, 70_000.0), 1.0);
-        for (got, expected) in
-            [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (f64::INFINITY, -70_000.0), (1.0, f64::INFINITY)]
-        {
+        for (got, expected) in [
+            (f64::NAN, 1.0),
+            (1.0, f64::NAN),
+            (f64::INFINITY, 1.0),
+            (f64::INFINITY, -70_000.0),
+            (1.0, f64::INFINITY),
+        ] {
             assert_eq!(f(got, expected), f64::INFINITY, "{got} {expected}");
         }
     }

@@ -45,7 +45,9 @@ impl Call {
             return Err(ProblemError::Scale { given: scale });
         }
         let within = |axis, given: Option<usize>, capacity| match given {
-            Some(given) if given > capacity => Err(ProblemError::BeyondCapacity { axis, capacity, given }),
+            Some(given) if given > capacity => {
+                Err(ProblemError::BeyondCapacity { axis, capacity, given })
+            }
             given => Ok(given.unwrap_or(capacity)),
         };
         Ok(ResolvedCall {

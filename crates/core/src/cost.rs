@@ -19,7 +19,13 @@ impl Cost {
     /// The cost of `problem` with tiles of `rows` queries and `keys` keys, every key valid where `kv_lens` is `None`.
     ///
     /// Entries of `kv_lens` outside 0..=seq_kv are clamped.
-    pub fn new(problem: &Problem, call: &ResolvedCall, rows: usize, keys: usize, kv_lens: Option<&[i32]>) -> Self {
+    pub fn new(
+        problem: &Problem,
+        call: &ResolvedCall,
+        rows: usize,
+        keys: usize,
+        kv_lens: Option<&[i32]>,
+    ) -> Self {
         let (mut pairs, mut tile_pairs) = (0u64, 0u64);
         let lens: &[i32] = kv_lens.unwrap_or(&[]);
         let mut last: Option<(usize, u64, u64)> = None;
@@ -34,8 +40,11 @@ impl Cost {
             pairs = pairs.saturating_add(p.saturating_mul(heads));
             tile_pairs = tile_pairs.saturating_add(t.saturating_mul(heads));
         }
-        let (batch, size, width) =
-            (problem.batch(), problem.dtype().size(), problem.head_dim().saturating_add(problem.head_dim_v()));
+        let (batch, size, width) = (
+            problem.batch(),
+            problem.dtype().size(),
+            problem.head_dim().saturating_add(problem.head_dim_v()),
+        );
         let mask = problem.mask().map_or(0, |mask| {
             let [b, h, i, j] = mask.shape;
             product([b, h, i, j, mask.kind.size()])
@@ -58,11 +67,21 @@ impl Cost {
 
 fn product<const N: usize>(factors: [usize; N]) -> u64 {
     // A size of 0 wins over whatever comes before it.
-    if factors.contains(&0) { 0 } else { factors.into_iter().fold(1, |n: u64, m| n.saturating_mul(m as u64)) }
+    if factors.contains(&0) {
+        0
+    } else {
+        factors.into_iter().fold(1, |n: u64, m| n.saturating_mul(m as u64))
+    }
 }
 
 /// Allowed pairs, and pairs of the visited tiles, of one head.
-fn count(problem: &Problem, call: &ResolvedCall, rows: usize, keys: usize, kv_len: usize) -> (u64, u64) {
+fn count(
+    problem: &Problem,
+    call: &ResolvedCall,
+    rows: usize,
+    keys: usize,
+    kv_len: usize,
+) -> (u64, u64) {
     let band = problem.band();
     let masked = problem.mask().is_some();
     if band.is_unbounded() {
@@ -72,7 +91,8 @@ fn count(problem: &Problem, call: &ResolvedCall, rows: usize, keys: usize, kv_le
     let diagonal = band.diagonal(call.seq_q, kv_len);
     let (mut pairs, mut tile_pairs) = (0, 0);
     for start in (0..call.seq_q).step_by(rows) {
-        let visited = KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len).len();
+        let visited =
+            KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len).len();
         tile_pairs += (visited * rows * keys) as u64;
         for i in start..(start + rows).min(call.seq_q) {
             let row = i as i64 + diagonal;

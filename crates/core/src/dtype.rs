@@ -63,7 +63,9 @@ impl DType {
     pub fn read(self, bytes: &[u8], index: usize) -> f64 {
         let at = index * self.size();
         match self {
-            DType::F32 => f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]).into(),
+            DType::F32 => {
+                f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]).into()
+            }
             DType::F16 => f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64(),
             DType::BF16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64(),
         }
@@ -77,8 +79,11 @@ impl DType {
         let at = index * self.size();
         match self {
             DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_le_bytes()),
-            DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(round_to_odd(value)).to_le_bytes()),
-            DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(round_to_odd(value)).to_le_bytes()),
+            DType::F16 => {
+                bytes[at..at + 2].copy_from_slice(&f16::from_f32(round_to_odd(value)).to_le_bytes())
+            }
+            DType::BF16 => bytes[at..at + 2]
+                .copy_from_slice(&bf16::from_f32(round_to_odd(value)).to_le_bytes()),
         }
     }
 }
@@ -145,7 +150,10 @@ mod tests {
         for dtype in DType::ALL {
             let mut bytes = vec![0; 3 * dtype.size()];
             dtype.write(&mut bytes, 1, -1.5);
-            assert_eq!([dtype.read(&bytes, 0), dtype.read(&bytes, 1), dtype.read(&bytes, 2)], [0.0, -1.5, 0.0]);
+            assert_eq!(
+                [dtype.read(&bytes, 0), dtype.read(&bytes, 1), dtype.read(&bytes, 2)],
+                [0.0, -1.5, 0.0]
+            );
         }
     }
 }

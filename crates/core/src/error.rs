@@ -122,13 +122,17 @@ pub enum ProblemError {
         given: DType,
     },
     /// A tensor's extent does not fit the address space.
-    #[error("the extent of {argument} overflows: its sizes and strides reach beyond addressable memory")]
+    #[error(
+        "the extent of {argument} overflows: its sizes and strides reach beyond addressable memory"
+    )]
     Overflow {
         /// Which tensor.
         argument: Argument,
     },
     /// Two elements of an output share one place.
-    #[error("{argument} overlaps itself: with shape {shape:?} and strides {strides:?} two elements share a place")]
+    #[error(
+        "{argument} overlaps itself: with shape {shape:?} and strides {strides:?} two elements share a place"
+    )]
     Overlap {
         /// Which tensor.
         argument: Argument,
@@ -156,7 +160,9 @@ pub enum ProblemError {
         given: f64,
     },
     /// A mask's shape does not broadcast to the scores.
-    #[error("attn_mask of shape {given:?} does not broadcast to (batch, heads, seq_q, seq_kv) = {scores:?}")]
+    #[error(
+        "attn_mask of shape {given:?} does not broadcast to (batch, heads, seq_q, seq_kv) = {scores:?}"
+    )]
     MaskBroadcast {
         /// The mask's shape.
         given: Vec<usize>,

@@ -17,7 +17,8 @@ pub enum BackendKind {
 
 impl BackendKind {
     /// Every backend, in the order in which `auto` asks them.
-    pub const ALL: [BackendKind; 4] = [BackendKind::Cuda, BackendKind::Wgpu, BackendKind::Cpu, BackendKind::Reference];
+    pub const ALL: [BackendKind; 4] =
+        [BackendKind::Cuda, BackendKind::Wgpu, BackendKind::Cpu, BackendKind::Reference];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -129,7 +130,9 @@ pub enum Reason {
         limit: u64,
     },
     /// Indices of the tensor do not fit the kernels' 32 bits.
-    #[error("{argument} spans {needed} elements in one dispatch, over the 2^32 that kernels can index")]
+    #[error(
+        "{argument} spans {needed} elements in one dispatch, over the 2^32 that kernels can index"
+    )]
     IndexRange {
         /// Which tensor.
         argument: Argument,
@@ -137,7 +140,9 @@ pub enum Reason {
         needed: u64,
     },
     /// Cut to what one binding and one dispatch may hold, the work would be in too many pieces to keep a list of.
-    #[error("the work would take more than {limit} dispatches: {argument} is too large for the device's bindings")]
+    #[error(
+        "the work would take more than {limit} dispatches: {argument} is too large for the device's bindings"
+    )]
     Pieces {
         /// The tensor that is cut, or the workspace where it is the work itself.
         argument: Argument,
@@ -257,7 +262,10 @@ pub struct Explanation {
 impl Explanation {
     /// The verdict on one kernel.
     pub fn verdict(&self, backend: BackendKind, kernel: KernelKind) -> Option<&Verdict> {
-        self.verdicts.iter().find(|(b, k, _)| *b == backend && *k == kernel).map(|(_, _, verdict)| verdict)
+        self.verdicts
+            .iter()
+            .find(|(b, k, _)| *b == backend && *k == kernel)
+            .map(|(_, _, verdict)| verdict)
     }
 
     /// What runs among the entries that `backend` and `kernel` leave (`None`: any): the first in the order of the lists.
@@ -270,9 +278,9 @@ impl Explanation {
         kernel: Option<KernelKind>,
     ) -> Result<(BackendKind, KernelKind), Explanation> {
         let asked = || {
-            self.verdicts
-                .iter()
-                .filter(move |(b, k, _)| backend.is_none_or(|x| x == *b) && kernel.is_none_or(|x| x == *k))
+            self.verdicts.iter().filter(move |(b, k, _)| {
+                backend.is_none_or(|x| x == *b) && kernel.is_none_or(|x| x == *k)
+            })
         };
         match asked().find(|(_, _, verdict)| verdict.runs()) {
             Some(&(b, k, _)) => Ok((b, k)),

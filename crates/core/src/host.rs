@@ -41,7 +41,14 @@ pub struct HostInputs<'a> {
 impl HostArgs<'_> {
     /// The inputs alone.
     pub fn inputs(&self) -> HostInputs<'_> {
-        HostInputs { q: self.q, k: self.k, v: self.v, mask: self.mask, kv_lens: self.kv_lens, call: self.call }
+        HostInputs {
+            q: self.q,
+            k: self.k,
+            v: self.v,
+            mask: self.mask,
+            kv_lens: self.kv_lens,
+            call: self.call,
+        }
     }
 }
 
@@ -50,7 +57,10 @@ impl HostArgs<'_> {
 /// # Errors
 /// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected), [`TooShort`](ProblemError::TooShort),
 /// [`KvLensCount`](ProblemError::KvLensCount), [`KvLen`](ProblemError::KvLen) and those of [`Call::resolve`].
-pub fn check_host_args(problem: &Problem, args: &HostArgs<'_>) -> Result<ResolvedCall, ProblemError> {
+pub fn check_host_args(
+    problem: &Problem,
+    args: &HostArgs<'_>,
+) -> Result<ResolvedCall, ProblemError> {
     let call = check_host_inputs(problem, &args.inputs())?;
     long_enough(Argument::Out, problem.out().byte_span(), args.out.len())?;
     present(Argument::Lse, problem.lse(), args.lse.is_some())?;
@@ -65,7 +75,10 @@ pub fn check_host_args(problem: &Problem, args: &HostArgs<'_>) -> Result<Resolve
 ///
 /// # Errors
 /// Those of [`check_host_args`].
-pub fn check_host_inputs(problem: &Problem, inputs: &HostInputs<'_>) -> Result<ResolvedCall, ProblemError> {
+pub fn check_host_inputs(
+    problem: &Problem,
+    inputs: &HostInputs<'_>,
+) -> Result<ResolvedCall, ProblemError> {
     let call = inputs.call.resolve(problem)?;
     long_enough(Argument::Q, problem.q().byte_span(), inputs.q.len())?;
     long_enough(Argument::K, problem.k().byte_span(), inputs.k.len())?;
@@ -81,10 +94,16 @@ pub fn check_host_inputs(problem: &Problem, inputs: &HostInputs<'_>) -> Result<R
     Ok(call)
 }
 
-fn long_enough(argument: Argument, expected: Option<usize>, given: usize) -> Result<(), ProblemError> {
+fn long_enough(
+    argument: Argument,
+    expected: Option<usize>,
+    given: usize,
+) -> Result<(), ProblemError> {
     match expected {
         None => Err(ProblemError::Overflow { argument }),
-        Some(expected) if given < expected => Err(ProblemError::TooShort { argument, expected, given }),
+        Some(expected) if given < expected => {
+            Err(ProblemError::TooShort { argument, expected, given })
+        }
         Some(_) => Ok(()),
     }
 }
@@ -101,7 +120,12 @@ fn present(argument: Argument, wanted: bool, given: bool) -> Result<(), ProblemE
 ///
 /// # Errors
 /// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected).
-pub fn check_presence(problem: &Problem, mask: bool, kv_lens: bool, lse: bool) -> Result<(), ProblemError> {
+pub fn check_presence(
+    problem: &Problem,
+    mask: bool,
+    kv_lens: bool,
+    lse: bool,
+) -> Result<(), ProblemError> {
     present(Argument::AttnMask, problem.mask().is_some(), mask)?;
     present(Argument::KvLens, problem.kv_lens(), kv_lens)?;
     present(Argument::Lse, problem.lse(), lse)

@@ -58,7 +58,9 @@ impl Mask {
         let mut step = 1usize;
         for (stride, &n) in strides.iter_mut().zip(dims).rev() {
             *stride = step;
-            step = step.checked_mul(n.max(1)).ok_or(ProblemError::Overflow { argument: crate::Argument::AttnMask })?;
+            step = step
+                .checked_mul(n.max(1))
+                .ok_or(ProblemError::Overflow { argument: crate::Argument::AttnMask })?;
         }
         Self::strided(kind, dims, &strides)
     }
@@ -67,7 +69,11 @@ impl Mask {
     ///
     /// # Errors
     /// [`ProblemError::MaskRank`] if there are no axes, more than four, or not as many strides.
-    pub fn strided(kind: MaskKind, dims: &[usize], strides: &[usize]) -> Result<Self, ProblemError> {
+    pub fn strided(
+        kind: MaskKind,
+        dims: &[usize],
+        strides: &[usize],
+    ) -> Result<Self, ProblemError> {
         if dims.is_empty() || dims.len() > 4 || strides.len() != dims.len() {
             return Err(ProblemError::MaskRank { given: dims.to_vec() });
         }
@@ -93,7 +99,9 @@ impl Mask {
 
     /// Bytes from the first element to one past the last; `None` if that overflows.
     pub fn byte_span(&self) -> Option<usize> {
-        span(&self.shape, &self.strides)?.checked_mul(self.kind.size()).filter(|&n| n <= isize::MAX as usize)
+        span(&self.shape, &self.strides)?
+            .checked_mul(self.kind.size())
+            .filter(|&n| n <= isize::MAX as usize)
     }
 
     pub(crate) fn check(&self, scores: [usize; 4]) -> Result<(), ProblemError> {

@@ -38,8 +38,11 @@ pub fn merge(parts: &[Partial<'_>], width: usize) -> Result<(Vec<f32>, Vec<f32>)
         }
         lse[row] = (max + total.ln()) as f32;
         for d in 0..width {
-            let sum: f64 =
-                seen().map(|part| (f64::from(part.lse[row]) - max).exp() * f64::from(part.out[row * width + d])).sum();
+            let sum: f64 = seen()
+                .map(|part| {
+                    (f64::from(part.lse[row]) - max).exp() * f64::from(part.out[row * width + d])
+                })
+                .sum();
             out[row * width + d] = (sum / total) as f32;
         }
     }
@@ -66,7 +69,10 @@ mod tests {
     #[test]
     fn rows_without_keys_stay_empty() {
         let empty = Partial { out: &[0.0, 0.0], lse: &[f32::NEG_INFINITY] };
-        assert_eq!(merge(&[empty, empty], 2).expect("same shape"), (vec![0.0, 0.0], vec![f32::NEG_INFINITY]));
+        assert_eq!(
+            merge(&[empty, empty], 2).expect("same shape"),
+            (vec![0.0, 0.0], vec![f32::NEG_INFINITY])
+        );
         assert_eq!(merge(&[], 3).expect("nothing"), (vec![], vec![]));
     }
 

@@ -141,7 +141,15 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}x{}x{}x{}", self.dtype(), self.batch(), self.heads(), self.seq_q(), self.head_dim())?;
+        write!(
+            f,
+            "{} {}x{}x{}x{}",
+            self.dtype(),
+            self.batch(),
+            self.heads(),
+            self.seq_q(),
+            self.head_dim()
+        )?;
         if self.seq_kv() != self.seq_q() {
             write!(f, " over {} keys", self.seq_kv())?;
         }
@@ -302,7 +310,11 @@ impl ProblemBuilder {
         size(Argument::Out, "seq_q", seq_q, out.shape[2], "the length of q")?;
         size(Argument::Out, "head_dim_v", head_dim_v, out.shape[3], "the head_dim of v")?;
         if !out.is_empty() && !out.is_injective() {
-            return Err(ProblemError::Overlap { argument: Argument::Out, shape: out.shape, strides: out.strides });
+            return Err(ProblemError::Overlap {
+                argument: Argument::Out,
+                shape: out.shape,
+                strides: out.strides,
+            });
         }
         // The scores are counted too: batch * heads * seq_q is the size of lse and of every grid.
         batch
@@ -324,8 +336,32 @@ impl ProblemBuilder {
         if !(0.0..=1.0).contains(&rest.dropout_p) {
             return Err(ProblemError::DropoutP { given: rest.dropout_p });
         }
-        let Rest { mask: _, causal, align, window_left, window_right, softcap, dropout_p, lse, kv_lens } = rest;
-        Ok(Problem { q, k, v, out, mask, causal, align, window_left, window_right, softcap, dropout_p, lse, kv_lens })
+        let Rest {
+            mask: _,
+            causal,
+            align,
+            window_left,
+            window_right,
+            softcap,
+            dropout_p,
+            lse,
+            kv_lens,
+        } = rest;
+        Ok(Problem {
+            q,
+            k,
+            v,
+            out,
+            mask,
+            causal,
+            align,
+            window_left,
+            window_right,
+            softcap,
+            dropout_p,
+            lse,
+            kv_lens,
+        })
     }
 }
 
@@ -395,7 +431,10 @@ mod tests {
             ("v must be f32 like q, but is f16", b(q, kv, f16)),
             ("the extent of k overflows", b(q, wide, kv)),
             ("out overlaps itself", ok().out(TensorView { strides: [0, 40, 8, 1], ..q })),
-            ("out must have head_dim_v 8 (the head_dim of v), but has 7", ok().out(view([2, 4, 5, 7]))),
+            (
+                "out must have head_dim_v 8 (the head_dim of v), but has 7",
+                ok().out(view([2, 4, 5, 7])),
+            ),
             ("softcap must be a positive finite number, but is NaN", ok().softcap(f32::NAN)),
             ("softcap must be a positive finite number, but is 0", ok().softcap(0.0)),
             ("dropout_p must lie in [0, 1], but is -0.1", ok().dropout_p(-0.1)),
@@ -423,8 +462,20 @@ mod tests {
 
     #[test]
     fn empty_sequences_are_problems_too() {
-        assert!(Problem::builder(view([0, 2, 3, 4]), view([0, 2, 3, 4]), view([0, 2, 3, 4])).build().is_ok());
-        assert!(Problem::builder(view([1, 2, 0, 4]), view([1, 2, 3, 4]), view([1, 2, 3, 4])).build().is_ok());
-        assert!(Problem::builder(view([1, 2, 3, 4]), view([1, 2, 0, 4]), view([1, 2, 0, 4])).build().is_ok());
+        assert!(
+            Problem::builder(view([0, 2, 3, 4]), view([0, 2, 3, 4]), view([0, 2, 3, 4]))
+                .build()
+                .is_ok()
+        );
+        assert!(
+            Problem::builder(view([1, 2, 0, 4]), view([1, 2, 3, 4]), view([1, 2, 3, 4]))
+                .build()
+                .is_ok()
+        );
+        assert!(
+            Problem::builder(view([1, 2, 3, 4]), view([1, 2, 0, 4]), view([1, 2, 0, 4]))
+                .build()
+                .is_ok()
+        );
     }
 }

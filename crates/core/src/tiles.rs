@@ -51,11 +51,27 @@ pub struct KeyTiles {
 
 impl KeyTiles {
     /// Visits the keys of `rows` (cut at `seq_q`). `masked`: an attention mask makes every tile an edge tile.
-    pub fn new(band: Band, masked: bool, rows: Range<usize>, width: usize, seq_q: usize, kv_len: usize) -> Self {
+    pub fn new(
+        band: Band,
+        masked: bool,
+        rows: Range<usize>,
+        width: usize,
+        seq_q: usize,
+        kv_len: usize,
+    ) -> Self {
         let rows = rows.start.min(seq_q)..rows.end.min(seq_q);
         let keys = key_range(&band, &rows, seq_q, kv_len);
         let next = keys.start / width * width;
-        Self { diagonal: band.diagonal(seq_q, kv_len), band, rows, keys, kv_len, width, masked, next }
+        Self {
+            diagonal: band.diagonal(seq_q, kv_len),
+            band,
+            rows,
+            keys,
+            kv_len,
+            width,
+            masked,
+            next,
+        }
     }
 }
 
@@ -105,7 +121,8 @@ mod tests {
                         for start in (0..seq_q).step_by(4) {
                             let rows = start..(start + 4).min(seq_q);
                             let mut covered = vec![false; kv_len];
-                            let tiles = KeyTiles::new(band, false, start..start + 4, 4, seq_q, kv_len);
+                            let tiles =
+                                KeyTiles::new(band, false, start..start + 4, 4, seq_q, kv_len);
                             assert_eq!(tiles.len(), tiles.clone().count());
                             for tile in tiles {
                                 let mut any = false;
@@ -119,7 +136,10 @@ mod tests {
                                 }
                                 visited += 1;
                                 // A narrow window can pass between the keys of a tile only where rows skip it.
-                                assert!(any || left.is_some() || right.is_some(), "{band:?} {rows:?} {tile:?}");
+                                assert!(
+                                    any || left.is_some() || right.is_some(),
+                                    "{band:?} {rows:?} {tile:?}"
+                                );
                             }
                             for i in rows {
                                 for (j, &covered) in covered.iter().enumerate() {
@@ -137,7 +157,11 @@ mod tests {
     #[test]
     fn causal_tiles_are_skipped_full_or_edge() {
         let causal = Band::new(Align::TopLeft, true, None, None);
-        let kinds: Vec<_> = KeyTiles::new(causal, false, 8..12, 4, 16, 16).map(|t| (t.keys, t.kind)).collect();
-        assert_eq!(kinds, [(0..4, TileKind::Full), (4..8, TileKind::Full), (8..12, TileKind::Edge)]);
+        let kinds: Vec<_> =
+            KeyTiles::new(causal, false, 8..12, 4, 16, 16).map(|t| (t.keys, t.kind)).collect();
+        assert_eq!(
+            kinds,
+            [(0..4, TileKind::Full), (4..8, TileKind::Full), (8..12, TileKind::Edge)]
+        );
     }
 }

@@ -92,7 +92,11 @@ impl TensorView {
     ///
     /// # Errors
     /// [`ProblemError::Overflow`] if the tensor has more elements than memory can address.
-    pub fn contiguous(dtype: DType, layout: Layout, shape: [usize; 4]) -> Result<Self, ProblemError> {
+    pub fn contiguous(
+        dtype: DType,
+        layout: Layout,
+        shape: [usize; 4],
+    ) -> Result<Self, ProblemError> {
         let mut order = [0; 4];
         for (axis, place) in layout.axes().into_iter().enumerate() {
             order[place] = axis;
@@ -101,7 +105,9 @@ impl TensorView {
         let mut step = 1usize;
         for axis in order.into_iter().rev() {
             strides[axis] = step;
-            step = step.checked_mul(shape[axis].max(1)).ok_or(ProblemError::Overflow { argument: Argument::View })?;
+            step = step
+                .checked_mul(shape[axis].max(1))
+                .ok_or(ProblemError::Overflow { argument: Argument::View })?;
         }
         let view = Self { dtype, shape, strides };
         view.byte_span().ok_or(ProblemError::Overflow { argument: Argument::View })?;
@@ -122,7 +128,12 @@ impl TensorView {
         heads: usize,
     ) -> Result<Self, ProblemError> {
         if dims.len() != layout.rank() {
-            return Err(ProblemError::Rank { argument, layout, expected: layout.rank(), given: dims.to_vec() });
+            return Err(ProblemError::Rank {
+                argument,
+                layout,
+                expected: layout.rank(),
+                given: dims.to_vec(),
+            });
         }
         let shape = match layout {
             Layout::Bshd => [dims[0], dims[2], dims[1], dims[3]],
@@ -206,7 +217,9 @@ mod tests {
             let view = TensorView::contiguous(DType::F32, layout, shape).expect("small");
             assert_eq!(view.strides, strides, "{layout}");
             assert!(view.is_dense(), "{layout}");
-            let again = TensorView::from_dims(Argument::Q, DType::F32, layout, &layout.dims(shape), 3).expect("small");
+            let again =
+                TensorView::from_dims(Argument::Q, DType::F32, layout, &layout.dims(shape), 3)
+                    .expect("small");
             assert_eq!(view, again, "{layout}");
         }
     }

@@ -1,4 +1,6 @@
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop,
+};
 use flashtile_core::Call;
 use std::{fmt, sync::Arc};
 
@@ -180,14 +182,20 @@ impl<'a, T> From<&'a mut CudaViewMut<'_, T>> for Output<'a> {
 impl fmt::Debug for Input<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, bytes, offset) = self.place();
-        f.debug_struct("Input").field("bytes", &bytes).field("offset", &offset).finish_non_exhaustive()
+        f.debug_struct("Input")
+            .field("bytes", &bytes)
+            .field("offset", &offset)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Output<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, bytes, offset) = self.place();
-        f.debug_struct("Output").field("bytes", &bytes).field("offset", &offset).finish_non_exhaustive()
+        f.debug_struct("Output")
+            .field("bytes", &bytes)
+            .field("offset", &offset)
+            .finish_non_exhaustive()
     }
 }
 

@@ -72,8 +72,9 @@ fn platform_directory() -> Option<PathBuf> {
     if cfg!(windows) {
         return absolute("LOCALAPPDATA");
     }
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache")))
+    absolute("XDG_CACHE_HOME").or_else(|| {
+        env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"))
+    })
 }
 
 fn write(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -81,8 +82,9 @@ fn write(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let unique = format!(".{}-{}.part", process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
     let part = directory.join(unique);
-    let written =
-        fs::File::create(&part).and_then(|mut file| file.write_all(bytes)).and_then(|()| fs::rename(&part, path));
+    let written = fs::File::create(&part)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&part, path));
     written.inspect_err(|_| {
         // It is of no use to anyone.
         let _ = fs::remove_file(&part);
@@ -119,8 +121,11 @@ fn decode(bytes: &[u8], key: &str) -> Option<Entry> {
         Some(field)
     };
     let [key_field, log, cubin] = [field(lengths[0])?, field(lengths[1])?, field(lengths[2])?];
-    let whole = rest.is_empty() && hash([key_field, log, cubin]) == checksum && key_field == key.as_bytes();
-    whole.then(|| Some(Entry { cubin: cubin.to_vec(), log: String::from_utf8(log.to_vec()).ok()? }))?
+    let whole =
+        rest.is_empty() && hash([key_field, log, cubin]) == checksum && key_field == key.as_bytes();
+    whole.then(|| {
+        Some(Entry { cubin: cubin.to_vec(), log: String::from_utf8(log.to_vec()).ok()? })
+    })?
 }
 
 /// FNV-1a of all fields and their lengths: the standard library's hashers may change with its version.
@@ -156,8 +161,10 @@ mod tests {
     }
 
     fn only_file(directory: &Path) -> PathBuf {
-        let files: Vec<_> =
-            fs::read_dir(directory).expect("there").map(|file| file.expect("readable").path()).collect();
+        let files: Vec<_> = fs::read_dir(directory)
+            .expect("there")
+            .map(|file| file.expect("readable").path())
+            .collect();
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     }
@@ -203,13 +210,21 @@ mod tests {
             for content in &contents {
                 scope.spawn(|| {
                     for round in 0..20 {
-                        let (got, _) = get(&cache(directory.path()), &format!("key {round}"), content);
-                        assert!(contents.iter().any(|content| got == entry(content)), "neither one nor the other");
+                        let (got, _) =
+                            get(&cache(directory.path()), &format!("key {round}"), content);
+                        assert!(
+                            contents.iter().any(|content| got == entry(content)),
+                            "neither one nor the other"
+                        );
                     }
                 });
             }
         });
-        assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 20, "nothing else is left behind");
+        assert_eq!(
+            fs::read_dir(directory.path()).expect("there").count(),
+            20,
+            "nothing else is left behind"
+        );
     }
 
     #[test]

@@ -96,16 +96,26 @@ const DEVICE_LAMBDAS: &str = "--device-as-default-execution-space";
 /// [`Error::NoCompiler`], [`Error::Compile`].
 pub fn compile_to_ptx(variant: &CudaVariant, arch: Arch) -> Result<String, Error> {
     let nvrtc = find(arch, None)?;
-    let (code, _) = run(&nvrtc, variant, arch, &variant.source(), &options("compute", arch), Code::Ptx)?;
+    let (code, _) =
+        run(&nvrtc, variant, arch, &variant.source(), &options("compute", arch), Code::Ptx)?;
     Ok(String::from_utf8_lossy(&code).trim_end_matches('\0').to_owned())
 }
 
 fn options(kind: &str, arch: Arch) -> Vec<String> {
-    vec![format!("--gpu-architecture={kind}_{arch}"), "--std=c++17".to_owned(), DEVICE_LAMBDAS.to_owned()]
+    vec![
+        format!("--gpu-architecture={kind}_{arch}"),
+        "--std=c++17".to_owned(),
+        DEVICE_LAMBDAS.to_owned(),
+    ]
 }
 
 /// Compiles `variant`, unless `cache` has it.
-pub(crate) fn compile_with(nvrtc: &Nvrtc, variant: &CudaVariant, arch: Arch, cache: &Cache) -> Result<Compiled, Error> {
+pub(crate) fn compile_with(
+    nvrtc: &Nvrtc,
+    variant: &CudaVariant,
+    arch: Arch,
+    cache: &Cache,
+) -> Result<Compiled, Error> {
     let unknown = || failed(variant, arch, format!("{} does not know it", nvrtc.path.display()));
     let target = nvrtc.target(arch).ok_or_else(unknown)?;
     let mut options = options("sm", target);
@@ -144,8 +154,10 @@ fn run(
 /// The best NVRTC for `arch`, the one that knows it best, and then the newest. Drivers take machine code of their own major version and of older
 /// ones: a newer one is of no use.
 pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, Error> {
-    let opened: Vec<_> = library::candidates().into_iter().map(|path| (Nvrtc::open(&path), path)).collect();
-    let found: Vec<&Arc<Nvrtc>> = opened.iter().filter_map(|(nvrtc, _)| nvrtc.as_ref().ok()).collect();
+    let opened: Vec<_> =
+        library::candidates().into_iter().map(|path| (Nvrtc::open(&path), path)).collect();
+    let found: Vec<&Arc<Nvrtc>> =
+        opened.iter().filter_map(|(nvrtc, _)| nvrtc.as_ref().ok()).collect();
     let suits = |nvrtc: &Nvrtc| driver_major.is_none_or(|driver| nvrtc.version.0 <= driver);
     let best = found
         .iter()
@@ -159,8 +171,11 @@ pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, 
             let why = opened.into_iter().find_map(|(nvrtc, _)| nvrtc.err()).unwrap_or_default();
             format!("{} does not open ({why})", path.display())
         }
-        ([], _) => "NVRTC is in no CUDA toolkit, not on the library path, and in no Python package".to_owned(),
-        (found, _) => unfit(found, driver_major.filter(|_| !found.iter().all(|nvrtc| suits(nvrtc)))),
+        ([], _) => "NVRTC is in no CUDA toolkit, not on the library path, and in no Python package"
+            .to_owned(),
+        (found, _) => {
+            unfit(found, driver_major.filter(|_| !found.iter().all(|nvrtc| suits(nvrtc))))
+        }
     };
     Err(Error::NoCompiler { arch, reason, command: install_command(arch, driver_major) })
 }
@@ -180,7 +195,9 @@ fn unfit(found: &[&Arc<Nvrtc>], driver: Option<u32>) -> String {
     };
     let told = told.iter().map(tell).collect::<Vec<_>>().join(", ");
     match driver {
-        Some(major) => format!("{told}; the driver is of CUDA {major} and takes machine code of no newer compiler"),
+        Some(major) => format!(
+            "{told}; the driver is of CUDA {major} and takes machine code of no newer compiler"
+        ),
         None => told,
     }
 }

@@ -1,5 +1,6 @@
 use crate::{
-    Error, Machine, cache::Cache, compiler, devices, driver, launch::is_captured, module::Function, nvrtc::Nvrtc,
+    Error, Machine, cache::Cache, compiler, devices, driver, launch::is_captured, module::Function,
+    nvrtc::Nvrtc,
 };
 use cudarc::driver::{CudaContext, CudaStream};
 use flashtile_shaders::cuda::CudaVariant;
@@ -36,10 +37,12 @@ impl Context {
     /// [`Error::OldDriver`], and [`Error::NoDriver`] where the driver lacks a function; [`Error::DeviceLost`].
     pub fn new(stream: Arc<CudaStream>) -> Result<Self, Error> {
         let cuda = stream.context().clone();
-        let driver = driver::check()?.ok_or_else(|| Error::NoDriver("it finds no card any more".to_owned()))?;
+        let driver = driver::check()?
+            .ok_or_else(|| Error::NoDriver("it finds no card any more".to_owned()))?;
         let failed = |e| Error::of_driver(e, "the description of the card");
         let memory = cuda.total_mem().map_err(failed)? as u64;
-        let machine = devices::machine(|attribute| cuda.attribute(attribute), memory).map_err(failed)?;
+        let machine =
+            devices::machine(|attribute| cuda.attribute(attribute), memory).map_err(failed)?;
         let inner = Inner {
             name: cuda.name().map_err(failed)?,
             cuda,
@@ -119,7 +122,12 @@ impl Context {
         // Compiling takes long, and other threads go on meanwhile. Two may come here for one variant: the second's is dropped for the first's.
         let compiled = compiler::compile_with(&*self.compiler()?, variant, machine.arch, cache)?;
         let function = Arc::new(Function::load(cuda, variant, &compiled)?);
-        Ok(functions.lock().unwrap_or_else(PoisonError::into_inner).entry(*variant).or_insert(function).clone())
+        Ok(functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(*variant)
+            .or_insert(function)
+            .clone())
     }
 }
 

@@ -69,7 +69,8 @@ pub(crate) fn machine(
 impl DeviceChoice {
     fn allows(&self, device: &DeviceEntry) -> bool {
         let part = |wanted: &String| device.name.to_lowercase().contains(&wanted.to_lowercase());
-        self.index.is_none_or(|wanted| wanted == device.index) && self.name.as_ref().is_none_or(part)
+        self.index.is_none_or(|wanted| wanted == device.index)
+            && self.name.as_ref().is_none_or(part)
     }
 }
 
@@ -94,7 +95,8 @@ pub fn open(choice: &DeviceChoice) -> Result<Context, Error> {
     let no_device = |reason| Error::NoDevice { wanted: choice.clone(), reason };
     let found = devices()?;
     let Some(device) = found.iter().find(|device| choice.allows(device)) else {
-        let names: Vec<_> = found.iter().map(|device| format!("{}: {}", device.index, device.name)).collect();
+        let names: Vec<_> =
+            found.iter().map(|device| format!("{}: {}", device.index, device.name)).collect();
         return Err(no_device(match names.len() {
             0 => "the driver finds none".to_owned(),
             _ => format!("there is {}", names.join(", ")),
@@ -111,7 +113,11 @@ mod tests {
 
     #[test]
     fn cards_are_chosen_by_number_and_name() {
-        let card = |index, name: &str| DeviceEntry { index, name: name.into(), machine: Machine::of_arch(90) };
+        let card = |index, name: &str| DeviceEntry {
+            index,
+            name: name.into(),
+            machine: Machine::of_arch(90),
+        };
         let cards = [card(0, "NVIDIA H100"), card(1, "NVIDIA L4"), card(2, "NVIDIA L4")];
         let chosen = |index, name: Option<&str>| {
             let choice = DeviceChoice { index, name: name.map(str::to_owned) };
@@ -137,7 +143,13 @@ mod tests {
             })
         };
         let machine = machine(attribute, 7).expect("described");
-        let expected = Machine { arch: 121, shared_limit: 99 << 10, multiprocessors: 48, memory: 7, watchdog: true };
+        let expected = Machine {
+            arch: 121,
+            shared_limit: 99 << 10,
+            multiprocessors: 48,
+            memory: 7,
+            watchdog: true,
+        };
         assert_eq!(machine, expected);
     }
 }

@@ -9,7 +9,8 @@ use libloading::Library;
 use std::{ffi::c_int, sync::OnceLock};
 
 /// In the order in which cudarc tries them.
-const NAMES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+const NAMES: &[&str] =
+    if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
 /// Every function that this crate calls, through cudarc or by itself. All are in every driver of CUDA 12.
 const FUNCTIONS: &[&str] = &[
@@ -76,7 +77,8 @@ pub(crate) fn check() -> Result<Option<u32>, Error> {
 fn open(names: &[&str], functions: &[&str]) -> Result<Library, Error> {
     // SAFETY: what the driver does when it is loaded is no more than to set up its own state.
     let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    let library = library.ok_or_else(|| Error::NoDriver(format!("{} is not on this machine", names.join(" or "))))?;
+    let library = library
+        .ok_or_else(|| Error::NoDriver(format!("{} is not on this machine", names.join(" or "))))?;
     let is_missing = |name: &&&str| {
         // SAFETY: the address is only looked for, never called.
         unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err()
@@ -85,7 +87,11 @@ fn open(names: &[&str], functions: &[&str]) -> Result<Library, Error> {
     if missing.is_empty() {
         return Ok(library);
     }
-    Err(Error::NoDriver(format!("{} is too old or not whole: it lacks {}", names.join(" or "), missing.join(", "))))
+    Err(Error::NoDriver(format!(
+        "{} is too old or not whole: it lacks {}",
+        names.join(" or "),
+        missing.join(", ")
+    )))
 }
 
 #[cfg(test)]
@@ -94,8 +100,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told() {
-        let none = open(&["libflashtile-is-nowhere.so"], FUNCTIONS).expect_err("there is no such library");
-        assert_eq!(none, Error::NoDriver("libflashtile-is-nowhere.so is not on this machine".into()));
+        let none =
+            open(&["libflashtile-is-nowhere.so"], FUNCTIONS).expect_err("there is no such library");
+        assert_eq!(
+            none,
+            Error::NoDriver("libflashtile-is-nowhere.so is not on this machine".into())
+        );
     }
 
     /// The C library stands for a driver that lacks something.
@@ -104,7 +114,8 @@ mod tests {
     fn a_library_without_the_functions_is_no_driver() {
         let names = ["libc.so.6"];
         assert!(open(&names, &["malloc"]).is_ok());
-        let Err(Error::NoDriver(why)) = open(&names, &["malloc", "cuInit", "cuLaunchKernel"]) else {
+        let Err(Error::NoDriver(why)) = open(&names, &["malloc", "cuInit", "cuLaunchKernel"])
+        else {
             panic!("the C library is no driver");
         };
         assert!(why.ends_with("it lacks cuInit, cuLaunchKernel"), "{why}");

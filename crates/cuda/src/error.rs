@@ -22,7 +22,9 @@ pub enum Error {
         reason: String,
     },
     /// No NVRTC, the compiler for kernels, was found that can compile for the card.
-    #[error("no compiler for sm_{arch}: {reason}; `{command}` brings one, and FLASHTILE_NVRTC=PATH names one")]
+    #[error(
+        "no compiler for sm_{arch}: {reason}; `{command}` brings one, and FLASHTILE_NVRTC=PATH names one"
+    )]
     NoCompiler {
         /// The card's compute capability.
         arch: Arch,
@@ -59,7 +61,9 @@ pub enum Error {
         what: String,
     },
     /// An output shares memory with another argument.
-    #[error("{written} and {other} overlap in memory: what is written must not be read in the same call")]
+    #[error(
+        "{written} and {other} overlap in memory: what is written must not be read in the same call"
+    )]
     Aliased {
         /// The output.
         written: Argument,

@@ -42,12 +42,16 @@ impl HostRun {
         let problem = plan.problem();
         check_host_args(problem, args)?;
         let stream = plan.context().stream();
-        let tensor = |what, bytes: &[u8], view: &TensorView| upload(stream, what, &bytes[..span(view)]);
+        let tensor =
+            |what, bytes: &[u8], view: &TensorView| upload(stream, what, &bytes[..span(view)]);
         let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
         let mask = args.mask.map(|bytes| upload(stream, "attn_mask", &bytes[..mask_span]));
-        let kv_lens = args.kv_lens.map(|lens| upload(stream, "kv_lens", bytemuck::cast_slice(lens)));
-        let lse =
-            args.lse.as_deref().map(|lse| upload(stream, "lse", &bytemuck::cast_slice(lse)[..lse_bytes(problem)]));
+        let kv_lens =
+            args.kv_lens.map(|lens| upload(stream, "kv_lens", bytemuck::cast_slice(lens)));
+        let lse = args
+            .lse
+            .as_deref()
+            .map(|lse| upload(stream, "lse", &bytemuck::cast_slice(lse)[..lse_bytes(problem)]));
         let run = Self {
             plan: plan.clone(),
             q: tensor("q", args.q, problem.q())?,

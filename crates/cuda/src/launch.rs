@@ -1,6 +1,8 @@
 use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys::CUstreamCaptureStatus};
-use flashtile_core::{Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView, check_presence};
+use flashtile_core::{
+    Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView, check_presence,
+};
 use std::sync::Arc;
 
 /// The workspace begins at a multiple of this.
@@ -34,7 +36,11 @@ impl Plan {
     }
 
     /// As [`launch`](Self::launch): how many kernels were enqueued.
-    pub(crate) fn launch_counted(&self, stream: &CudaStream, args: &mut Args<'_>) -> Result<usize, Error> {
+    pub(crate) fn launch_counted(
+        &self,
+        stream: &CudaStream,
+        args: &mut Args<'_>,
+    ) -> Result<usize, Error> {
         let inner = &*self.inner;
         let cuda = inner.context.cuda();
         let call = args.call.resolve(&inner.problem)?;
@@ -57,11 +63,13 @@ impl Plan {
         let (k, k_use) = k.begin(ordered);
         let (v, v_use) = v.begin(ordered);
         let (mask, mask_use) = mask.as_ref().map_or((0, None), |mask| mask.begin(ordered));
-        let (kv_lens, lens_use) = kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
+        let (kv_lens, lens_use) =
+            kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
         let (out, out_use) = out.begin(ordered);
         let (lse, lse_use) = lse.as_mut().map_or((0, None), |lse| lse.begin(ordered));
         let own = workspace.is_none();
-        let (scores, scores_use) = workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
+        let (scores, scores_use) =
+            workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
         let uses = [q_use, k_use, v_use, mask_use, lens_use, out_use, lse_use, scores_use];
         let _uses = if let Some(apart) = apart.clone() {
             // What was recorded before stays as it was: others still wait for it.
@@ -74,12 +82,14 @@ impl Plan {
             Some(uses)
         };
         // An order that cudarc could not establish is kept as an error in its context.
-        cuda.check_err().map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
+        cuda.check_err()
+            .map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
         let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
         check_addresses(&needs, &pointers)?;
         match &inner.workspace {
             Some(workspace) if own => {
-                let launch = |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers });
+                let launch =
+                    |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers });
                 workspace.with(stream, captured, launch)
             }
             _ => inner.enqueue(stream, &call, &pointers),
@@ -88,7 +98,12 @@ impl Plan {
 }
 
 impl PlanInner {
-    fn enqueue(&self, stream: &CudaStream, call: &ResolvedCall, pointers: &Pointers) -> Result<usize, Error> {
+    fn enqueue(
+        &self,
+        stream: &CudaStream,
+        call: &ResolvedCall,
+        pointers: &Pointers,
+    ) -> Result<usize, Error> {
         let mut count = 0;
         for (step, function) in self.schedule.steps.iter().zip(&self.functions) {
             let Some(launch) = self.schedule.launch(&self.problem, step, call, pointers) else {
@@ -96,7 +111,8 @@ impl PlanInner {
             };
             // SAFETY: the caller bound the context and compared the stream's with it. Every tensor was seen to be as long as the problem's views
             // reach, and kernels go no further: lengths in kv_lens are clamped. cudarc, or who made a raw argument, keeps the memory there.
-            unsafe { function.launch(stream.cu_stream(), &launch) }.map_err(|e| refused(e, &launch))?;
+            unsafe { function.launch(stream.cu_stream(), &launch) }
+                .map_err(|e| refused(e, &launch))?;
             count += 1;
         }
         Ok(count)
@@ -136,7 +152,9 @@ fn rejoin(captured: &CudaStream, apart: &CudaStream) -> Result<(), Error> {
 
 /// Whether work on the stream becomes part of a graph.
 pub(crate) fn is_captured(stream: &CudaStream) -> Result<bool, Error> {
-    let status = stream.capture_status().map_err(|e| Error::of_driver(e, "whether the stream is captured"))?;
+    let status = stream
+        .capture_status()
+        .map_err(|e| Error::of_driver(e, "whether the stream is captured"))?;
     Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
@@ -144,9 +162,15 @@ fn refused(error: DriverError, launch: &Launch) -> Error {
     Error::of_driver(error, format!("the launch of {} in {} blocks", launch.variant, launch.grid))
 }
 
-fn check_context(argument: Argument, given: Option<&Arc<CudaContext>>, plan: &CudaContext) -> Result<(), Error> {
+fn check_context(
+    argument: Argument,
+    given: Option<&Arc<CudaContext>>,
+    plan: &CudaContext,
+) -> Result<(), Error> {
     match given {
-        Some(context) if **context != *plan => Err(Error::OtherContext { what: argument.to_string() }),
+        Some(context) if **context != *plan => {
+            Err(Error::OtherContext { what: argument.to_string() })
+        }
         _ => Ok(()),
     }
 }
@@ -167,9 +191,15 @@ fn needs(problem: &Problem, workspace_bytes: u64) -> [Need; 8] {
         let bytes = view.byte_span().map_or(u64::MAX, |bytes| bytes as u64);
         need(argument, bytes, view.dtype.size() as u64, written)
     };
-    let mask = |mask: &Mask| (mask.byte_span().map_or(u64::MAX, |bytes| bytes as u64), mask.kind.size() as u64);
+    let mask = |mask: &Mask| {
+        (mask.byte_span().map_or(u64::MAX, |bytes| bytes as u64), mask.kind.size() as u64)
+    };
     let (mask_bytes, mask_alignment) = problem.mask().map_or((0, 1), mask);
-    let lse_bytes = if problem.lse() { 4 * problem.lse_shape().iter().map(|&n| n as u64).product::<u64>() } else { 0 };
+    let lse_bytes = if problem.lse() {
+        4 * problem.lse_shape().iter().map(|&n| n as u64).product::<u64>()
+    } else {
+        0
+    };
     let kv_lens_bytes = if problem.kv_lens() { 4 * problem.batch() as u64 } else { 0 };
     [
         view(Argument::Q, problem.q(), false),
@@ -196,11 +226,19 @@ fn check_addresses(needs: &[Need; 8], pointers: &Pointers) -> Result<(), Error> 
         _ => pointers.scores,
     };
     // The plan's own workspace has no address yet, and shares its memory with nobody.
-    let used =
-        || needs.iter().map(|need| (need, address(need.argument))).filter(|(need, at)| need.bytes > 0 && *at != 0);
+    let used = || {
+        needs
+            .iter()
+            .map(|need| (need, address(need.argument)))
+            .filter(|(need, at)| need.bytes > 0 && *at != 0)
+    };
     for (need, address) in used() {
         if !address.is_multiple_of(need.alignment) {
-            return Err(Error::Misaligned { argument: need.argument, address, size: need.alignment });
+            return Err(Error::Misaligned {
+                argument: need.argument,
+                address,
+                size: need.alignment,
+            });
         }
     }
     let overlap = |(a, a_at): (&Need, u64), (b, b_at): (&Need, u64)| {
@@ -247,20 +285,33 @@ mod tests {
         assert_eq!(check(Pointers { k: 0x1000, v: 0x1040, ..APART }), Ok(()), "inputs may share");
         assert_eq!(check(Pointers { out: 0x1000 + 128, ..APART }), Ok(()), "side by side");
         let aliased = |written, other| Err(Error::Aliased { written, other });
-        assert_eq!(check(Pointers { out: 0x1000 + 126, ..APART }), aliased(Argument::Out, Argument::Q));
-        assert_eq!(check(Pointers { out: 0x4000 - 126, ..APART }), aliased(Argument::Out, Argument::KvLens));
+        assert_eq!(
+            check(Pointers { out: 0x1000 + 126, ..APART }),
+            aliased(Argument::Out, Argument::Q)
+        );
+        assert_eq!(
+            check(Pointers { out: 0x4000 - 126, ..APART }),
+            aliased(Argument::Out, Argument::KvLens)
+        );
         assert_eq!(check(Pointers { lse: 0x5000, ..APART }), aliased(Argument::Out, Argument::Lse));
-        assert_eq!(check(Pointers { scores: 0x3000, ..APART }), aliased(Argument::Workspace, Argument::V));
+        assert_eq!(
+            check(Pointers { scores: 0x3000, ..APART }),
+            aliased(Argument::Workspace, Argument::V)
+        );
         assert_eq!(check(Pointers { scores: 0, ..APART }), Ok(()), "the plan's own");
     }
 
     #[test]
     fn addresses_are_multiples_of_elements() {
-        let misaligned = |argument, address, size| Err(Error::Misaligned { argument, address, size });
+        let misaligned =
+            |argument, address, size| Err(Error::Misaligned { argument, address, size });
         assert_eq!(check(Pointers { v: 0x3002, ..APART }), Ok(()));
         assert_eq!(check(Pointers { v: 0x3001, ..APART }), misaligned(Argument::V, 0x3001, 2));
         assert_eq!(check(Pointers { lse: 0x6002, ..APART }), misaligned(Argument::Lse, 0x6002, 4));
-        assert_eq!(check(Pointers { scores: 0x7008, ..APART }), misaligned(Argument::Workspace, 0x7008, 16));
+        assert_eq!(
+            check(Pointers { scores: 0x7008, ..APART }),
+            misaligned(Argument::Workspace, 0x7008, 16)
+        );
     }
 
     #[test]

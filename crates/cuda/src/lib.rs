@@ -62,7 +62,9 @@ pub use cudarc;
 pub use devices::{DeviceChoice, DeviceEntry, devices, open};
 pub use error::Error;
 pub use flashtile_core::{HostStats, Timing};
-pub use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaParams, CudaTiles, CudaVariant};
+pub use flashtile_shaders::cuda::{
+    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaParams, CudaTiles, CudaVariant,
+};
 pub use host::HostRun;
 pub use machine::Machine;
 pub use options::PlanOptions;

@@ -73,11 +73,19 @@ pub(crate) fn builtins_beside(library: &Path) -> Vec<PathBuf> {
 }
 
 fn toolkits() -> Vec<PathBuf> {
-    let mut roots: Vec<PathBuf> =
-        ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].iter().filter_map(env::var_os).map(PathBuf::from).collect();
-    let usual = if cfg!(windows) { r"C:\Program Files\NVIDIA GPU Computing Toolkit\CUDA" } else { "/usr/local" };
+    let mut roots: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"]
+        .iter()
+        .filter_map(env::var_os)
+        .map(PathBuf::from)
+        .collect();
+    let usual = if cfg!(windows) {
+        r"C:\Program Files\NVIDIA GPU Computing Toolkit\CUDA"
+    } else {
+        "/usr/local"
+    };
     let of_cuda = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| cfg!(windows) || name.to_string_lossy().starts_with("cuda"))
+        path.file_name()
+            .is_some_and(|name| cfg!(windows) || name.to_string_lossy().starts_with("cuda"))
     };
     roots.extend(entries(Path::new(usual)).into_iter().filter(of_cuda));
     roots.push("/opt/cuda".into());
@@ -102,14 +110,22 @@ fn in_packages(packages: &Path) -> Vec<PathBuf> {
 /// The package directories of the Pythons that can be told without running one.
 fn site_packages() -> Vec<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from);
-    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
+    let mut prefixes: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
     // A `python3` in PATH may be a link into the installation that it belongs to; so is the one of a virtual environment.
     let name = if cfg!(windows) { "python.exe" } else { "python3" };
     let up = if cfg!(windows) { 1 } else { 2 };
-    for python in paths("PATH").into_iter().map(|directory| directory.join(name)).filter(|path| path.is_file()) {
+    for python in paths("PATH")
+        .into_iter()
+        .map(|directory| directory.join(name))
+        .filter(|path| path.is_file())
+    {
         prefixes.extend(python.ancestors().nth(up).map(Path::to_path_buf));
-        prefixes
-            .extend(fs::canonicalize(&python).ok().and_then(|real| real.ancestors().nth(up).map(Path::to_path_buf)));
+        prefixes.extend(
+            fs::canonicalize(&python)
+                .ok()
+                .and_then(|real| real.ancestors().nth(up).map(Path::to_path_buf)),
+        );
     }
     if let Some(home) = env::home_dir() {
         prefixes.push(home.join(".local"));
@@ -120,8 +136,11 @@ fn site_packages() -> Vec<PathBuf> {
     for prefix in prefixes {
         found.push(prefix.join("Lib").join("site-packages"));
         for python in entries(&prefix.join("lib")) {
-            if python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3")) {
-                found.extend(["site-packages", "dist-packages"].map(|packages| python.join(packages)));
+            if python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3"))
+            {
+                found.extend(
+                    ["site-packages", "dist-packages"].map(|packages| python.join(packages)),
+                );
             }
         }
     }
@@ -136,8 +155,11 @@ fn paths(variable: &str) -> Vec<PathBuf> {
 
 /// What a directory holds, in order; nothing where it cannot be read.
 fn entries(directory: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> =
-        fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut found: Vec<PathBuf> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
     found.sort();
     found
 }
@@ -172,8 +194,10 @@ mod tests {
             fs::create_dir_all(path.parent().expect("has one")).expect("made");
             fs::write(path, "").expect("written");
         }
-        let found: Vec<PathBuf> =
-            in_packages(directory.path()).iter().flat_map(|directory| libraries_in(directory)).collect();
+        let found: Vec<PathBuf> = in_packages(directory.path())
+            .iter()
+            .flat_map(|directory| libraries_in(directory))
+            .collect();
         let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
         assert_eq!(names, ["libnvrtc.so.13", "libnvrtc.so.12"]);
     }

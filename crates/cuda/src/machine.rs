@@ -19,6 +19,12 @@ pub struct Machine {
 impl Machine {
     /// A card of compute capability `arch` with what the CUDA C++ programming guide says of it: one multiprocessor, and memory without end.
     pub fn of_arch(arch: Arch) -> Self {
-        Self { arch, shared_limit: shared_limit(arch), multiprocessors: 1, memory: u64::MAX, watchdog: false }
+        Self {
+            arch,
+            shared_limit: shared_limit(arch),
+            multiprocessors: 1,
+            memory: u64::MAX,
+            watchdog: false,
+        }
     }
 }

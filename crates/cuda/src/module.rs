@@ -33,21 +33,30 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    pub(crate) fn load(cuda: &Arc<CudaContext>, variant: &CudaVariant, compiled: &Compiled) -> Result<Self, Error> {
+    pub(crate) fn load(
+        cuda: &Arc<CudaContext>,
+        variant: &CudaVariant,
+        compiled: &Compiled,
+    ) -> Result<Self, Error> {
         let failed = |e: DriverError| match Error::of_driver(e, format!("kernel {variant}")) {
             Error::Driver { .. } => {
                 let (major, minor) = compiled.compiler;
-                let message = format!("the driver refused the machine code of NVRTC {major}.{minor}: {}", describe(e));
+                let message = format!(
+                    "the driver refused the machine code of NVRTC {major}.{minor}: {}",
+                    describe(e)
+                );
                 Error::Compile { variant: variant.to_string(), arch: compiled.arch, message }
             }
             other => other,
         };
         cuda.bind_to_thread().map_err(failed)?;
         // SAFETY: an ELF file tells its own length, and this one came whole from the compiler; the driver copies it.
-        let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }.map_err(failed)?;
+        let module =
+            unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }.map_err(failed)?;
         // From here on the module is unloaded in any case.
         let (handle, usage) = (std::ptr::null_mut(), compiled.usage());
-        let mut function = Self { cuda: cuda.clone(), module, handle, usage, launched: AtomicBool::new(false) };
+        let mut function =
+            Self { cuda: cuda.clone(), module, handle, usage, launched: AtomicBool::new(false) };
         let name = CString::new(variant.entry_point()).expect("names of kernels hold no NUL");
         // SAFETY: the module was loaded above.
         function.handle = unsafe { result::module::get_function(module, name) }.map_err(failed)?;
@@ -55,7 +64,8 @@ impl Function {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = variant.shared_bytes() as i32;
             // SAFETY: the function is of the module that was loaded above.
-            unsafe { result::function::set_function_attribute(function.handle, attribute, bytes) }.map_err(failed)?;
+            unsafe { result::function::set_function_attribute(function.handle, attribute, bytes) }
+                .map_err(failed)?;
         }
         Ok(function)
     }
@@ -92,7 +102,11 @@ impl Drop for Function {
     fn drop(&mut self) {
         let bound = self.cuda.bind_to_thread();
         // A kernel may still run, and its code must not go from under it: where that cannot be told, as while a stream is captured, it stays.
-        let ended = if *self.launched.get_mut() { bound.and_then(|()| result::ctx::synchronize()) } else { bound };
+        let ended = if *self.launched.get_mut() {
+            bound.and_then(|()| result::ctx::synchronize())
+        } else {
+            bound
+        };
         // What failed is not kept as cudarc's error, which the next to come would get: what it means for the context, the driver tells everybody.
         if ended.is_ok() {
             // SAFETY: nobody has the module but this.

@@ -132,20 +132,36 @@ impl Nvrtc {
     }
 
     /// Compiles `source`.
-    pub(crate) fn compile(&self, source: &str, name: &str, options: &[String], to: Code) -> Result<Output, String> {
+    pub(crate) fn compile(
+        &self,
+        source: &str,
+        name: &str,
+        options: &[String],
+        to: Code,
+    ) -> Result<Output, String> {
         let text = |text: &str| CString::new(text).map_err(|e| e.to_string());
         let (source, name) = (text(source)?, text(name)?);
-        let options: Vec<CString> = options.iter().map(|option| text(option)).collect::<Result<_, _>>()?;
+        let options: Vec<CString> =
+            options.iter().map(|option| text(option)).collect::<Result<_, _>>()?;
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let functions = &self.functions;
         let mut program = Open { functions, program: ptr::null_mut() };
         // SAFETY: both texts end in NUL and are copied; there are no headers.
         let made = unsafe {
-            (functions.create)(&mut program.program, source.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null())
+            (functions.create)(
+                &mut program.program,
+                source.as_ptr(),
+                name.as_ptr(),
+                0,
+                ptr::null(),
+                ptr::null(),
+            )
         };
         functions.check(made)?;
         // SAFETY: the program was made above; `options` are that many texts that end in NUL.
-        let compiled = unsafe { (functions.compile)(program.program, options.len() as c_int, options.as_ptr()) };
+        let compiled = unsafe {
+            (functions.compile)(program.program, options.len() as c_int, options.as_ptr())
+        };
         let log = program.read(functions.log_size, functions.log)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned();
         if compiled != SUCCESS {

@@ -50,17 +50,27 @@ pub(crate) fn split(
         ((most_rows / all_rows).min(GRID / tiles(all_rows).max(1)).clamp(1, heads), all_rows)
     } else {
         let tile_rows = u64::from(tile_rows);
-        (1, if most_rows >= tile_rows { most_rows / tile_rows * tile_rows } else { most_rows.max(1) })
+        (
+            1,
+            if most_rows >= tile_rows {
+                most_rows / tile_rows * tile_rows
+            } else {
+                most_rows.max(1)
+            },
+        )
     };
     let count = heads.div_ceil(heads_step).saturating_mul(all_rows.div_ceil(rows_step));
     if count > MAX_PARTS {
         return Err(Reason::Launches { given: count, max: MAX_PARTS });
     }
-    let steps =
-        |end: u64, step: u64| (0..end.div_ceil(step)).map(move |n| n * step..(n + 1).saturating_mul(step).min(end));
+    let steps = |end: u64, step: u64| {
+        (0..end.div_ceil(step)).map(move |n| n * step..(n + 1).saturating_mul(step).min(end))
+    };
     let parts = steps(heads, heads_step).flat_map(|heads| {
-        steps(all_rows, rows_step)
-            .map(move |rows| Part { heads: heads.clone(), rows: rows.start as u32..rows.end as u32 })
+        steps(all_rows, rows_step).map(move |rows| Part {
+            heads: heads.clone(),
+            rows: rows.start as u32..rows.end as u32,
+        })
     });
     Ok(parts.collect())
 }
@@ -109,13 +119,19 @@ mod tests {
         let parts = split(1 << 20, 1 << 16, 64, 16, NONE).expect("few");
         let blocks = |part: &Part| (part.heads.end - part.heads.start) * (1 << 10) * 16;
         assert!(parts.iter().all(|part| blocks(part) <= i32::MAX as u64));
-        assert_eq!(parts.iter().map(|part| part.heads.end - part.heads.start).sum::<u64>(), 1 << 20);
+        assert_eq!(
+            parts.iter().map(|part| part.heads.end - part.heads.start).sum::<u64>(),
+            1 << 20
+        );
     }
 
     #[test]
     fn countless_parts_are_refused_at_once() {
         let refused = split(1 << 60, 1 << 20, 64, 1, NONE);
         assert!(matches!(refused, Err(Reason::Launches { max: MAX_PARTS, .. })), "{refused:?}");
-        assert!(split(u64::MAX, u32::MAX, 1, u64::MAX, &[Budget { per_row: u64::MAX, limit: 1 }]).is_err());
+        assert!(
+            split(u64::MAX, u32::MAX, 1, u64::MAX, &[Budget { per_row: u64::MAX, limit: 1 }])
+                .is_err()
+        );
     }
 }

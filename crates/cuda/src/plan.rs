@@ -1,4 +1,6 @@
-use crate::{Context, Error, PlanOptions, Schedule, Step, module::Function, schedule, workspace::Workspace};
+use crate::{
+    Context, Error, PlanOptions, Schedule, Step, module::Function, schedule, workspace::Workspace,
+};
 use flashtile_core::{KernelKind, Problem, Reason, Verdict, choose_kernel};
 use flashtile_shaders::cuda::CudaTiles;
 use std::{fmt, sync::Arc};
@@ -39,21 +41,31 @@ impl Context {
     /// # Errors
     /// [`Error::Refused`] with every reason, [`Error::NoCompiler`], [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
-        let (mut schedule, why) =
-            choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, self.machine()))
-                .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
+        let (mut schedule, why) = choose_kernel(options.kernel, |kernel| {
+            schedule(problem, kernel, options, self.machine())
+        })
+        .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
         schedule.reasons.insert(0, why);
         self.build(problem, schedule)
     }
 
     fn build(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {
-        let functions =
-            schedule.steps.iter().map(|step| self.function(&step.variant)).collect::<Result<Vec<_>, _>>()?;
+        let functions = schedule
+            .steps
+            .iter()
+            .map(|step| self.function(&step.variant))
+            .collect::<Result<Vec<_>, _>>()?;
         let workspace = match schedule.workspace_bytes {
             0 => None,
             bytes => Some(Workspace::new(self.cuda(), bytes)?),
         };
-        let inner = PlanInner { context: self.clone(), problem: problem.clone(), schedule, functions, workspace };
+        let inner = PlanInner {
+            context: self.clone(),
+            problem: problem.clone(),
+            schedule,
+            functions,
+            workspace,
+        };
         Ok(Plan { inner: Arc::new(inner) })
     }
 }
@@ -100,7 +112,13 @@ impl fmt::Display for Plan {
         let PlanInner { context, problem, schedule, functions, .. } = &*self.inner;
         writeln!(f, "{}: {problem}", schedule.kernel)?;
         let arch = context.machine().arch;
-        writeln!(f, "on {} (CUDA, compute capability {}.{})", context.name(), arch / 10, arch % 10)?;
+        writeln!(
+            f,
+            "on {} (CUDA, compute capability {}.{})",
+            context.name(),
+            arch / 10,
+            arch % 10
+        )?;
         for reason in &schedule.reasons {
             writeln!(f, "because {reason}")?;
         }

@@ -5,7 +5,9 @@ use crate::{
     parts::{Budget, split},
     tiles::{MIN_ARCH, choose_tiles, is_general},
 };
-use flashtile_core::{Argument, Band, DType, KernelKind, Mask, MaskKind, Problem, Reason, ResolvedCall, TensorView};
+use flashtile_core::{
+    Argument, Band, DType, KernelKind, Mask, MaskKind, Problem, Reason, ResolvedCall, TensorView,
+};
 use flashtile_shaders::{
     Operation,
     cuda::{CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles, CudaVariant},
@@ -115,7 +117,10 @@ pub fn schedule(
     }
     let variants = variants(problem, kernel, tiles);
     let step = |part: &Part, &variant: &CudaVariant| Step { variant, part: part.clone() };
-    let steps = parts.iter().flat_map(|part| variants.iter().map(move |variant| step(part, variant))).collect();
+    let steps = parts
+        .iter()
+        .flat_map(|part| variants.iter().map(move |variant| step(part, variant)))
+        .collect();
     Ok(Schedule { kernel, tiles, steps, workspace_bytes, reasons: why })
 }
 
@@ -127,7 +132,12 @@ fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<Cuda
         _ => vec![
             CudaVariant::new(Operation::UnfusedScores, dtype, general, tiles),
             // Masks and softcap are in the scores already.
-            CudaVariant::new(Operation::UnfusedSoftmax, DType::F32, problem.dropout().is_some(), CUDA_SOFTMAX_TILES),
+            CudaVariant::new(
+                Operation::UnfusedSoftmax,
+                DType::F32,
+                problem.dropout().is_some(),
+                CUDA_SOFTMAX_TILES,
+            ),
             CudaVariant::new(Operation::UnfusedValues, dtype, general, tiles),
         ],
     }
@@ -167,7 +177,12 @@ fn score_stride(problem: &Problem) -> u64 {
     (problem.seq_kv() as u64).next_multiple_of(4)
 }
 
-fn cut(problem: &Problem, kernel: KernelKind, machine: &Machine, tiles: &CudaTiles) -> Result<Vec<Part>, Reason> {
+fn cut(
+    problem: &Problem,
+    kernel: KernelKind,
+    machine: &Machine,
+    tiles: &CudaTiles,
+) -> Result<Vec<Part>, Reason> {
     if problem.is_empty() {
         return Ok(Vec::new());
     }
@@ -176,12 +191,18 @@ fn cut(problem: &Problem, kernel: KernelKind, machine: &Machine, tiles: &CudaTil
     let (blocks_per_tile, workspace) = match kernel {
         KernelKind::Flash => (over_columns, 0),
         // Blocks of the scores, of the values, or of the softmax: a row each.
-        _ => (over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()), 4 * score_stride(problem)),
+        _ => (
+            over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()),
+            4 * score_stride(problem),
+        ),
     };
     let width = 2 * (problem.head_dim() as u64 + columns);
     let budgets = [
         Budget { per_row: workspace, limit: MAX_WORKSPACE },
-        Budget { per_row: if machine.watchdog { keys.saturating_mul(width) } else { 0 }, limit: MAX_LAUNCH_FLOPS },
+        Budget {
+            per_row: if machine.watchdog { keys.saturating_mul(width) } else { 0 },
+            limit: MAX_LAUNCH_FLOPS,
+        },
     ];
     let heads = problem.batch() as u64 * problem.heads() as u64;
     split(heads, problem.seq_q() as u32, tiles.rows, blocks_per_tile, &budgets)
@@ -202,7 +223,13 @@ impl Schedule {
     /// What one step comes to in one call; `None` where the call has nothing for it.
     ///
     /// The step is one of this schedule's, made for `problem`, and the call was resolved against it.
-    pub fn launch(&self, problem: &Problem, step: &Step, call: &ResolvedCall, pointers: &Pointers) -> Option<Launch> {
+    pub fn launch(
+        &self,
+        problem: &Problem,
+        step: &Step,
+        call: &ResolvedCall,
+        pointers: &Pointers,
+    ) -> Option<Launch> {
         let CudaVariant { operation, tiles, .. } = step.variant;
         let rows = step.part.rows.start..step.part.rows.end.min(call.seq_q as u32);
         if rows.is_empty() {
@@ -235,7 +262,9 @@ impl Schedule {
             k_strides: steps(problem.k()),
             v_strides: steps(problem.v()),
             out_strides: steps(problem.out()),
-            mask_strides: problem.mask().map_or([0; 4], |mask| mask.strides.map(|stride| stride as u64)),
+            mask_strides: problem
+                .mask()
+                .map_or([0; 4], |mask| mask.strides.map(|stride| stride as u64)),
             score_stride: score_stride(problem),
             bh_begin: step.part.heads.start,
             lse_rows: problem.seq_q() as u32,
@@ -248,13 +277,15 @@ impl Schedule {
             tile_count,
             across,
             // The last queries see the most keys: begun last, they would be waited for.
-            longest_first: (operation == Operation::FlashForward && band.hi < Band::UNBOUNDED).into(),
+            longest_first: (operation == Operation::FlashForward && band.hi < Band::UNBOUNDED)
+                .into(),
             band_lo: band.lo,
             band_hi: band.hi,
             bottom_right: band.bottom_right.into(),
             mask_kind: mask_kind(problem),
             // 2^32 (all dropped) does not fit; a keep_scale of 0 says it.
-            dropout_threshold: dropout.map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
+            dropout_threshold: dropout
+                .map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
             dropout_offset: call.offset,
             seed: [call.seed as u32, (call.seed >> 32) as u32],
             scale: call.scale,

@@ -35,7 +35,11 @@ pub(crate) fn choose_tiles(
     why: &mut Vec<String>,
 ) -> Result<CudaTiles, Reason> {
     if problem.head_dim_v() > MAX_HEAD_DIM_V {
-        return Err(Reason::HeadDim { axis: "head_dim_v", given: problem.head_dim_v(), max: MAX_HEAD_DIM_V });
+        return Err(Reason::HeadDim {
+            axis: "head_dim_v",
+            given: problem.head_dim_v(),
+            max: MAX_HEAD_DIM_V,
+        });
     }
     if let Some(tiles) = forced {
         return match refuse(problem, machine, &tiles) {
@@ -47,13 +51,25 @@ pub(crate) fn choose_tiles(
         };
     }
     let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles).is_none();
-    let mma = CUDA_MMA_TILES.into_iter().filter(serves).min_by_key(|tiles| mma_preference(problem, tiles));
-    let tiles =
-        mma.or_else(|| CUDA_SIMT_TILES.into_iter().filter(serves).min_by_key(|tiles| simt_preference(problem, tiles)));
+    let mma = CUDA_MMA_TILES
+        .into_iter()
+        .filter(serves)
+        .min_by_key(|tiles| mma_preference(problem, tiles));
+    let tiles = mma.or_else(|| {
+        CUDA_SIMT_TILES
+            .into_iter()
+            .filter(serves)
+            .min_by_key(|tiles| simt_preference(problem, tiles))
+    });
     let tiles = tiles.ok_or_else(|| Reason::DeviceLimit {
         limit: "shared memory of a block",
         given: machine.shared_limit.into(),
-        needed: CUDA_SIMT_TILES.iter().map(CudaTiles::flash_shared_bytes).min().unwrap_or(u32::MAX).into(),
+        needed: CUDA_SIMT_TILES
+            .iter()
+            .map(CudaTiles::flash_shared_bytes)
+            .min()
+            .unwrap_or(u32::MAX)
+            .into(),
     })?;
     why.push(format!(
         "{tiles}: seq_q {}, head_dim {}, head_dim_v {}; {} of {} bytes of shared memory",
@@ -92,8 +108,14 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<Str
         return Some(format!("they need compute capability {}.{}", needed / 10, needed % 10));
     }
     let (needed, given) = (variant.shared_needed(machine.arch), machine.shared_limit);
-    let blocks = if needed > variant.shared_bytes() { format!(" for {} blocks", tiles.blocks) } else { String::new() };
-    (needed > given).then(|| format!("they need {needed} bytes of shared memory{blocks}, and the card has {given}"))
+    let blocks = if needed > variant.shared_bytes() {
+        format!(" for {} blocks", tiles.blocks)
+    } else {
+        String::new()
+    };
+    (needed > given).then(|| {
+        format!("they need {needed} bytes of shared memory{blocks}, and the card has {given}")
+    })
 }
 
 /// Blocks that share a query tile, each with its own columns of V.
@@ -134,7 +156,12 @@ fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> String {
         return format!("f32 units: the tensor cores' tiles hold a head_dim of {widest} at most");
     }
     if machine.arch < needed {
-        return format!("f32 units: tensor cores for {} begin at {}.{}", problem.dtype(), needed / 10, needed % 10);
+        return format!(
+            "f32 units: tensor cores for {} begin at {}.{}",
+            problem.dtype(),
+            needed / 10,
+            needed % 10
+        );
     }
     "f32 units: the tensor cores' tiles do not fit the shared memory".into()
 }

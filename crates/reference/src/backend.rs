@@ -17,7 +17,11 @@ pub fn run(problem: &Problem, args: HostArgs<'_>) -> Result<(), ProblemError> {
             for i in 0..call.seq_q {
                 let row = (b * heads + h) * call.seq_q + i;
                 for d in 0..width {
-                    problem.dtype().write(out, problem.out().index(b, h, i, d), answer.out[row * width + d]);
+                    problem.dtype().write(
+                        out,
+                        problem.out().index(b, h, i, d),
+                        answer.out[row * width + d],
+                    );
                 }
                 if let Some(lse) = &mut lse {
                     lse[(b * heads + h) * problem.seq_q() + i] = answer.lse[row] as f32;

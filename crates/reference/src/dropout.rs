@@ -16,7 +16,12 @@ impl Dropout {
             return None;
         }
         let keep = (1.0 / (1.0 - p)) as f32;
-        Some(Self { threshold: (p * 2f64.powi(32)).floor(), keep: keep.into(), seed: call.seed, offset: call.offset })
+        Some(Self {
+            threshold: (p * 2f64.powi(32)).floor(),
+            keep: keep.into(),
+            seed: call.seed,
+            offset: call.offset,
+        })
     }
 
     /// What the weight of query `i` and key `j` is multiplied by: 0 where it is dropped. `bh` is b * H + h.
@@ -56,9 +61,15 @@ mod tests {
     #[test]
     fn known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
-        assert_eq!(philox(pi, [0xa409_3822, 0x299f_31d0]), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        assert_eq!(
+            philox(pi, [0xa409_3822, 0x299f_31d0]),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
     }
 
     /// Core's, written apart for the other backends, drops the same weights.
@@ -66,18 +77,28 @@ mod tests {
     fn agrees_with_core() {
         for (n, p) in [1e-9, 0.1, 0.3, 0.5, 0.999, 1.0].into_iter().enumerate() {
             let (seed, offset) = (0x0123_4567_89ab_cdef << n, 77 * n as u32);
-            let dropout = Dropout { threshold: (p * 2f64.powi(32)).floor(), keep: 1.0, seed, offset };
+            let dropout =
+                Dropout { threshold: (p * 2f64.powi(32)).floor(), keep: 1.0, seed, offset };
             let core = flashtile_core::Dropout::new(p).expect("drops");
             for (bh, i, j) in (0..4000).map(|n| (n % 7, n / 7 % 31, n * 13 % 1009)) {
                 let kept = dropout.factor(bh, i, j) != 0.0;
-                assert_eq!(kept, core.keeps(seed, offset, bh as u32, i as u32, j as u32), "{p} {bh} {i} {j}");
+                assert_eq!(
+                    kept,
+                    core.keeps(seed, offset, bh as u32, i as u32, j as u32),
+                    "{p} {bh} {i} {j}"
+                );
             }
         }
     }
 
     #[test]
     fn thresholds_are_exact_at_the_edges() {
-        let dropout = |p: f64| Dropout { threshold: (p * 2f64.powi(32)).floor(), keep: 1.0, seed: 1, offset: 0 };
+        let dropout = |p: f64| Dropout {
+            threshold: (p * 2f64.powi(32)).floor(),
+            keep: 1.0,
+            seed: 1,
+            offset: 0,
+        };
         assert!((0..100).all(|j| dropout(1.0).factor(0, 0, j) == 0.0));
         assert!((0..100).all(|j| dropout(1e-12).factor(0, 0, j) == 1.0));
         let kept = (0..10_000).filter(|&j| dropout(0.25).factor(3, 5, j) == 1.0).count();

@@ -178,7 +178,8 @@ impl Oracle<'_> {
                 size += if absorbs { 0.0 } else { added.abs() };
                 score += added;
             }
-            let factor = self.dropout.as_ref().map_or(1.0, |d| d.factor(b * problem.heads() + h, i, j));
+            let factor =
+                self.dropout.as_ref().map_or(1.0, |d| d.factor(b * problem.heads() + h, i, j));
             keys.push(Key { score, size, factor, value: self.v.row(b, kv_head, j) });
         }
         keys

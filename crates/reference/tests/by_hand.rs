@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Case, bytes, close};
-use flashtile_core::{Align, Call, DType, Layout, Mask, MaskKind, Problem, ProblemError, TensorView};
+use flashtile_core::{
+    Align, Call, DType, Layout, Mask, MaskKind, Problem, ProblemError, TensorView,
+};
 
 const LN2: f32 = std::f32::consts::LN_2;
 const EMPTY: f64 = f64::NEG_INFINITY;
@@ -33,10 +35,16 @@ fn scale_multiplies_and_may_be_negative() {
         close(&case.answer().out, &[weight]);
     }
     // By default 1 / sqrt(D), rounded to f32.
-    let mut case =
-        Case::new([[1, 1, 1, 3], [1, 1, 2, 3], [1, 1, 2, 1]], [&[1.0; 3], &[0., 0., 0., 1., 1., 1.], &[0., 1.]], |b| b);
+    let mut case = Case::new(
+        [[1, 1, 1, 3], [1, 1, 2, 3], [1, 1, 2, 1]],
+        [&[1.0; 3], &[0., 0., 0., 1., 1., 1.], &[0., 1.]],
+        |b| b,
+    );
     case.call.scale = None;
-    close(&case.answer().out, &[1.0 / (1.0 + (-3.0 * f64::from((1.0 / 3f64.sqrt()) as f32)).exp())]);
+    close(
+        &case.answer().out,
+        &[1.0 / (1.0 + (-3.0 * f64::from((1.0 / 3f64.sqrt()) as f32)).exp())],
+    );
 }
 
 #[test]
@@ -74,7 +82,12 @@ fn seen(
 
 fn spell(case: &Case) -> Vec<u64> {
     let answer = case.answer();
-    answer.out.iter().zip(&answer.rows).map(|(o, row)| (o * row.keys as f64).round() as u64).collect()
+    answer
+        .out
+        .iter()
+        .zip(&answer.rows)
+        .map(|(o, row)| (o * row.keys as f64).round() as u64)
+        .collect()
 }
 
 #[test]
@@ -91,7 +104,10 @@ fn causal_and_windows_by_alignment() {
         (seen(4, 4, |b| b.window_left(1).window_right(1)), vec![11, 111, 1110, 1100]),
         // Both rules hold: causal wins over a window to the right.
         (seen(4, 4, |b| b.causal(true).window_left(1).window_right(2)), vec![1, 11, 110, 1100]),
-        (seen(2, 4, |b| b.window_left(1).window_right(0).align(Align::BottomRight)), vec![110, 1100]),
+        (
+            seen(2, 4, |b| b.window_left(1).window_right(0).align(Align::BottomRight)),
+            vec![110, 1100],
+        ),
         (seen(2, 4, |b| b.window_left(usize::MAX).window_right(usize::MAX)), vec![1111, 1111]),
         (seen(2, 2, |b| b.causal(true).align(Align::Offset(i64::MIN))), vec![0, 0]),
         (seen(2, 2, |b| b.causal(true).align(Align::Offset(i64::MAX))), vec![11, 11]),
@@ -119,7 +135,8 @@ fn lengths_of_a_call_count_for_bottom_right() {
 
 #[test]
 fn rows_without_keys_are_zero() {
-    let mut case = seen(2, 2, |b| b.mask(Mask::contiguous(MaskKind::Bool, &[2, 2]).expect("rank 2")));
+    let mut case =
+        seen(2, 2, |b| b.mask(Mask::contiguous(MaskKind::Bool, &[2, 2]).expect("rank 2")));
     case.mask = Some(vec![0, 0, 0, 7]);
     let answer = case.answer();
     close(&answer.out, &[0.0, 10.0]);
@@ -192,7 +209,11 @@ fn sixteen_bit_masks_are_read_as_such() {
 #[test]
 fn query_heads_share_key_heads_in_order() {
     // Heads 0, 1, 2 read key head 0; heads 3, 4, 5 read key head 1.
-    let case = Case::new([[1, 6, 1, 1], [1, 2, 1, 1], [1, 2, 1, 1]], [&[0.0; 6], &[0.0; 2], &[3.0, 4.0]], |b| b);
+    let case = Case::new(
+        [[1, 6, 1, 1], [1, 2, 1, 1], [1, 2, 1, 1]],
+        [&[0.0; 6], &[0.0; 2], &[3.0, 4.0]],
+        |b| b,
+    );
     assert_eq!(case.answer().out, [3.0, 3.0, 3.0, 4.0, 4.0, 4.0]);
 }
 
@@ -205,9 +226,11 @@ fn masked_keys_may_hold_anything() {
     case.mask = Some(vec![1, 0, 0, 1]);
     close(&case.answer().out, &[2.0]);
     // An allowed NaN is seen by exactly the rows that see it.
-    let case = Case::new([[1, 1, 2, 1], [1, 1, 2, 1], [1, 1, 2, 1]], [&[0.; 2], &[0., f32::NAN], &[1., 2.]], |b| {
-        b.causal(true)
-    });
+    let case = Case::new(
+        [[1, 1, 2, 1], [1, 1, 2, 1], [1, 1, 2, 1]],
+        [&[0.; 2], &[0., f32::NAN], &[1., 2.]],
+        |b| b.causal(true),
+    );
     let answer = case.answer();
     assert!(answer.out[0] == 1.0 && answer.out[1].is_nan() && answer.lse[1].is_nan());
 }
@@ -219,7 +242,9 @@ fn dropout_drops_after_the_softmax() {
     // Dropped below p * 2^32 = 0xc0000000, which leaves only key 1, times 1 / (1 - 3/4).
     let p = 0.75;
     assert_eq!(words.map(|w| f64::from(w) >= p * 2f64.powi(32)), [false, true, false, false]);
-    let mut case = Case::scores(&[0.0, LN2, 0.0, 0.0], &[f32::NAN, 5.0, 7.0, 9.0], |b| b.dropout_p(p).lse(true));
+    let mut case = Case::scores(&[0.0, LN2, 0.0, 0.0], &[f32::NAN, 5.0, 7.0, 9.0], |b| {
+        b.dropout_p(p).lse(true)
+    });
     let two = two();
     let answer = case.answer();
     close(&answer.out, &[4.0 * 5.0 * two / (3.0 + two)]);
@@ -228,8 +253,11 @@ fn dropout_drops_after_the_softmax() {
     case = Case::scores(&[0.0; 4], &[0.0, 4.0, 0.0, 0.0], |b| b.dropout_p(0.7));
     close(&case.answer().out, &[f64::from((1.0 / (1.0 - 0.7)) as f32)]);
     // The seed, the offset, the head and the query all matter; p = 1 drops everything.
-    case =
-        Case::new([[1, 2, 2, 1], [1, 1, 64, 1], [1, 1, 64, 1]], [&[0.; 4], &[0.; 64], &[1.; 64]], |b| b.dropout_p(0.5));
+    case = Case::new(
+        [[1, 2, 2, 1], [1, 1, 64, 1], [1, 1, 64, 1]],
+        [&[0.; 4], &[0.; 64], &[1.; 64]],
+        |b| b.dropout_p(0.5),
+    );
     case.call.seed = 1 << 40;
     let first = case.answer().out;
     assert!((0..4).any(|r| first[r] != first[(r + 1) % 4]));
@@ -255,7 +283,8 @@ fn the_bound_is_made_of_what_it_says() {
     let p = [e / (1.0 + e), 1.0 / (1.0 + e)];
     let o = [p[0] + 2.0 * p[1], -8.0 * p[0] + 4.0 * p[1]];
     let a = [2.0, 12.0];
-    let kappa = |v: [f64; 2], o: f64| p[0] * a[0] * (v[0] - o).abs() + p[1] * a[1] * (v[1] - o).abs();
+    let kappa =
+        |v: [f64; 2], o: f64| p[0] * a[0] * (v[0] - o).abs() + p[1] * a[1] * (v[1] - o).abs();
     close(&[row.max_out], &[o[1].abs()]);
     close(&[row.kappa], &[kappa([-8.0, 4.0], o[1]).max(kappa([1.0, 2.0], o[0]))]);
     close(&[row.mu], &[8.0 * p[0] + 4.0 * p[1]]);
@@ -269,7 +298,9 @@ fn the_backend_writes_its_rows_and_nothing_else() {
     // Capacity of two queries, one of them in this call; out has gaps of one element.
     let out = TensorView { dtype: DType::F32, shape: [1, 2, 2, 1], strides: [8, 4, 2, 1] };
     let mut case =
-        Case::new([[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]], [&[0.; 4], &[0.25], &[6.0]], |b| b.out(out).lse(true));
+        Case::new([[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]], [&[0.; 4], &[0.25], &[6.0]], |b| {
+            b.out(out).lse(true)
+        });
     case.call.seq_q = Some(1);
     let (out, lse) = case.run(-1.0);
     assert_eq!(out, [6.0, -1.0, -1.0, -1.0, 6.0, -1.0, -1.0]);
@@ -279,12 +310,14 @@ fn the_backend_writes_its_rows_and_nothing_else() {
 #[test]
 fn bad_arguments_are_refused_as_core_refuses_them() {
     let case = seen(2, 2, |b| b.kv_lens(true));
-    let error = |inputs| flashtile_reference::attention(&case.problem, &inputs).expect_err("refused");
+    let error =
+        |inputs| flashtile_reference::attention(&case.problem, &inputs).expect_err("refused");
     assert!(matches!(error(case.inputs()), ProblemError::Missing { .. }));
     let long = [3];
     let inputs = flashtile_reference::Inputs { kv_lens: Some(&long), ..case.inputs() };
     assert_eq!(error(inputs).to_string(), "kv_lens[0] must lie in 0..=2, but is 3");
-    let inputs = flashtile_reference::Inputs { kv_lens: Some(&[1]), q: &case.q[..4], ..case.inputs() };
+    let inputs =
+        flashtile_reference::Inputs { kv_lens: Some(&[1]), q: &case.q[..4], ..case.inputs() };
     assert_eq!(error(inputs).to_string(), "q needs 8 bytes, but 4 were given");
 }
 

@@ -14,9 +14,14 @@ fn case(
     [batch, heads, kv_heads, seq_q, seq_kv, dim, dim_v]: [usize; 7],
     describe: impl FnOnce(ProblemBuilder) -> ProblemBuilder,
 ) -> Case {
-    let shapes = [[batch, heads, seq_q, dim], [batch, kv_heads, seq_kv, dim], [batch, kv_heads, seq_kv, dim_v]];
+    let shapes = [
+        [batch, heads, seq_q, dim],
+        [batch, kv_heads, seq_kv, dim],
+        [batch, kv_heads, seq_kv, dim_v],
+    ];
     let [q, k, v] = shapes.map(|shape| shape.iter().product::<usize>());
-    let mut case = Case::new(shapes, [&fill(q, 37, 11), &fill(k, 23, 5), &fill(v, 29, 17)], describe);
+    let mut case =
+        Case::new(shapes, [&fill(q, 37, 11), &fill(k, 23, 5), &fill(v, 29, 17)], describe);
     case.call.scale = None;
     case
 }
@@ -50,7 +55,12 @@ fn plain() {
     check(
         &case([1, 1, 1, 3, 4, 5, 5], |b| b),
         &Printed {
-            out: [-0.5896066630194611, 0.6264550645118389, -0.7419099656603373, -0.8833569081946075],
+            out: [
+                -0.5896066630194611,
+                0.6264550645118389,
+                -0.7419099656603373,
+                -0.8833569081946075,
+            ],
             sums: [9.613197251954041, 6.177195536351314],
             lse: [1.708322708334955, 1.6257611270701948, 5.000390479693565],
             empty: 0,
@@ -63,7 +73,12 @@ fn cross_attention_with_shared_heads_and_wider_values() {
     check(
         &case([2, 4, 2, 3, 7, 4, 6], |b| b),
         &Printed {
-            out: [0.30908976281693074, 0.21651757298386917, 0.12158976281693076, 0.41336549886809987],
+            out: [
+                0.30908976281693074,
+                0.21651757298386917,
+                0.12158976281693076,
+                0.41336549886809987,
+            ],
             sums: [27.635135406955687, 5.880242324352642],
             lse: [3.004349802282297, 3.189171851549318, 59.853874363586385],
             empty: 0,
@@ -73,7 +88,8 @@ fn cross_attention_with_shared_heads_and_wider_values() {
 
 #[test]
 fn causal_from_the_bottom_right_with_lengths() {
-    let mut case = case([3, 2, 1, 5, 8, 3, 2], |b| b.causal(true).align(Align::BottomRight).kv_lens(true));
+    let mut case =
+        case([3, 2, 1, 5, 8, 3, 2], |b| b.causal(true).align(Align::BottomRight).kv_lens(true));
     case.kv_lens = Some(vec![8, 3, 0]);
     check(
         &case,
@@ -89,12 +105,18 @@ fn causal_from_the_bottom_right_with_lengths() {
 #[test]
 fn window_softcap_and_boolean_mask() {
     let mask = Mask::contiguous(MaskKind::Bool, &[3, 9, 9]).expect("rank 3");
-    let mut case = case([1, 3, 3, 9, 9, 2, 3], |b| b.window_left(2).window_right(1).softcap(0.75).mask(mask));
+    let mut case =
+        case([1, 3, 3, 9, 9, 2, 3], |b| b.window_left(2).window_right(1).softcap(0.75).mask(mask));
     case.mask = Some((0..243).map(|n| u8::from(n * 7 % 5 < 3)).collect());
     check(
         &case,
         &Printed {
-            out: [-0.49993505490678386, 0.5792394969899014, -0.6874350549067839, 1.1567083557564033],
+            out: [
+                -0.49993505490678386,
+                0.5792394969899014,
+                -0.6874350549067839,
+                1.1567083557564033,
+            ],
             sums: [53.201972875203815, 0.0809071681770801],
             lse: [0.9067392820811648, 0.9472027536593005, 21.839140710493055],
             empty: 0,

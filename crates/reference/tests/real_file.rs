@@ -12,9 +12,11 @@ fn a_sentence_encoders_layer() {
     let file = std::fs::read(path).expect("the file lies in examples/data");
     let tensors = SafeTensors::deserialize(&file).expect("a safetensors file");
     let data = |name| tensors.tensor(name).expect("present").data().to_vec();
-    let shape: [usize; 4] = tensors.tensor("q").expect("present").shape().try_into().expect("rank 4");
-    let words =
-        |name| -> Vec<[u8; 8]> { data(name).chunks_exact(8).map(|bytes| bytes.try_into().expect("eight")).collect() };
+    let shape: [usize; 4] =
+        tensors.tensor("q").expect("present").shape().try_into().expect("rank 4");
+    let words = |name| -> Vec<[u8; 8]> {
+        data(name).chunks_exact(8).map(|bytes| bytes.try_into().expect("eight")).collect()
+    };
     let kv_lens = words("kv_lens").into_iter().map(|w| i64::from_le_bytes(w) as i32).collect();
     let expected: Vec<f64> = words("expected").into_iter().map(f64::from_le_bytes).collect();
 

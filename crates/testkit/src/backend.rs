@@ -33,11 +33,19 @@ impl Backend for ReferenceBackend {
     fn verdict(&self, _: &Problem, kernel: KernelKind) -> Verdict {
         match kernel {
             KernelKind::Unfused => Verdict::Runs("float64, one score at a time".to_owned()),
-            kernel => Verdict::Refused(vec![Reason::NoSuchKernel { backend: BackendKind::Reference, kernel }]),
+            kernel => Verdict::Refused(vec![Reason::NoSuchKernel {
+                backend: BackendKind::Reference,
+                kernel,
+            }]),
         }
     }
 
-    fn run(&self, problem: &Problem, _: KernelKind, args: HostArgs<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn run(
+        &self,
+        problem: &Problem,
+        _: KernelKind,
+        args: HostArgs<'_>,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         Ok(flashtile_reference::run(problem, args)?)
     }
 }

@@ -1,4 +1,6 @@
-use flashtile_core::{Align, Call, Cost, DType, Layout, Mask, MaskKind, Problem, ProblemError, TensorView};
+use flashtile_core::{
+    Align, Call, Cost, DType, Layout, Mask, MaskKind, Problem, ProblemError, TensorView,
+};
 
 /// One problem with its inputs, as plain data: what a catalogue holds, what a failure prints, and what replays it.
 ///
@@ -297,8 +299,9 @@ impl Case {
 
     fn mask_view(&self, spec: &MaskSpec) -> Result<Mask, ProblemError> {
         let scores = [self.batch, self.heads, self.seq_q, self.seq_kv];
-        let dims: Vec<usize> =
-            (4 - spec.rank.min(4)..4).map(|axis| if spec.full[axis] { scores[axis] } else { 1 }).collect();
+        let dims: Vec<usize> = (4 - spec.rank.min(4)..4)
+            .map(|axis| if spec.full[axis] { scores[axis] } else { 1 })
+            .collect();
         let mut strides = vec![0; dims.len()];
         let mut step = 1;
         for (axis, stride) in strides.iter_mut().enumerate().rev() {
@@ -313,7 +316,14 @@ impl Case {
 
     /// The call that the case makes.
     pub fn call(&self) -> Call {
-        let Self { scale, dropout_seed: seed, dropout_offset: offset, call_q: seq_q, call_kv: seq_kv, .. } = *self;
+        let Self {
+            scale,
+            dropout_seed: seed,
+            dropout_offset: offset,
+            call_q: seq_q,
+            call_kv: seq_kv,
+            ..
+        } = *self;
         Call { scale, seed, offset, seq_q, seq_kv }
     }
 

@@ -128,17 +128,24 @@ pub(crate) struct Results {
 }
 
 /// Runs a backend over poisoned results and checks that it writes what it should, and only that.
-pub(crate) fn execute(backend: &dyn Backend, kernel: KernelKind, tensors: &Tensors) -> Result<Results, Wrong> {
+pub(crate) fn execute(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    tensors: &Tensors,
+) -> Result<Results, Wrong> {
     let problem = &tensors.problem;
     if let Verdict::Refused(reasons) = backend.verdict(problem, kernel) {
         return Err(Wrong::Refused(reasons));
     }
     let elements = problem.out().span().unwrap_or(0) + SLACK;
     let pattern = BEFORE.to_le_bytes();
-    let mut out: Vec<u8> = (0..elements * problem.dtype().size()).map(|byte| pattern[byte % 2]).collect();
+    let mut out: Vec<u8> =
+        (0..elements * problem.dtype().size()).map(|byte| pattern[byte % 2]).collect();
     let rows: usize = problem.lse_shape().iter().product();
     let mut lse = problem.lse().then(|| vec![LSE_BEFORE; rows + SLACK]);
-    backend.run(problem, kernel, tensors.args(&mut out, lse.as_deref_mut())).map_err(|e| Wrong::Run(chain(&*e)))?;
+    backend
+        .run(problem, kernel, tensors.args(&mut out, lse.as_deref_mut()))
+        .map_err(|e| Wrong::Run(chain(&*e)))?;
 
     let call = tensors.call.resolve(problem)?;
     let size = problem.dtype().size();
@@ -150,7 +157,9 @@ pub(crate) fn execute(backend: &dyn Backend, kernel: KernelKind, tensors: &Tenso
         }
         belongs[bytes].fill(true);
     }
-    if let Some(byte) = (0..out.len()).find(|&byte| !belongs[byte] && out[byte] != pattern[byte % 2]) {
+    if let Some(byte) =
+        (0..out.len()).find(|&byte| !belongs[byte] && out[byte] != pattern[byte % 2])
+    {
         return Err(Wrong::Touched { buffer: "out", byte });
     }
     if let Some(lse) = &lse {
@@ -159,7 +168,9 @@ pub(crate) fn execute(backend: &dyn Backend, kernel: KernelKind, tensors: &Tenso
             let written = lse.to_bits() != LSE_BEFORE.to_bits();
             match row < rows && row % seq_q < call.seq_q {
                 true if !written => {
-                    return Err(Wrong::LseNotWritten { at: [row / seq_q / heads, row / seq_q % heads, row % seq_q] });
+                    return Err(Wrong::LseNotWritten {
+                        at: [row / seq_q / heads, row / seq_q % heads, row % seq_q],
+                    });
                 }
                 false if written => return Err(Wrong::Touched { buffer: "lse", byte: 4 * row }),
                 _ => {}
@@ -182,9 +193,13 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Each element of the first `seq` positions with its place.
-pub(crate) fn elements_of(view: &TensorView, seq: usize) -> impl Iterator<Item = ([usize; 4], usize)> + '_ {
+pub(crate) fn elements_of(
+    view: &TensorView,
+    seq: usize,
+) -> impl Iterator<Item = ([usize; 4], usize)> + '_ {
     let [batch, heads, _, dim] = view.shape;
-    let rows = (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..seq).map(move |i| [b, h, i])));
+    let rows = (0..batch)
+        .flat_map(move |b| (0..heads).flat_map(move |h| (0..seq).map(move |i| [b, h, i])));
     rows.flat_map(move |[b, h, i]| (0..dim).map(move |d| ([b, h, i, d], view.index(b, h, i, d))))
 }
 
@@ -227,7 +242,8 @@ impl Prepared {
     /// # Errors
     /// A [`Failure`] where there are no results to measure, or memory was written that should not have been.
     pub fn measure(&self, backend: &dyn Backend, kernel: KernelKind) -> Result<Outcome, Failure> {
-        let results = execute(backend, kernel, &self.tensors).map_err(|wrong| self.failure(backend, kernel, wrong))?;
+        let results = execute(backend, kernel, &self.tensors)
+            .map_err(|wrong| self.failure(backend, kernel, wrong))?;
         Ok(self.compare(&results))
     }
 
@@ -255,7 +271,8 @@ impl Prepared {
         let (dtype, dim) = (problem.dtype(), problem.head_dim());
         let seq_q = self.case.call_q.unwrap_or(problem.seq_q());
         let heads = problem.heads();
-        let bounds: Vec<f64> = self.answer.rows.iter().map(|row| row.out_bound(dtype, dim)).collect();
+        let bounds: Vec<f64> =
+            self.answer.rows.iter().map(|row| row.out_bound(dtype, dim)).collect();
         let mut outcome = Outcome::default();
         for (n, (at, place)) in elements_of(problem.out(), seq_q).enumerate() {
             let (got, expected) = (dtype.read(&results.out, place), self.answer.out[n]);
@@ -284,7 +301,11 @@ impl Prepared {
 ///
 /// # Errors
 /// A [`Failure`] that says what is wrong and how to see it again.
-pub fn run_case(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> Result<Outcome, Failure> {
+pub fn run_case(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    case: &Case,
+) -> Result<Outcome, Failure> {
     let prepared = Prepared::new(case).map_err(|error| Failure {
         backend: backend.name(),
         kernel,

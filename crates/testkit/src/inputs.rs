@@ -1,7 +1,8 @@
 use crate::case::{Case, KvLens, MaskContent, MaskSpec, Nan, Poison, Values};
 use crate::rng::Rng;
 use flashtile_core::{
-    Call, DType, HostArgs, HostInputs, Mask, MaskKind, Problem, ProblemError, ResolvedCall, TensorView,
+    Call, DType, HostArgs, HostInputs, Mask, MaskKind, Problem, ProblemError, ResolvedCall,
+    TensorView,
 };
 
 /// A case made real: its problem and the bytes of its inputs.
@@ -50,8 +51,9 @@ impl Case {
         let call = self.call().resolve(&problem)?;
         let kv_lens = self.lens(&call);
         let band = |b: usize, i: usize, j: usize| {
-            let valid =
-                kv_lens.as_ref().map_or(call.seq_kv, |lens: &Vec<i32>| lens.get(b).map_or(0, |&n| n.max(0) as usize));
+            let valid = kv_lens.as_ref().map_or(call.seq_kv, |lens: &Vec<i32>| {
+                lens.get(b).map_or(0, |&n| n.max(0) as usize)
+            });
             problem.band().allows(i, j, call.seq_q, valid)
         };
         let mask = problem.mask().zip(self.mask).map(|(view, spec)| {
@@ -116,13 +118,25 @@ struct Seen {
 }
 
 impl Seen {
-    fn new(case: &Case, call: &ResolvedCall, sees: impl Fn(usize, usize, usize, usize) -> bool) -> Self {
+    fn new(
+        case: &Case,
+        call: &ResolvedCall,
+        sees: impl Fn(usize, usize, usize, usize) -> bool,
+    ) -> Self {
         let Case { batch, heads, kv_heads, seq_q, seq_kv, .. } = *case;
-        let mut seen =
-            Self { queries: vec![false; batch * heads * seq_q], keys: vec![false; batch * kv_heads * seq_kv] };
+        let mut seen = Self {
+            queries: vec![false; batch * heads * seq_q],
+            keys: vec![false; batch * kv_heads * seq_kv],
+        };
         if case.poison == Poison::Gaps {
-            seen.queries.iter_mut().enumerate().for_each(|(row, seen)| *seen = row % seq_q < call.seq_q);
-            seen.keys.iter_mut().enumerate().for_each(|(row, seen)| *seen = row % seq_kv < call.seq_kv);
+            seen.queries
+                .iter_mut()
+                .enumerate()
+                .for_each(|(row, seen)| *seen = row % seq_q < call.seq_q);
+            seen.keys
+                .iter_mut()
+                .enumerate()
+                .for_each(|(row, seen)| *seen = row % seq_kv < call.seq_kv);
             return seen;
         }
         for b in 0..batch {
@@ -156,7 +170,9 @@ enum Which {
 fn values(case: &Case, rng: &mut Rng, which: Which, shape: [usize; 4]) -> Vec<f64> {
     let f16 = case.dtype == DType::F16;
     let mut draw = || match (case.values, which) {
-        (Values::Normal | Values::OneHot, _) | (Values::Large | Values::Huge, Which::V) => rng.normal(),
+        (Values::Normal | Values::OneHot, _) | (Values::Large | Values::Huge, Which::V) => {
+            rng.normal()
+        }
         (Values::Large, _) => 6.0 * rng.normal(),
         (Values::Huge, _) => 60.0 * rng.normal(),
         (Values::Tiny, _) => rng.normal() * 2f64.powi(if f16 { -12 } else { -60 }),
@@ -190,7 +206,13 @@ fn point_at_keys(case: &Case, q: &mut [f64], k: &[f64]) {
 }
 
 /// The bytes of a tensor: poison, and on it the rows that are seen. `nan`: a row that has one NaN.
-fn fill(view: &TensorView, values: &[f64], seen: &[bool], nan: Option<usize>, rng: &mut Rng) -> Vec<u8> {
+fn fill(
+    view: &TensorView,
+    values: &[f64],
+    seen: &[bool],
+    nan: Option<usize>,
+    rng: &mut Rng,
+) -> Vec<u8> {
     let [batch, heads, seq, dim] = view.shape;
     let mut bytes = poisoned(view.dtype, view.span().unwrap_or(0) + SLACK, rng);
     for row in (0..batch * heads * seq).filter(|&row| seen[row]) {
@@ -209,7 +231,11 @@ fn fill(view: &TensorView, values: &[f64], seen: &[bool], nan: Option<usize>, rn
 fn poisoned(dtype: DType, elements: usize, rng: &mut Rng) -> Vec<u8> {
     let mut bytes = vec![0; elements * dtype.size()];
     for at in 0..elements {
-        dtype.write(&mut bytes, at, rng.pick(&[f64::NAN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY]));
+        dtype.write(
+            &mut bytes,
+            at,
+            rng.pick(&[f64::NAN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY]),
+        );
     }
     bytes
 }
@@ -243,7 +269,8 @@ fn fill_mask(
         .flat_map(|(b, i)| (0..call.seq_kv).map(move |j| (b, i, j)))
     {
         if used(b, i, j) {
-            let [mb, mi, mj] = [(b, batch), (i, seq_q), (j, seq_kv)].map(|(at, n)| if n == 1 { 0 } else { at });
+            let [mb, mi, mj] =
+                [(b, batch), (i, seq_q), (j, seq_kv)].map(|(at, n)| if n == 1 { 0 } else { at });
             for h in 0..heads {
                 is_used[((mb * heads + h) * seq_q + mi) * seq_kv + mj] = true;
             }
@@ -251,17 +278,26 @@ fn fill_mask(
     }
     let content = Content::new(spec.content, view.shape, &mut rng);
     for (entry, used) in is_used.into_iter().enumerate() {
-        let [b, h, i, j] =
-            [entry / seq_kv / seq_q / heads, entry / seq_kv / seq_q % heads, entry / seq_kv % seq_q, entry % seq_kv];
+        let [b, h, i, j] = [
+            entry / seq_kv / seq_q / heads,
+            entry / seq_kv / seq_q % heads,
+            entry / seq_kv % seq_q,
+            entry % seq_kv,
+        ];
         let value = content.value(view, &mut rng, [b, h, i, j]);
         if used {
             match view.kind {
                 // Every byte but zero is true.
                 MaskKind::Bool => {
-                    bytes[view.index(b, h, i, j)] = if value.is_none() { 0 } else { rng.pick(&[1, 1, 2, 255]) }
+                    bytes[view.index(b, h, i, j)] =
+                        if value.is_none() { 0 } else { rng.pick(&[1, 1, 2, 255]) }
                 }
                 MaskKind::Additive(dtype) => {
-                    dtype.write(&mut bytes, view.index(b, h, i, j), value.unwrap_or(f64::NEG_INFINITY));
+                    dtype.write(
+                        &mut bytes,
+                        view.index(b, h, i, j),
+                        value.unwrap_or(f64::NEG_INFINITY),
+                    );
                 }
             }
         }
@@ -283,7 +319,8 @@ struct Content {
 impl Content {
     fn new(kind: MaskContent, [batch, heads, seq_q, seq_kv]: [usize; 4], rng: &mut Rng) -> Self {
         let shuts_rows = matches!(kind, MaskContent::Rows | MaskContent::Lowest);
-        let shut_rows = (0..batch * heads * seq_q).map(|_| shuts_rows && rng.chance(1.0 / 3.0)).collect();
+        let shut_rows =
+            (0..batch * heads * seq_q).map(|_| shuts_rows && rng.chance(1.0 / 3.0)).collect();
         let block = [1 + rng.below(24), 1 + rng.below(40)];
         let blocks_across = seq_kv.div_ceil(block[1]);
         let blocks = batch * heads * seq_q.div_ceil(block[0]) * blocks_across;

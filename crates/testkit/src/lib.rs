@@ -42,8 +42,8 @@ pub use catalogue::catalogue;
 pub use check::{Failure, Outcome, Prepared, Worst, Wrong, run_case};
 pub use cuda::CudaBackend;
 pub use emulator::{
-    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator, EmulatorError, PtxCompiler,
-    ThreadOrder,
+    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator,
+    EmulatorError, PtxCompiler, ThreadOrder,
 };
 pub use inputs::Tensors;
 pub use ptx::{LineDone, PtxKernel};

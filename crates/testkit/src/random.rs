@@ -23,7 +23,8 @@ pub fn random_case(seed: u64) -> Case {
         if case.seq_q.max(case.seq_kv) > 16 {
             (case.seq_q, case.seq_kv) = (case.seq_q.div_ceil(2), case.seq_kv.div_ceil(2));
         } else {
-            (case.head_dim, case.head_dim_v) = (case.head_dim.div_ceil(2), case.head_dim_v.div_ceil(2));
+            (case.head_dim, case.head_dim_v) =
+                (case.head_dim.div_ceil(2), case.head_dim_v.div_ceil(2));
         }
     }
     case.dtype = rng.pick(&DType::ALL);

@@ -10,7 +10,11 @@ use flashtile_core::{KernelKind, Mask, Problem, ProblemError, TensorView};
 ///
 /// # Errors
 /// A [`Failure`] with [`Wrong::NotRepeated`], or what kept the case from running.
-pub fn check_repeats(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> Result<(), Failure> {
+pub fn check_repeats(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    case: &Case,
+) -> Result<(), Failure> {
     let twice = || {
         let tensors = case.build()?;
         let [first, second] = [(); 2].map(|()| execute(backend, kernel, &tensors));
@@ -20,7 +24,12 @@ pub fn check_repeats(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> 
             None => Ok(()),
         }
     };
-    twice().map_err(|wrong| Failure { backend: backend.name(), kernel, case: Box::new(case.clone()), wrong })
+    twice().map_err(|wrong| Failure {
+        backend: backend.name(),
+        kernel,
+        case: Box::new(case.clone()),
+        wrong,
+    })
 }
 
 /// Runs each batch entry of a case alone and compares its bits with those it had among the others.
@@ -29,7 +38,11 @@ pub fn check_repeats(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> 
 ///
 /// # Errors
 /// A [`Failure`] with [`Wrong::Neighbours`], or what kept the case from running.
-pub fn check_neighbours(backend: &dyn Backend, kernel: KernelKind, case: &Case) -> Result<(), Failure> {
+pub fn check_neighbours(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    case: &Case,
+) -> Result<(), Failure> {
     let apart = || {
         let tensors = case.build()?;
         let together = bits(&tensors, &execute(backend, kernel, &tensors)?)?;
@@ -44,7 +57,12 @@ pub fn check_neighbours(backend: &dyn Backend, kernel: KernelKind, case: &Case) 
         }
         Ok(())
     };
-    apart().map_err(|wrong| Failure { backend: backend.name(), kernel, case: Box::new(case.clone()), wrong })
+    apart().map_err(|wrong| Failure {
+        backend: backend.name(),
+        kernel,
+        case: Box::new(case.clone()),
+        wrong,
+    })
 }
 
 /// The bits of out, then of lse, each with its place.
@@ -61,7 +79,9 @@ fn bits(tensors: &Tensors, results: &Results) -> Result<Vec<([usize; 4], u32)>, 
         .collect();
     if let Some(lse) = &results.lse {
         let [batch, heads, capacity] = problem.lse_shape();
-        for (b, h, i) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..seq_q).map(move |i| (b, h, i)))) {
+        for (b, h, i) in (0..batch)
+            .flat_map(|b| (0..heads).flat_map(move |h| (0..seq_q).map(move |i| (b, h, i))))
+        {
             bits.push(([b, h, i, 0], lse[(b * heads + h) * capacity + i].to_bits()));
         }
     }
@@ -72,11 +92,16 @@ impl Tensors {
     /// Batch entry `b` as a problem of its own.
     fn entry(&self, b: usize) -> Result<Tensors, ProblemError> {
         let problem = &self.problem;
-        let one = |view: &TensorView| TensorView { shape: [1, view.shape[1], view.shape[2], view.shape[3]], ..*view };
+        let one = |view: &TensorView| TensorView {
+            shape: [1, view.shape[1], view.shape[2], view.shape[3]],
+            ..*view
+        };
         // An empty tensor may have steps beyond its buffer.
-        let cut =
-            |bytes: &[u8], stride: usize, size: usize| bytes.get(b * stride * size..).unwrap_or_default().to_vec();
-        let cut_view = |bytes: &[u8], view: &TensorView| cut(bytes, view.strides[0], view.dtype.size());
+        let cut = |bytes: &[u8], stride: usize, size: usize| {
+            bytes.get(b * stride * size..).unwrap_or_default().to_vec()
+        };
+        let cut_view =
+            |bytes: &[u8], view: &TensorView| cut(bytes, view.strides[0], view.dtype.size());
         let mask = problem.mask().map(|mask| {
             let [_, heads, seq_q, seq_kv] = mask.shape;
             Mask { shape: [1, heads, seq_q, seq_kv], ..*mask }

@@ -14,6 +14,9 @@ pub fn named_shapes() -> Vec<(&'static str, Case)> {
         ("vit", shape(8, 12, 197, 64)),
         ("unet-cross", Case { seq_kv: 77, ..shape(2, 8, 4096, 40) }),
         ("long", shape(1, 8, 8192, 64)),
-        ("decode", Case { kv_heads: 8, seq_kv: 4096, align: Align::BottomRight, ..shape(8, 32, 1, 128) }),
+        (
+            "decode",
+            Case { kv_heads: 8, seq_kv: 4096, align: Align::BottomRight, ..shape(8, 32, 1, 128) },
+        ),
     ]
 }

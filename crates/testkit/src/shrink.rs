@@ -53,7 +53,10 @@ fn simpler(case: &Case) -> Vec<Case> {
     for smaller in [|_| 1, |n: usize| n.div_ceil(2), |n: usize| n.saturating_sub(1).max(1)] {
         step(&|c| c.batch = smaller(c.batch));
         step(&|c| (c.heads, c.kv_heads) = (smaller(c.heads / c.kv_heads) * c.kv_heads, c.kv_heads));
-        step(&|c| (c.heads, c.kv_heads) = (c.heads / c.kv_heads * smaller(c.kv_heads), smaller(c.kv_heads)));
+        step(&|c| {
+            (c.heads, c.kv_heads) =
+                (c.heads / c.kv_heads * smaller(c.kv_heads), smaller(c.kv_heads))
+        });
         step(&|c| (c.seq_q, c.seq_kv) = (smaller(c.seq_q), smaller(c.seq_kv)));
         step(&|c| c.seq_q = smaller(c.seq_q));
         step(&|c| c.seq_kv = smaller(c.seq_kv));
@@ -89,7 +92,11 @@ mod tests {
         let fails = |case: &Case| case.causal && case.seq_kv > 9 && case.head_dim % 2 == 1;
         for case in (0..300).map(random_case).filter(fails) {
             let smallest = minimise(&case, fails).to_string();
-            assert_eq!(smallest.replace(" lse=no", ""), "shape=1x1x1x1 skv=10 causal=yes", "from {case}");
+            assert_eq!(
+                smallest.replace(" lse=no", ""),
+                "shape=1x1x1x1 skv=10 causal=yes",
+                "from {case}"
+            );
         }
     }
 }

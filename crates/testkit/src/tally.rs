@@ -38,7 +38,9 @@ impl Tally {
                 worse(&mut self.out, outcome.out);
                 outcome.lse.into_iter().for_each(|lse| worse(&mut self.lse, lse));
             }
-            Err(failure) if matches!(failure.wrong, Wrong::Refused(_)) => self.refused.push(failure),
+            Err(failure) if matches!(failure.wrong, Wrong::Refused(_)) => {
+                self.refused.push(failure)
+            }
             Err(failure) => self.failures.push(failure),
         }
     }
@@ -52,7 +54,13 @@ impl Tally {
 /// A line of counts and one for each thing worth seeing again.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} refused, {} failed", self.passed, self.refused.len(), self.failures.len())?;
+        write!(
+            f,
+            "{} passed, {} refused, {} failed",
+            self.passed,
+            self.refused.len(),
+            self.failures.len()
+        )?;
         for (name, worst) in [("out", &self.out), ("lse", &self.lse)] {
             if let Some((worst, case)) = worst {
                 write!(f, "\nworst {name}: {worst}\n    in {case}")?;
@@ -85,7 +93,11 @@ pub fn run_cases<'a>(
 ///
 /// # Errors
 /// The failure, whose case replays it. Cases that the backend refuses are counted, not failed.
-pub fn run_random(backend: &dyn Backend, kernel: KernelKind, seeds: Range<u64>) -> Result<Tally, Failure> {
+pub fn run_random(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    seeds: Range<u64>,
+) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     for seed in seeds {
         let case = random_case(seed);

@@ -91,7 +91,11 @@ impl fmt::Display for Case {
         pair(self.align != plain.align, "align", &self.align)?;
         pair(self.window_left.is_some(), "window_left", &self.window_left.unwrap_or_default())?;
         pair(self.window_right.is_some(), "window_right", &self.window_right.unwrap_or_default())?;
-        pair(self.softcap.is_some(), "softcap", &format_args!("{:?}", self.softcap.unwrap_or_default()))?;
+        pair(
+            self.softcap.is_some(),
+            "softcap",
+            &format_args!("{:?}", self.softcap.unwrap_or_default()),
+        )?;
         pair(self.scale.is_some(), "scale", &format_args!("{:?}", self.scale.unwrap_or_default()))?;
         if let Some(mask) = &self.mask {
             pair(true, "mask", mask)?;
@@ -126,7 +130,9 @@ impl fmt::Display for KvLens {
         match self {
             KvLens::Off => f.write_str("off"),
             KvLens::Random => f.write_str("random"),
-            KvLens::Lens(lens) => f.write_str(&lens.iter().map(i32::to_string).collect::<Vec<_>>().join(":")),
+            KvLens::Lens(lens) => {
+                f.write_str(&lens.iter().map(i32::to_string).collect::<Vec<_>>().join(":"))
+            }
         }
     }
 }
@@ -180,7 +186,13 @@ fn read_mask(text: &str) -> Option<MaskSpec> {
             _ => return None,
         }
     }
-    Some(MaskSpec { kind: named(KINDS, kind)?, rank, full, pad, content: named(CONTENTS, content)? })
+    Some(MaskSpec {
+        kind: named(KINDS, kind)?,
+        rank,
+        full,
+        pad,
+        content: named(CONTENTS, content)?,
+    })
 }
 
 fn read_shape(text: &str) -> Option<[usize; 4]> {
@@ -193,7 +205,9 @@ impl FromStr for Case {
     fn from_str(line: &str) -> Result<Self, ParseCaseError> {
         let pairs: Vec<(&str, &str)> = line
             .split_whitespace()
-            .map(|word| word.split_once('=').ok_or_else(|| ParseCaseError::NotAPair(word.to_owned())))
+            .map(|word| {
+                word.split_once('=').ok_or_else(|| ParseCaseError::NotAPair(word.to_owned()))
+            })
             .collect::<Result<_, _>>()?;
         let bad = |key: &str, value: &str, expected| ParseCaseError::Value {
             key: key.to_owned(),
@@ -201,7 +215,8 @@ impl FromStr for Case {
             expected,
         };
         // The shape sets the defaults of others, wherever it stands.
-        let (key, shape) = pairs.iter().find(|(key, _)| *key == "shape").ok_or(ParseCaseError::NoShape)?;
+        let (key, shape) =
+            pairs.iter().find(|(key, _)| *key == "shape").ok_or(ParseCaseError::NoShape)?;
         let mut case = Case::new(read_shape(shape).ok_or_else(|| bad(key, shape, "BxHxSxD"))?);
         for (key, value) in pairs {
             case.set(key, value).map_err(|expected| match expected {
@@ -231,20 +246,32 @@ impl Case {
             "v" => self.v = read_placement(text).ok_or(PLACEMENT)?,
             "out" => self.out = read_placement(text).ok_or(PLACEMENT)?,
             "causal" => self.causal = named(FLAGS, text).ok_or(Some("yes or no"))?,
-            "align" => self.align = text.parse().map_err(|_| Some("top-left, bottom-right or an integer"))?,
+            "align" => {
+                self.align =
+                    text.parse().map_err(|_| Some("top-left, bottom-right or an integer"))?
+            }
             "window_left" => self.window_left = Some(number(text)?),
             "window_right" => self.window_right = Some(number(text)?),
             "softcap" => self.softcap = Some(number(text)?),
             "scale" => self.scale = Some(number(text)?),
-            "mask" => self.mask = Some(read_mask(text).ok_or(Some("kind:axes:content, such as bool:1hqk+3:blocks"))?),
-            "kv_lens" => self.kv_lens = read_lens(text).ok_or(Some("random, or lengths joined by colons"))?,
+            "mask" => {
+                self.mask = Some(
+                    read_mask(text).ok_or(Some("kind:axes:content, such as bool:1hqk+3:blocks"))?,
+                )
+            }
+            "kv_lens" => {
+                self.kv_lens = read_lens(text).ok_or(Some("random, or lengths joined by colons"))?
+            }
             "dropout" => self.dropout_p = number(text)?,
             "dropout_seed" => self.dropout_seed = number(text)?,
             "dropout_offset" => self.dropout_offset = number(text)?,
             "lse" => self.lse = named(FLAGS, text).ok_or(Some("yes or no"))?,
             "call_q" => self.call_q = Some(number(text)?),
             "call_kv" => self.call_kv = Some(number(text)?),
-            "values" => self.values = named(VALUES, text).ok_or(Some("a distribution, such as normal or large"))?,
+            "values" => {
+                self.values =
+                    named(VALUES, text).ok_or(Some("a distribution, such as normal or large"))?
+            }
             "poison" => self.poison = named(POISONS, text).ok_or(Some("gaps or unseen"))?,
             "nan" => self.nan = Some(named(NANS, text).ok_or(Some("q, k or v"))?),
             "seed" => self.seed = number(text)?,

@@ -27,7 +27,8 @@ fn all_pass(cases: impl Iterator<Item = Case>) -> usize {
         for (kernel, worst) in KERNELS.iter().zip(&mut worst) {
             match prepared.check(kernel, KernelKind::Flash) {
                 Ok(outcome) => {
-                    let shares = [Some(outcome.out), outcome.lse].map(|worst| worst.map_or(0.0, |worst| worst.share));
+                    let shares = [Some(outcome.out), outcome.lse]
+                        .map(|worst| worst.map_or(0.0, |worst| worst.share));
                     for (worst, share) in worst.iter_mut().zip(shares) {
                         if share > worst.0 {
                             *worst = (share, case.to_string());
@@ -39,7 +40,10 @@ fn all_pass(cases: impl Iterator<Item = Case>) -> usize {
         }
     }
     for (kernel, [out, lse]) in KERNELS.iter().zip(&worst) {
-        println!("{kernel:?}\n    out {:.3} in {}\n    lse {:.3} in {}", out.0, out.1, lse.0, lse.1);
+        println!(
+            "{kernel:?}\n    out {:.3} in {}\n    lse {:.3} in {}",
+            out.0, out.1, lse.0, lse.1
+        );
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     rows
@@ -120,12 +124,20 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         sabotage: Sabotage::F16Sums,
-        lines: &["shape=1x2x40x64", "shape=1x2x100x32 causal=yes", "shape=1x2x20x32 skv=600 values=positive"],
+        lines: &[
+            "shape=1x2x40x64",
+            "shape=1x2x100x32 causal=yes",
+            "shape=1x2x20x32 skv=600 values=positive",
+        ],
         dtypes: &["f32"],
     },
     Fault {
         sabotage: Sabotage::Bf16Sums,
-        lines: &["shape=1x2x40x64", "shape=1x2x100x32 causal=yes", "shape=1x2x20x32 skv=600 values=positive"],
+        lines: &[
+            "shape=1x2x40x64",
+            "shape=1x2x100x32 causal=yes",
+            "shape=1x2x20x32 skv=600 values=positive",
+        ],
         dtypes: &["f32"],
     },
     Fault {
@@ -140,12 +152,19 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         sabotage: Sabotage::OneLongSum,
-        lines: &["shape=1x1x32x16 skv=9000 values=positive", "shape=1x1x16x16 skv=20000 values=positive"],
+        lines: &[
+            "shape=1x1x32x16 skv=9000 values=positive",
+            "shape=1x1x16x16 skv=20000 values=positive",
+        ],
         dtypes: &["f32"],
     },
     Fault {
         sabotage: Sabotage::WrongScale,
-        lines: &["shape=1x2x40x64", "shape=1x2x70x32 causal=yes", "shape=1x2x30x128 values=large scale=-0.1"],
+        lines: &[
+            "shape=1x2x40x64",
+            "shape=1x2x70x32 causal=yes",
+            "shape=1x2x30x128 values=large scale=-0.1",
+        ],
         dtypes: ALL,
     },
     Fault {
@@ -164,12 +183,18 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         sabotage: Sabotage::SoftcapAfterMask,
-        lines: &["shape=1x2x40x64 softcap=2.0 mask=f32:qk:random", "shape=1x2x40x32 softcap=5.0 mask=f16:11qk:alibi"],
+        lines: &[
+            "shape=1x2x40x64 softcap=2.0 mask=f32:qk:random",
+            "shape=1x2x40x32 softcap=5.0 mask=f16:11qk:alibi",
+        ],
         dtypes: ALL,
     },
     Fault {
         sabotage: Sabotage::MaskInLog2,
-        lines: &["shape=1x2x40x64 mask=f32:qk:lowest", "shape=1x2x40x64 mask=bf16:hqk:lowest lse=no"],
+        lines: &[
+            "shape=1x2x40x64 mask=f32:qk:lowest",
+            "shape=1x2x40x64 mask=bf16:hqk:lowest lse=no",
+        ],
         dtypes: ALL,
     },
     Fault {
@@ -199,7 +224,9 @@ fn faulty_kernels_fail() {
     for fault in FAULTS {
         for dtype in fault.dtypes {
             let mut shares = Vec::new();
-            for (line, seed) in fault.lines.iter().flat_map(|line| (0..8).map(move |seed| (line, seed))) {
+            for (line, seed) in
+                fault.lines.iter().flat_map(|line| (0..8).map(move |seed| (line, seed)))
+            {
                 let case: Case = format!("{line} dtype={dtype} seed={seed}").parse().unwrap();
                 let prepared = Prepared::new(&case).unwrap();
                 let tile = [16, 32][seed % 2];

@@ -5,7 +5,8 @@ mod honest;
 
 use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Reason, Verdict};
 use flashtile_testkit::{
-    Backend, Case, ReferenceBackend, Wrong, check_neighbours, check_repeats, run_case, run_cases, run_random,
+    Backend, Case, ReferenceBackend, Wrong, check_neighbours, check_repeats, run_case, run_cases,
+    run_random,
 };
 use honest::{Honest, Sabotage};
 use std::error::Error;
@@ -30,7 +31,8 @@ impl<F: Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync> Backend for M
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let HostArgs { q, k, v, mask, kv_lens, out, mut lse, call } = args;
-        let inner = HostArgs { q, k, v, mask, kv_lens, out: &mut *out, lse: lse.as_deref_mut(), call };
+        let inner =
+            HostArgs { q, k, v, mask, kv_lens, out: &mut *out, lse: lse.as_deref_mut(), call };
         ReferenceBackend.run(problem, kernel, inner)?;
         (self.0)(problem, out, lse);
         Ok(())
@@ -48,7 +50,14 @@ fn wrong(misdeed: impl Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync
 
 #[test]
 fn misdeeds_are_found() {
-    assert!(run_case(&Misbehaving(|_: &_, _: &mut _, _: Option<&mut _>| {}), KernelKind::Flash, &case()).is_ok());
+    assert!(
+        run_case(
+            &Misbehaving(|_: &_, _: &mut _, _: Option<&mut _>| {}),
+            KernelKind::Flash,
+            &case()
+        )
+        .is_ok()
+    );
     let touched = |byte, buffer| {
         format!(
             "byte {byte} of {buffer} lies outside the result (between strides, beyond the queries of the call, or behind the end), and was written"
@@ -57,7 +66,10 @@ fn misdeeds_are_found() {
     // A gap, a row beyond the call's queries, behind the end.
     assert_eq!(wrong(|_, out, _| out[6] = 0), touched(6, "out"));
     assert_eq!(wrong(|_, out, _| out[2 * 13] = 0), touched(26, "out"));
-    assert_eq!(wrong(|_, out, _| *out.last_mut().unwrap() = 1), touched(2 * (32 + 16 + 12 + 3 + 3) - 1, "out"));
+    assert_eq!(
+        wrong(|_, out, _| *out.last_mut().unwrap() = 1),
+        touched(2 * (32 + 16 + 12 + 3 + 3) - 1, "out")
+    );
     assert_eq!(wrong(|_, _, lse| lse.unwrap()[3] = 0.0), touched(12, "lse"));
     assert_eq!(wrong(|_, _, lse| lse.unwrap()[16] = 0.0), touched(64, "lse"));
     // Never written: as it was before.
@@ -69,15 +81,24 @@ fn misdeeds_are_found() {
         }),
         "out is not written at (b 1, h 0, i 2, d 1)"
     );
-    assert_eq!(wrong(|_, _, lse| lse.unwrap()[4] = before), "lse is not written at (b 0, h 1, i 0)");
+    assert_eq!(
+        wrong(|_, _, lse| lse.unwrap()[4] = before),
+        "lse is not written at (b 0, h 1, i 0)"
+    );
     // Wrong numbers.
     let message = wrong(|problem, out, _| {
         let at = 2 * problem.out().index(1, 1, 0, 2);
         out[at + 1] ^= 0x80;
     });
-    assert!(message.starts_with("out is at ") && message.contains("(b 1, h 1, i 0, d 2)"), "{message}");
+    assert!(
+        message.starts_with("out is at ") && message.contains("(b 1, h 1, i 0, d 2)"),
+        "{message}"
+    );
     let message = wrong(|_, _, lse| lse.unwrap()[5] = f32::NEG_INFINITY);
-    assert!(message.starts_with("lse is at inf of the bound at (b 0, h 1, i 1, d 0): got -inf"), "{message}");
+    assert!(
+        message.starts_with("lse is at inf of the bound at (b 0, h 1, i 1, d 0): got -inf"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -85,7 +106,9 @@ fn errors_and_refusals_are_told() {
     let refused = run_case(&ReferenceBackend, KernelKind::Flash, &case()).unwrap_err();
     assert!(matches!(&refused.wrong, Wrong::Refused(reasons)
         if reasons[..] == [Reason::NoSuchKernel { backend: BackendKind::Reference, kernel: KernelKind::Flash }]));
-    let tally = run_cases(&ReferenceBackend, KernelKind::Flash, [&case()], |_, result| assert!(result.is_err()));
+    let tally = run_cases(&ReferenceBackend, KernelKind::Flash, [&case()], |_, result| {
+        assert!(result.is_err())
+    });
     assert!(!tally.all_passed() && tally.failures.is_empty() && tally.refused.len() == 1);
     let invalid: Case = "shape=1x3x4x4 hkv=2".parse().unwrap();
     let failure = run_case(&ReferenceBackend, KernelKind::Unfused, &invalid).unwrap_err();
@@ -115,9 +138,12 @@ fn other_bits_are_found() {
 /// A fault is found in random problems, made small, and the line that is printed shows it again.
 #[test]
 fn a_printed_failure_replays() {
-    for sabotage in
-        [Sabotage::WrongKeyHead, Sabotage::MissedRescale, Sabotage::CausalOffByOne, Sabotage::SoftcapAfterMask]
-    {
+    for sabotage in [
+        Sabotage::WrongKeyHead,
+        Sabotage::MissedRescale,
+        Sabotage::CausalOffByOne,
+        Sabotage::SoftcapAfterMask,
+    ] {
         let faulty = Honest { sabotage: Some(sabotage), ..Honest::PLAIN };
         let failure = run_random(&faulty, KernelKind::Flash, 0..200).unwrap_err();
         let text = failure.to_string();

@@ -2,7 +2,9 @@
 //! query sees does not reach it.
 
 use flashtile_core::KernelKind;
-use flashtile_testkit::{ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case, run_random};
+use flashtile_testkit::{
+    ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case, run_random,
+};
 
 #[test]
 fn the_oracle_passes_its_own_catalogue() {
@@ -22,9 +24,12 @@ fn the_oracle_passes_its_own_catalogue() {
 
 #[test]
 fn the_oracle_repeats_itself_whatever_the_neighbours() {
-    for (group, case) in catalogue().into_iter().filter(|(_, case)| case.batch > 1 && case.flops() < 1_000_000) {
+    for (group, case) in
+        catalogue().into_iter().filter(|(_, case)| case.batch > 1 && case.flops() < 1_000_000)
+    {
         for check in [check_repeats, check_neighbours] {
-            check(&ReferenceBackend, KernelKind::Unfused, &case).unwrap_or_else(|failure| panic!("{group}: {failure}"));
+            check(&ReferenceBackend, KernelKind::Unfused, &case)
+                .unwrap_or_else(|failure| panic!("{group}: {failure}"));
         }
     }
 }

@@ -94,7 +94,11 @@ pub async fn open(choice: &AdapterChoice) -> Result<Context, Error> {
     let found = compute_adapters().await;
     let name = |adapter: &wgpu::Adapter| adapter.get_info().name;
     let Some(at) = (0..found.len()).find(|&n| choice.allows(n, &name(&found[n]))) else {
-        let names: Vec<_> = found.iter().enumerate().map(|(n, adapter)| format!("{n}: {}", name(adapter))).collect();
+        let names: Vec<_> = found
+            .iter()
+            .enumerate()
+            .map(|(n, adapter)| format!("{n}: {}", name(adapter)))
+            .collect();
         let reason = match names.len() {
             0 => "no Vulkan, Metal or DX12 driver was found".to_string(),
             _ => format!("there is {}", names.join(", ")),
@@ -105,10 +109,17 @@ pub async fn open(choice: &AdapterChoice) -> Result<Context, Error> {
     let (required_features, required_limits) = if choice.baseline {
         (wgpu::Features::empty(), wgpu::Limits::default())
     } else {
-        (adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP), adapter.limits())
+        (
+            adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP),
+            adapter.limits(),
+        )
     };
-    let descriptor =
-        wgpu::DeviceDescriptor { label: Some("flashtile"), required_features, required_limits, ..Default::default() };
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("flashtile"),
+        required_features,
+        required_limits,
+        ..Default::default()
+    };
     let (device, queue) = adapter
         .request_device(&descriptor)
         .await

@@ -29,7 +29,12 @@ struct Key {
 impl BindCache {
     const MAX: usize = 64;
 
-    pub(crate) fn get(&self, plan: &PlanInner, step: usize, bound: Vec<Bound>) -> Result<wgpu::BindGroup, Error> {
+    pub(crate) fn get(
+        &self,
+        plan: &PlanInner,
+        step: usize,
+        bound: Vec<Bound>,
+    ) -> Result<wgpu::BindGroup, Error> {
         let key = Key { step, bound };
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = groups.iter().rposition(|(k, _)| *k == key) {
@@ -50,7 +55,8 @@ impl BindCache {
 
 fn make(plan: &PlanInner, pipeline: &Pipeline, bound: &[Bound]) -> Result<wgpu::BindGroup, Error> {
     let device = plan.context.device();
-    let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: plan.ring.binding() }];
+    let mut entries =
+        vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: plan.ring.binding() }];
     entries.extend(bound.iter().map(|bound| wgpu::BindGroupEntry {
         binding: bound.slot as u32,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -59,8 +65,11 @@ fn make(plan: &PlanInner, pipeline: &Pipeline, bound: &[Bound]) -> Result<wgpu::
             size: wgpu::BufferSize::new(bound.size),
         }),
     }));
-    let descriptor =
-        wgpu::BindGroupDescriptor { label: Some("flashtile"), layout: &pipeline.layout, entries: &entries };
+    let descriptor = wgpu::BindGroupDescriptor {
+        label: Some("flashtile"),
+        layout: &pipeline.layout,
+        entries: &entries,
+    };
     catch_now(device, || device.create_bind_group(&descriptor))
         .map_err(|caught| caught.about(device, || "a bind group".into()))
 }

@@ -51,7 +51,8 @@ impl Context {
             });
             (Arc::new(Ring::new(&device, Ring::SHARED_SLOTS)), nothing)
         });
-        let (ring, nothing) = made.await.map_err(|caught| caught.about(&device, || "uniform slots".into()))?;
+        let (ring, nothing) =
+            made.await.map_err(|caught| caught.about(&device, || "uniform slots".into()))?;
         check_lost(&device)?;
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
@@ -102,9 +103,15 @@ impl Context {
     }
 
     /// The pipeline of a variant, compiled at the first call.
-    pub(crate) async fn pipeline(&self, variant: &Variant, constants: &Constants) -> Result<Pipeline, Error> {
+    pub(crate) async fn pipeline(
+        &self,
+        variant: &Variant,
+        constants: &Constants,
+    ) -> Result<Pipeline, Error> {
         let key = (*variant, *constants);
-        if let Some(found) = self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        if let Some(found) =
+            self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+        {
             return Ok(found.clone());
         }
         // Two threads may both come here: the second's pipeline is dropped for the first's.
@@ -124,8 +131,10 @@ impl Context {
         let name = variant.to_string();
         let bindings: Arc<[Binding]> = variant.bindings().into();
         let entries: Vec<_> = bindings.iter().map(layout_entry).collect();
-        let layout =
-            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&name), entries: &entries });
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&name),
+            entries: &entries,
+        });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&name),
             bind_group_layouts: &[Some(&layout)],

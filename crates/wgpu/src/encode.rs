@@ -1,5 +1,6 @@
 use crate::{
-    Args, BufferView, Error, Plan, bind::Bound, plan::PlanInner, ring::Slots, schedule::Step, timing::Stopwatch,
+    Args, BufferView, Error, Plan, bind::Bound, plan::PlanInner, ring::Slots, schedule::Step,
+    timing::Stopwatch,
 };
 use flashtile_core::{Argument, ProblemError, ResolvedCall, check_presence};
 use flashtile_shaders::Slot;
@@ -55,7 +56,11 @@ impl Plan {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub fn encode_in_pass(&self, pass: &mut wgpu::ComputePass<'_>, args: &Args<'_>) -> Result<(), Error> {
+    pub fn encode_in_pass(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: &Args<'_>,
+    ) -> Result<(), Error> {
         let (ready, slots) = self.inner.prepare(args)?;
         if !ready.is_empty() {
             self.inner.record(pass, &ready, &slots);
@@ -107,7 +112,9 @@ impl PlanInner {
         let alignment = u64::from(inner.limits.min_storage_buffer_offset_alignment);
         let mut offsets = [0; 9];
         let mut bound = Vec::with_capacity(7);
-        for binding in self.pipelines[n].bindings.iter().filter(|binding| binding.slot != Slot::Params) {
+        for binding in
+            self.pipelines[n].bindings.iter().filter(|binding| binding.slot != Slot::Params)
+        {
             let slot = binding.slot;
             let window = self.schedule.parts[step.part].window(&self.problem, slot);
             let (buffer, begin) = match self.argument(args, slot) {
@@ -135,7 +142,9 @@ impl PlanInner {
             Slot::Aux => args.kv_lens.map(|view| (Argument::KvLens, view)),
             Slot::Out => Some((Argument::Out, args.out)),
             Slot::Lse => args.lse.map(|view| (Argument::Lse, view)),
-            Slot::Scores => self.workspace.as_ref().map(|buffer| (Argument::Workspace, buffer.into())),
+            Slot::Scores => {
+                self.workspace.as_ref().map(|buffer| (Argument::Workspace, buffer.into()))
+            }
         }
     }
 
@@ -144,9 +153,12 @@ impl PlanInner {
         let problem = &self.problem;
         check_presence(problem, args.mask.is_some(), args.kv_lens.is_some(), args.lse.is_some())?;
 
-        let span = |view: &flashtile_core::TensorView| (view.byte_span().unwrap_or(usize::MAX), view.dtype.size());
+        let span = |view: &flashtile_core::TensorView| {
+            (view.byte_span().unwrap_or(usize::MAX), view.dtype.size())
+        };
         let lse_bytes = 4 * problem.lse_shape().iter().product::<usize>();
-        let mask = problem.mask().map(|mask| (mask.byte_span().unwrap_or(usize::MAX), mask.kind.size()));
+        let mask =
+            problem.mask().map(|mask| (mask.byte_span().unwrap_or(usize::MAX), mask.kind.size()));
         let tensors = [
             (Slot::Q, span(problem.q())),
             (Slot::K, span(problem.k())),
@@ -178,7 +190,12 @@ impl PlanInner {
     }
 }
 
-fn check_buffer(argument: Argument, view: BufferView<'_>, bytes: u64, size: u64) -> Result<(), Error> {
+fn check_buffer(
+    argument: Argument,
+    view: BufferView<'_>,
+    bytes: u64,
+    size: u64,
+) -> Result<(), Error> {
     if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
         return Err(Error::Usage { argument, expected: "STORAGE", given: view.buffer.usage() });
     }
@@ -186,7 +203,11 @@ fn check_buffer(argument: Argument, view: BufferView<'_>, bytes: u64, size: u64)
         return Err(Error::Misaligned { argument, offset: view.offset, size });
     }
     // Bindings are whole words.
-    let end = view.offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(4)).unwrap_or(u64::MAX);
+    let end = view
+        .offset
+        .checked_add(bytes)
+        .and_then(|end| end.checked_next_multiple_of(4))
+        .unwrap_or(u64::MAX);
     if bytes > 0 && view.buffer.size() < end {
         let (expected, given) = (end as usize, view.buffer.size() as usize);
         return Err(ProblemError::TooShort { argument, expected, given }.into());

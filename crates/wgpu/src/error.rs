@@ -57,7 +57,9 @@ pub enum Error {
         given: wgpu::BufferUsages,
     },
     /// A buffer is written and also bound otherwise, which wgpu's usage rules forbid in one dispatch even at disjoint ranges.
-    #[error("{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one dispatch")]
+    #[error(
+        "{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one dispatch"
+    )]
     Aliased {
         /// The output.
         written: Argument,
@@ -65,7 +67,9 @@ pub enum Error {
         other: Argument,
     },
     /// An offset is not a multiple of the element size.
-    #[error("{argument} begins at byte {offset}, which is not a multiple of its {size}-byte elements")]
+    #[error(
+        "{argument} begins at byte {offset}, which is not a multiple of its {size}-byte elements"
+    )]
     Misaligned {
         /// Whose offset.
         argument: Argument,

@@ -48,7 +48,11 @@ pub struct ExportedBinding {
 ///
 /// # Errors
 /// [`Error::Refused`](crate::Error::Refused), and [`Error::Problem`](crate::Error::Problem) for the call's values.
-pub fn export_baseline(problem: &Problem, kernel: KernelKind, call: &Call) -> Result<ExportedCall, crate::Error> {
+pub fn export_baseline(
+    problem: &Problem,
+    kernel: KernelKind,
+    call: &Call,
+) -> Result<ExportedCall, crate::Error> {
     let call = call.resolve(problem)?;
     let schedule = schedule(problem, kernel, &PlanOptions::default(), &Machine::baseline())
         .map_err(|reasons| crate::Error::Refused { kernel, reasons })?;
@@ -59,7 +63,8 @@ pub fn export_baseline(problem: &Problem, kernel: KernelKind, call: &Call) -> Re
         let Some((params, workgroups)) = schedule.dispatch(problem, step, &call, offset) else {
             continue;
         };
-        let bindings = step.variant.bindings().into_iter().filter(|binding| binding.slot != Slot::Params);
+        let bindings =
+            step.variant.bindings().into_iter().filter(|binding| binding.slot != Slot::Params);
         dispatches.push(ExportedDispatch {
             variant: step.variant.to_string(),
             wgsl: step.variant.wgsl(),

@@ -87,7 +87,9 @@ impl HostRun {
                 stopwatch: Mutex::new(Stopwatch::new(context.device())),
             }
         });
-        let run = buffers.await.map_err(|caught| caught.about(context.device(), || "the tensors".into()))?;
+        let run = buffers
+            .await
+            .map_err(|caught| caught.about(context.device(), || "the tensors".into()))?;
         check_lost(context.device())?;
         Ok(run)
     }
@@ -108,7 +110,8 @@ impl HostRun {
 
     /// Bytes of device memory: tensors and workspace, without the copy that is read back.
     pub fn device_bytes(&self) -> u64 {
-        let optional = [&self.mask, &self.kv_lens, &self.lse].into_iter().flatten().map(wgpu::Buffer::size);
+        let optional =
+            [&self.mask, &self.kv_lens, &self.lse].into_iter().flatten().map(wgpu::Buffer::size);
         let always = [&self.q, &self.k, &self.v, &self.out].into_iter().map(wgpu::Buffer::size);
         always.chain(optional).sum::<u64>() + self.plan.workspace_bytes()
     }
@@ -120,7 +123,8 @@ impl HostRun {
     pub async fn run(&self) -> Result<Timing, Error> {
         let context = &self.plan.inner.context;
         let device = context.device();
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("flashtile") });
+        let mut encoder = device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("flashtile") });
         let stopwatch = self.stopwatch.lock().unwrap_or_else(PoisonError::into_inner).take();
         let recorded = self.plan.encode_timed(&mut encoder, &self.args(), stopwatch.as_ref())?;
         let begin = Instant::now();
@@ -146,11 +150,18 @@ impl HostRun {
         let device = context.device();
         let lse_bytes = lse_bytes(self.plan.problem());
         let copied = catch(device, || {
-            let mut encoder =
-                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("flashtile readback") });
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some("flashtile readback"),
+            });
             encoder.copy_buffer_to_buffer(&self.out, 0, &self.readback, 0, self.out.size());
             if let Some(lse) = self.lse.as_ref().filter(|_| lse_bytes > 0) {
-                encoder.copy_buffer_to_buffer(lse, 0, &self.readback, self.out.size(), lse_bytes as u64);
+                encoder.copy_buffer_to_buffer(
+                    lse,
+                    0,
+                    &self.readback,
+                    self.out.size(),
+                    lse_bytes as u64,
+                );
             }
             context.queue().submit([encoder.finish()]);
         });
@@ -177,7 +188,9 @@ fn upload(context: &Context, label: &str, bytes: &[u8]) -> wgpu::Buffer {
     let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: (bytes.len() as u64).max(4).next_multiple_of(4),
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC,
         mapped_at_creation: false,
     });
     let whole = bytes.len() / 4 * 4;
@@ -193,7 +206,11 @@ fn upload(context: &Context, label: &str, bytes: &[u8]) -> wgpu::Buffer {
 }
 
 /// Shows `f` what `buffer` holds once all that was submitted before is done.
-pub(crate) async fn read(context: &Context, buffer: &wgpu::Buffer, f: impl FnOnce(&[u8])) -> Result<(), Error> {
+pub(crate) async fn read(
+    context: &Context,
+    buffer: &wgpu::Buffer,
+    f: impl FnOnce(&[u8]),
+) -> Result<(), Error> {
     let device = context.device();
     let (done, mapped) = futures_channel::oneshot::channel();
     let asked = catch(device, || {
@@ -223,5 +240,9 @@ async fn finished(context: &Context) -> Result<(), Error> {
 
 /// Lets the device finish. In a browser it does by itself.
 fn wait(context: &Context) -> Result<(), Error> {
-    context.device().poll(wgpu::PollType::wait_indefinitely()).map(|_| ()).map_err(|e| Error::DeviceLost(e.to_string()))
+    context
+        .device()
+        .poll(wgpu::PollType::wait_indefinitely())
+        .map(|_| ())
+        .map_err(|e| Error::DeviceLost(e.to_string()))
 }

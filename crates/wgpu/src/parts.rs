@@ -52,10 +52,11 @@ impl Part {
         let (b, h, rows) = (&self.batch, &self.heads, &self.rows);
         let group = problem.group_size();
         let kv = h.start / group..(h.end - 1) / group + 1;
-        let view = |view: &flashtile_core::TensorView, heads: &Range<usize>, rows: &Range<usize>| {
-            let columns = 0..view.shape[3];
-            strided(&view.strides, [b, heads, rows, &columns], view.dtype.size())
-        };
+        let view =
+            |view: &flashtile_core::TensorView, heads: &Range<usize>, rows: &Range<usize>| {
+                let columns = 0..view.shape[3];
+                strided(&view.strides, [b, heads, rows, &columns], view.dtype.size())
+            };
         let keys = 0..problem.seq_kv();
         match slot {
             Slot::Params => Window { begin: 0, len: 0, size: 1 },
@@ -96,9 +97,11 @@ impl Part {
     fn cut(&self, axis: Axis, group: usize, tile_rows: usize) -> Option<[Part; 2]> {
         let halve = |range: &Range<usize>, step: usize| {
             let middle = range.start + (range.len() / 2).next_multiple_of(step);
-            (middle > range.start && middle < range.end).then_some((range.start..middle, middle..range.end))
+            (middle > range.start && middle < range.end)
+                .then_some((range.start..middle, middle..range.end))
         };
-        let with = |f: &dyn Fn(Range<usize>) -> Part, (a, b): (Range<usize>, Range<usize>)| [f(a), f(b)];
+        let with =
+            |f: &dyn Fn(Range<usize>) -> Part, (a, b): (Range<usize>, Range<usize>)| [f(a), f(b)];
         Some(match axis {
             Axis::Batch => with(&|batch| Part { batch, ..self.clone() }, halve(&self.batch, 1)?),
             Axis::Heads => {
@@ -106,7 +109,9 @@ impl Part {
                 let halves = halve(&self.heads, group).or_else(|| halve(&self.heads, 1))?;
                 with(&|heads| Part { heads, ..self.clone() }, halves)
             }
-            Axis::Rows => with(&|rows| Part { rows, ..self.clone() }, halve(&self.rows, tile_rows)?),
+            Axis::Rows => {
+                with(&|rows| Part { rows, ..self.clone() }, halve(&self.rows, tile_rows)?)
+            }
         })
     }
 }
@@ -136,7 +141,8 @@ fn argument(slot: Slot) -> Argument {
 }
 
 /// The slots whose windows count for one kernel.
-pub(crate) const FLASH_SLOTS: [Slot; 7] = [Slot::Q, Slot::K, Slot::V, Slot::Mask, Slot::Aux, Slot::Out, Slot::Lse];
+pub(crate) const FLASH_SLOTS: [Slot; 7] =
+    [Slot::Q, Slot::K, Slot::V, Slot::Mask, Slot::Aux, Slot::Out, Slot::Lse];
 /// As [`FLASH_SLOTS`], with the workspace.
 pub(crate) const UNFUSED_SLOTS: [Slot; 8] =
     [Slot::Q, Slot::K, Slot::V, Slot::Mask, Slot::Aux, Slot::Out, Slot::Lse, Slot::Scores];
@@ -178,11 +184,19 @@ struct Excess {
 }
 
 /// What does not fit in one dispatch.
-fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], tile_rows: usize) -> Option<Excess> {
+fn too_much(
+    part: &Part,
+    problem: &Problem,
+    machine: &Machine,
+    slots: &[Slot],
+    tile_rows: usize,
+) -> Option<Excess> {
     for &slot in slots {
         let window = part.window(problem, slot);
         // The caller's offset is only known at the call: what it is off the binding alignment comes on top.
-        let needed = window.len.saturating_mul(window.size).saturating_add(3 + machine.offset_alignment) / 4 * 4;
+        let needed =
+            window.len.saturating_mul(window.size).saturating_add(3 + machine.offset_alignment) / 4
+                * 4;
         let limit = match slot {
             Slot::Scores => machine.binding_size.min(MAX_WORKSPACE),
             _ => machine.binding_size,
@@ -200,12 +214,16 @@ fn too_much(part: &Part, problem: &Problem, machine: &Machine, slots: &[Slot], t
     }
     let rows = part.batch.len() as u64 * part.heads.len() as u64 * part.rows.len() as u64;
     // The most workgroups of any operation: a row each for softmax, a tile each for scores.
-    let tiles = rows.div_ceil(tile_rows as u64).saturating_mul((problem.seq_kv() as u64).div_ceil(32));
+    let tiles =
+        rows.div_ceil(tile_rows as u64).saturating_mul((problem.seq_kv() as u64).div_ceil(32));
     let (needed, limit) = (rows.max(tiles), u64::from(machine.grid) * u64::from(machine.grid));
     if needed > limit {
         let given = machine.grid.into();
-        let reason =
-            Reason::DeviceLimit { limit: "max_compute_workgroups_per_dimension", given, needed: needed.isqrt() + 1 };
+        let reason = Reason::DeviceLimit {
+            limit: "max_compute_workgroups_per_dimension",
+            given,
+            needed: needed.isqrt() + 1,
+        };
         return Some(Excess { slot: None, reason: Some(reason) });
     }
     let per_score = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
@@ -230,7 +248,9 @@ mod tests {
 
     fn problem(layout: Layout, shape: [usize; 4], kv_heads: usize) -> Problem {
         let q = TensorView::contiguous(DType::F32, layout, shape).expect("small");
-        let kv = TensorView::contiguous(DType::F32, layout, [shape[0], kv_heads, shape[2], shape[3]]).expect("small");
+        let kv =
+            TensorView::contiguous(DType::F32, layout, [shape[0], kv_heads, shape[2], shape[3]])
+                .expect("small");
         Problem::builder(q, kv, kv).lse(true).build().expect("valid")
     }
 
@@ -279,14 +299,19 @@ mod tests {
     #[test]
     fn keys_that_cannot_be_cut_are_refused() {
         let p = problem(Layout::Bhsd, [1, 1, 4096, 64], 1);
-        let refused = split(&p, &machine(1 << 19), &FLASH_SLOTS, 32).expect_err("K needs a megabyte");
-        assert!(matches!(refused[0], Reason::BindingSize { argument: Argument::K, .. }), "{refused:?}");
+        let refused =
+            split(&p, &machine(1 << 19), &FLASH_SLOTS, 32).expect_err("K needs a megabyte");
+        assert!(
+            matches!(refused[0], Reason::BindingSize { argument: Argument::K, .. }),
+            "{refused:?}"
+        );
     }
 
     #[test]
     fn a_watchdog_cuts_long_work() {
         let p = problem(Layout::Bhsd, [1, 8, 16384, 128], 8);
-        let parts = split(&p, &Machine { watchdog: true, ..machine(1 << 30) }, &FLASH_SLOTS, 32).expect("fits");
+        let parts = split(&p, &Machine { watchdog: true, ..machine(1 << 30) }, &FLASH_SLOTS, 32)
+            .expect("fits");
         assert!(parts.len() > 4);
         assert_partition(&p, &parts);
     }

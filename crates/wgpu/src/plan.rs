@@ -89,8 +89,9 @@ impl Context {
     /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
         let machine = self.machine();
-        let (mut schedule, why) = choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, &machine))
-            .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
+        let (mut schedule, why) =
+            choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, &machine))
+                .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
         schedule.reasons.insert(0, why);
         self.build(problem, schedule).await
     }
@@ -117,10 +118,9 @@ impl Context {
                 mapped_at_creation: false,
             };
             let buffer = catch(self.device(), || self.device().create_buffer(&descriptor)).await;
-            Some(
-                buffer
-                    .map_err(|caught| caught.about(self.device(), || format!("{} bytes of scores", descriptor.size)))?,
-            )
+            Some(buffer.map_err(|caught| {
+                caught.about(self.device(), || format!("{} bytes of scores", descriptor.size))
+            })?)
         } else {
             None
         };
@@ -128,7 +128,9 @@ impl Context {
         let slots = 2 * schedule.steps.len() as u32;
         let ring = if slots > Ring::SHARED_SLOTS {
             let ring = catch(self.device(), || Ring::new(self.device(), slots)).await;
-            Arc::new(ring.map_err(|caught| caught.about(self.device(), || format!("{slots} parameter slots")))?)
+            Arc::new(ring.map_err(|caught| {
+                caught.about(self.device(), || format!("{slots} parameter slots"))
+            })?)
         } else {
             self.inner.ring.clone()
         };
@@ -202,7 +204,10 @@ impl fmt::Display for Plan {
         let dispatches = self.dispatches();
         for (n, dispatch) in dispatches.iter().take(SHOWN).enumerate() {
             let Dispatch { variant, batch, heads, rows, .. } = dispatch;
-            writeln!(f, "dispatch {n}: {variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}")?;
+            writeln!(
+                f,
+                "dispatch {n}: {variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}"
+            )?;
         }
         if dispatches.len() > SHOWN {
             writeln!(f, "and {} more dispatches", dispatches.len() - SHOWN)?;

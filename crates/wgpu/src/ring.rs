@@ -22,7 +22,8 @@ impl Ring {
     pub(crate) const SHARED_SLOTS: u32 = 4096;
 
     pub(crate) fn new(device: &wgpu::Device, slots: u32) -> Self {
-        let stride = (size_of::<Params>() as u32).next_multiple_of(device.limits().min_uniform_buffer_offset_alignment);
+        let stride = (size_of::<Params>() as u32)
+            .next_multiple_of(device.limits().min_uniform_buffer_offset_alignment);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("flashtile params"),
             size: u64::from(stride) * u64::from(slots),

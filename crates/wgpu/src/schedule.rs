@@ -4,8 +4,8 @@ use crate::PlanOptions;
 use crate::parts::{FLASH_SLOTS, Part, UNFUSED_SLOTS, score_stride, split};
 use flashtile_core::{KernelKind, Problem, Reason, ResolvedCall};
 use flashtile_shaders::{
-    Constants, FLASH_TILES, MAX_HEAD_DIM, Operation, Params, ROW_LANES, SOFTMAX_TILES, Slot, Tiles, UNFUSED_TILES,
-    Variant, row_tiles,
+    Constants, FLASH_TILES, MAX_HEAD_DIM, Operation, Params, ROW_LANES, SOFTMAX_TILES, Slot, Tiles,
+    UNFUSED_TILES, Variant, row_tiles,
 };
 
 /// The numbers of a device that planning looks at.
@@ -24,9 +24,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(limits: &wgpu::Limits, features: wgpu::Features, info: &wgpu::AdapterInfo) -> Self {
+    pub(crate) fn new(
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+        info: &wgpu::AdapterInfo,
+    ) -> Self {
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let known = info.subgroup_min_size == info.subgroup_max_size && features.contains(wgpu::Features::SUBGROUP);
+        let known = info.subgroup_min_size == info.subgroup_max_size
+            && features.contains(wgpu::Features::SUBGROUP);
         Self {
             binding_size: limits.max_storage_buffer_binding_size,
             buffer_size: limits.max_buffer_size,
@@ -94,7 +99,10 @@ pub(crate) fn schedule(
     }
     let (slots, operations): (&[Slot], &[Operation]) = match kernel {
         KernelKind::Flash => (&FLASH_SLOTS, &[Operation::FlashForward]),
-        _ => (&UNFUSED_SLOTS, &[Operation::UnfusedScores, Operation::UnfusedSoftmax, Operation::UnfusedValues]),
+        _ => (
+            &UNFUSED_SLOTS,
+            &[Operation::UnfusedScores, Operation::UnfusedSoftmax, Operation::UnfusedValues],
+        ),
     };
     let mut why = Vec::new();
     let tiles = match kernel {
@@ -128,11 +136,18 @@ pub(crate) fn schedule(
         Variant::new(operation, problem.dtype(), mask, problem.kv_lens(), problem.lse(), tiles)
     };
     let steps = (0..parts.len())
-        .flat_map(|part| operations.iter().map(move |&operation| Step { variant: variant(operation), part }))
+        .flat_map(|part| {
+            operations.iter().map(move |&operation| Step { variant: variant(operation), part })
+        })
         .collect();
     let workspace = match kernel {
         KernelKind::Flash => 0,
-        _ => parts.iter().map(|part| 4 * part.window(problem, Slot::Scores).len).max().unwrap_or(0).max(4),
+        _ => parts
+            .iter()
+            .map(|part| 4 * part.window(problem, Slot::Scores).len)
+            .max()
+            .unwrap_or(0)
+            .max(4),
     };
     Ok(Schedule {
         kernel,
@@ -201,15 +216,23 @@ fn choose_tiles(
     let reaches = |tiles: &Tiles| tiles.max_head_dim_v() >= width;
     // Software adapters want few indexed loads and short programs: lanes that spread keys by broadcast.
     let lanes = if ROW_LANES.contains(&machine.lanes) { machine.lanes } else { 1 };
-    let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software && forced.is_none());
+    let rows =
+        row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software && forced.is_none());
     if let Some(tiles) = rows {
-        why.push(format!("{tiles}, a query a thread: a software adapter, {lanes} lanes share what they load"));
+        why.push(format!(
+            "{tiles}, a query a thread: a software adapter, {lanes} lanes share what they load"
+        ));
         return Ok(tiles);
     }
-    let wide_enough =
-        || FLASH_TILES.into_iter().filter(reaches).filter(|tiles| forced.is_none_or(|forced| forced == *tiles));
+    let wide_enough = || {
+        FLASH_TILES
+            .into_iter()
+            .filter(reaches)
+            .filter(|tiles| forced.is_none_or(|forced| forced == *tiles))
+    };
     let fits = |tiles: &Tiles| {
-        tiles.flash_workgroup_bytes() <= machine.workgroup_bytes && tiles.threads() <= machine.invocations
+        tiles.flash_workgroup_bytes() <= machine.workgroup_bytes
+            && tiles.threads() <= machine.invocations
     };
     let few_queries = problem.seq_q() <= 8;
     let preference = |tiles: &Tiles| {
@@ -218,7 +241,8 @@ fn choose_tiles(
         let threads = if machine.software { tiles.threads() } else { u32::MAX - tiles.threads() };
         (rows, threads, tiles.ot, tiles.max_head_dim_v())
     };
-    let smallest = wide_enough().map(|tiles| tiles.flash_workgroup_bytes()).min().unwrap_or(u32::MAX);
+    let smallest =
+        wide_enough().map(|tiles| tiles.flash_workgroup_bytes()).min().unwrap_or(u32::MAX);
     let tiles = wide_enough().filter(fits).min_by_key(preference).ok_or(Reason::DeviceLimit {
         limit: "max_compute_workgroup_storage_size",
         given: machine.workgroup_bytes.into(),
@@ -249,7 +273,8 @@ impl Schedule {
             return None;
         }
         let tiles = step.variant.tiles;
-        let tile_rows = if step.variant.operation == Operation::UnfusedSoftmax { 1 } else { tiles.rows() };
+        let tile_rows =
+            if step.variant.operation == Operation::UnfusedSoftmax { 1 } else { tiles.rows() };
         let across = match step.variant.operation {
             Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys()),
             Operation::UnfusedValues => (problem.head_dim_v() as u32).div_ceil(tiles.keys()),
@@ -272,7 +297,9 @@ impl Schedule {
             k_strides: strides(problem.k()),
             v_strides: strides(problem.v()),
             out_strides: strides(problem.out()),
-            mask_strides: problem.mask().map_or([0; 4], |mask| mask.strides.map(|stride| stride as u32)),
+            mask_strides: problem
+                .mask()
+                .map_or([0; 4], |mask| mask.strides.map(|stride| stride as u32)),
             q_offset: offset(Slot::Q),
             k_offset: offset(Slot::K),
             v_offset: offset(Slot::V),
@@ -297,7 +324,8 @@ impl Schedule {
             band_hi: band.hi,
             bottom_right: band.bottom_right.into(),
             // 2^32 (all dropped) does not fit; a keep_scale of 0 says it.
-            dropout_threshold: dropout.map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
+            dropout_threshold: dropout
+                .map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
             scale: call.scale,
             softcap: problem.softcap().unwrap_or(1.0),
             keep_scale: dropout.map_or(1.0, |dropout| dropout.keep_scale),
@@ -330,7 +358,10 @@ mod tests {
             for seq_q in [1, 100] {
                 let plan = flash([1, 1, seq_q, head_dim], &Machine::baseline());
                 assert!(plan.tiles.flash_workgroup_bytes() <= 16 * 1024);
-                assert!(Variant::all().any(|v| v == plan.steps[0].variant), "every chosen variant is listed");
+                assert!(
+                    Variant::all().any(|v| v == plan.steps[0].variant),
+                    "every chosen variant is listed"
+                );
             }
         }
     }
@@ -339,7 +370,9 @@ mod tests {
     fn larger_limits_get_larger_tiles() {
         let large = Machine { workgroup_bytes: 48 << 10, invocations: 1024, ..Machine::baseline() };
         let shape = [1, 1, 1024, 128];
-        assert!(flash(shape, &large).tiles.rows() > flash(shape, &Machine::baseline()).tiles.rows());
+        assert!(
+            flash(shape, &large).tiles.rows() > flash(shape, &Machine::baseline()).tiles.rows()
+        );
     }
 
     #[test]
@@ -347,32 +380,46 @@ mod tests {
         let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 4, 513]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
         let refused =
-            schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &Machine::baseline()).expect_err("too wide");
+            schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &Machine::baseline())
+                .expect_err("too wide");
         assert_eq!(refused, [Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }]);
-        assert!(schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &Machine::baseline()).is_ok());
+        assert!(
+            schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &Machine::baseline())
+                .is_ok()
+        );
     }
 
     #[test]
     fn rows_beyond_counting_are_refused() {
-        let wide = |rows| TensorView { dtype: DType::F32, shape: [1, 1, rows, 1 << 33], strides: [0; 4] };
+        let wide =
+            |rows| TensorView { dtype: DType::F32, shape: [1, 1, rows, 1 << 33], strides: [0; 4] };
         let v = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 3, 4]).expect("small");
         let out = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 2, 4]).expect("small");
         let problem = Problem::builder(wide(2), wide(3), v).out(out).build().expect("valid");
         for kernel in KernelKind::ALL {
             let refused = schedule(&problem, kernel, &PlanOptions::default(), &Machine::baseline());
-            assert!(matches!(refused.expect_err("too wide")[..], [Reason::HeadDim { axis: "head_dim", .. }]));
+            assert!(matches!(
+                refused.expect_err("too wide")[..],
+                [Reason::HeadDim { axis: "head_dim", .. }]
+            ));
         }
     }
 
     #[test]
     fn work_in_countless_pieces_is_refused_at_once() {
         let machine = Machine { buffer_size: u64::MAX, ..Machine::baseline() };
-        for shape in [[1 << 50, 1, 1, 64], [1, 1 << 40, 1 << 16, 1], [1 << 20, 1 << 20, 1 << 10, 16]] {
-            let view = TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("addressable");
+        for shape in
+            [[1 << 50, 1, 1, 64], [1, 1 << 40, 1 << 16, 1], [1 << 20, 1 << 20, 1 << 10, 16]]
+        {
+            let view =
+                TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("addressable");
             let problem = Problem::builder(view, view, view).build().expect("valid");
             for kernel in KernelKind::ALL {
                 let refused = schedule(&problem, kernel, &PlanOptions::default(), &machine);
-                assert!(matches!(refused.expect_err("too many")[..], [Reason::Pieces { .. }]), "{shape:?} {kernel}");
+                assert!(
+                    matches!(refused.expect_err("too many")[..], [Reason::Pieces { .. }]),
+                    "{shape:?} {kernel}"
+                );
             }
         }
     }
@@ -382,9 +429,11 @@ mod tests {
         let machine = Machine { grid: 7, ..Machine::baseline() };
         let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 5, 64, 8]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
-        let plan = schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &machine).expect("runs");
+        let plan =
+            schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &machine).expect("runs");
         let call = flashtile_core::Call::default().resolve(&problem).expect("valid");
-        let (params, [x, y]) = plan.dispatch(&problem, &plan.steps[0], &call, |_| 0).expect("has work");
+        let (params, [x, y]) =
+            plan.dispatch(&problem, &plan.steps[0], &call, |_| 0).expect("has work");
         assert!(x <= 7 && x * y >= params.item_count && params.grid_width == x);
     }
 }

@@ -70,7 +70,9 @@ pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
             mapped_at_creation: false,
         });
         let answer = refused.clone();
-        probe.map_async(wgpu::MapMode::Read, .., move |result| answer.store(result.is_err(), Ordering::Relaxed));
+        probe.map_async(wgpu::MapMode::Read, .., move |result| {
+            answer.store(result.is_err(), Ordering::Relaxed)
+        });
         let refused = refused.load(Ordering::Relaxed);
         if !refused {
             probe.unmap();

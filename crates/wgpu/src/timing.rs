@@ -20,8 +20,12 @@ impl Stopwatch {
             return None;
         }
         let buffer = |label, usage| {
-            let descriptor =
-                wgpu::BufferDescriptor { label: Some(label), size: BYTES, usage, mapped_at_creation: false };
+            let descriptor = wgpu::BufferDescriptor {
+                label: Some(label),
+                size: BYTES,
+                usage,
+                mapped_at_creation: false,
+            };
             device.create_buffer(&descriptor)
         };
         use wgpu::BufferUsages as Usage;

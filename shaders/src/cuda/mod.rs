@@ -9,5 +9,7 @@ mod tiles;
 mod variant;
 
 pub use params::CudaParams;
-pub use tiles::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaTiles, Engine};
+pub use tiles::{
+    CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaTiles, Engine,
+};
 pub use variant::{Arch, CudaVariant, shared_limit};

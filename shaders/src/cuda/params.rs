@@ -5,7 +5,10 @@ use bytemuck::{Pod, Zeroable};
 /// Pointers are device addresses that lead to the first element of their tensor, 0 where there is none. Strides count elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[allow(missing_docs, reason = "documented field by field in cuda/params.cuh, beside its other half")]
+#[allow(
+    missing_docs,
+    reason = "documented field by field in cuda/params.cuh, beside its other half"
+)]
 pub struct CudaParams {
     pub q: u64,
     pub k: u64,

@@ -32,11 +32,26 @@ pub struct CudaTiles {
     pub blocks: u32,
 }
 
-const fn simt(rows: u32, keys: u32, tx: u32, ty: u32, head_dim: u32, columns: u32, blocks: u32) -> CudaTiles {
+const fn simt(
+    rows: u32,
+    keys: u32,
+    tx: u32,
+    ty: u32,
+    head_dim: u32,
+    columns: u32,
+    blocks: u32,
+) -> CudaTiles {
     CudaTiles { engine: Engine::Simt, rows, keys, tx, ty, head_dim, columns, blocks }
 }
 
-const fn mma(rows: u32, keys: u32, warps: u32, head_dim: u32, columns: u32, blocks: u32) -> CudaTiles {
+const fn mma(
+    rows: u32,
+    keys: u32,
+    warps: u32,
+    head_dim: u32,
+    columns: u32,
+    blocks: u32,
+) -> CudaTiles {
     CudaTiles { engine: Engine::Mma, rows, keys, tx: 32, ty: warps, head_dim, columns, blocks }
 }
 

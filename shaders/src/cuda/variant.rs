@@ -1,4 +1,7 @@
-use super::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaTiles, Engine, assemble};
+use super::{
+    CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaTiles, Engine,
+    assemble,
+};
 use crate::Operation;
 use flashtile_core::DType;
 use std::fmt;
@@ -24,7 +27,9 @@ impl CudaVariant {
     /// Drops what `operation` does not look at, so that equal texts are equal variants.
     pub fn new(operation: Operation, dtype: DType, general: bool, tiles: CudaTiles) -> Self {
         match operation {
-            Operation::FlashForward | Operation::UnfusedScores => Self { operation, dtype, general, tiles },
+            Operation::FlashForward | Operation::UnfusedScores => {
+                Self { operation, dtype, general, tiles }
+            }
             Operation::UnfusedSoftmax => Self { operation, dtype: DType::F32, general, tiles },
             Operation::UnfusedValues => Self { operation, dtype, general: false, tiles },
         }

@@ -5,8 +5,12 @@ use super::{
     packed::{Given, PackedBackend, packed_cases},
 };
 use crate::shared::{hold, run_all};
-use flashtile_core::{Call, DType, HostArgs, HostInputs, KernelKind, Layout, Mask, MaskKind, Problem, TensorView};
-use flashtile_cuda::{Args, CUDA_SIMT_TILES, Context, Input, Output, Plan, PlanOptions, cudarc::driver::CudaSlice};
+use flashtile_core::{
+    Call, DType, HostArgs, HostInputs, KernelKind, Layout, Mask, MaskKind, Problem, TensorView,
+};
+use flashtile_cuda::{
+    Args, CUDA_SIMT_TILES, Context, Input, Output, Plan, PlanOptions, cudarc::driver::CudaSlice,
+};
 
 pub(super) const CHECKS: [(&str, Check); 5] = [
     ("packed tensors, by offsets", by_offsets),
@@ -38,7 +42,8 @@ fn own_workspace(context: &Context) -> Result<(), AnyError> {
 fn run_packed(context: &Context, given: Given, own_workspace: bool) -> Result<(), AnyError> {
     let stream = context.cuda().new_stream()?;
     let backend = PackedBackend { context, stream, given, own_workspace };
-    let kernels: &[KernelKind] = if own_workspace { &[KernelKind::Unfused] } else { &KernelKind::ALL };
+    let kernels: &[KernelKind] =
+        if own_workspace { &[KernelKind::Unfused] } else { &KernelKind::ALL };
     for &kernel in kernels {
         run_all(&backend, kernel, &packed_cases())?;
     }
@@ -59,10 +64,15 @@ fn unseen_nan_bits(context: &Context) -> Result<(), AnyError> {
     for dtype in DType::ALL {
         let view = |seq| TensorView::contiguous(dtype, Layout::Bhsd, [1, 2, seq, WIDTH]);
         let (q, kv) = (view(QUERIES)?, view(KEYS)?);
-        let masked = Problem::builder(q, kv, kv).lse(true).mask(Mask::contiguous(MaskKind::Bool, &[KEYS])?).build()?;
+        let masked = Problem::builder(q, kv, kv)
+            .lse(true)
+            .mask(Mask::contiguous(MaskKind::Bool, &[KEYS])?)
+            .build()?;
         let causal = Problem::builder(q, kv, kv).lse(true).causal(true).build()?;
         let problems: [(_, Hidden); 2] = [(masked, |j| j % 3 == 1), (causal, |j| j >= QUERIES)];
-        for ((problem, is_hidden), options) in problems.iter().flat_map(|p| engines().map(|options| (p, options))) {
+        for ((problem, is_hidden), options) in
+            problems.iter().flat_map(|p| engines().map(|options| (p, options)))
+        {
             let plan = context.plan(problem, &options)?;
             let expected = run_hiding(&plan, *is_hidden, 7.0)?;
             for hidden in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -76,7 +86,11 @@ fn unseen_nan_bits(context: &Context) -> Result<(), AnyError> {
 }
 
 /// Bits of out and lse where K and V of hidden keys are all `hidden`.
-fn run_hiding(plan: &Plan, is_hidden: Hidden, hidden: f64) -> Result<(Vec<u8>, Vec<u32>), AnyError> {
+fn run_hiding(
+    plan: &Plan,
+    is_hidden: Hidden,
+    hidden: f64,
+) -> Result<(Vec<u8>, Vec<u32>), AnyError> {
     let dtype = plan.problem().dtype();
     let q = numbers(dtype, 1, 2 * QUERIES * WIDTH);
     let kv = |seed| {
@@ -98,7 +112,11 @@ fn run_hiding(plan: &Plan, is_hidden: Hidden, hidden: f64) -> Result<(Vec<u8>, V
 /// What a plan takes (tensor cores, for 16 bits on a card that has them), the f32 units of any card, and the unfused kernels.
 fn engines() -> [PlanOptions; 3] {
     let any_card = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];
-    [PlanOptions::kernel(KernelKind::Flash), PlanOptions::tiles(any_card), PlanOptions::kernel(KernelKind::Unfused)]
+    [
+        PlanOptions::kernel(KernelKind::Flash),
+        PlanOptions::tiles(any_card),
+        PlanOptions::kernel(KernelKind::Unfused),
+    ]
 }
 
 pub(super) const LARGE_STRIDES: (&str, Check) = ("strides beyond 2^31 elements", large_strides);
@@ -113,7 +131,9 @@ const LARGE: usize = (1 << 32) + (1 << 22);
 pub(super) fn too_small(context: &Context) -> Option<String> {
     match context.cuda().mem_get_info() {
         Ok((free, _)) if free >= 2 * LARGE => None,
-        Ok((free, _)) => Some(format!("{} MiB of memory are free, and {} are needed", free >> 20, LARGE >> 19)),
+        Ok((free, _)) => {
+            Some(format!("{} MiB of memory are free, and {} are needed", free >> 20, LARGE >> 19))
+        }
         Err(e) => Some(e.to_string()),
     }
 }
@@ -136,7 +156,8 @@ fn large_strides(context: &Context) -> Result<(), AnyError> {
             let problem = Problem::builder(of(0), of(1), of(2)).out(of(3)).build()?;
             let plan = context.plan(&problem, &options)?;
             let got = run_large(&plan, &host, tensor, &large, &mut memory)?;
-            hold(&expected, &inputs, &got).map_err(|e| format!("tensor {tensor}, axis {axis}, {plan}: {e}"))?;
+            hold(&expected, &inputs, &got)
+                .map_err(|e| format!("tensor {tensor}, axis {axis}, {plan}: {e}"))?;
         }
     }
     Ok(())
@@ -167,7 +188,9 @@ fn run_large(
     let size = large.dtype.size();
     // Densely packed, each element and where it is.
     let places: Vec<usize> = (0..SMALL.iter().product())
-        .map(|n| size * large.index(n / dim / seq / heads, n / dim / seq % heads, n / dim % seq, n % dim))
+        .map(|n| {
+            size * large.index(n / dim / seq / heads, n / dim / seq % heads, n / dim % seq, n % dim)
+        })
         .collect();
     if let Some(bytes) = host.get(tensor) {
         for (element, &at) in bytes.chunks(size).zip(&places) {

@@ -80,7 +80,11 @@ fn pack(problem: &Problem, args: &HostArgs<'_>) -> (Vec<u8>, Vec<u8>, Places) {
 }
 
 impl Packed {
-    pub(super) fn upload(plan: &Plan, stream: &Arc<CudaStream>, args: &HostArgs<'_>) -> Result<Self, AnyError> {
+    pub(super) fn upload(
+        plan: &Plan,
+        stream: &Arc<CudaStream>,
+        args: &HostArgs<'_>,
+    ) -> Result<Self, AnyError> {
         let (read, before, places) = pack(plan.problem(), args);
         let (read, mut written) = (stream.clone_htod(&read)?, stream.clone_htod(&before)?);
         let addresses = [read.device_ptr(stream).0, written.device_ptr_mut(stream).0];
@@ -113,20 +117,35 @@ impl Packed {
 
     /// One call on the stream of the upload.
     pub(super) fn launch(&mut self, plan: &Plan, given: Given) -> Result<(), Error> {
-        let Self { stream, read, written, places, addresses: [read_at, written_at], scores, call, .. } = self;
+        let Self {
+            stream,
+            read,
+            written,
+            places,
+            addresses: [read_at, written_at],
+            scores,
+            call,
+            ..
+        } = self;
         let bytes = |place: &Range<usize>| place.len() as u64;
         // SAFETY: the memory is this value's, which waits for its stream before it goes; all work on it is on that stream.
-        let input = |place: &Range<usize>| unsafe { Input::from_raw(*read_at + place.start as u64, bytes(place)) };
+        let input = |place: &Range<usize>| unsafe {
+            Input::from_raw(*read_at + place.start as u64, bytes(place))
+        };
         // SAFETY: as above.
-        let output = |place: &Range<usize>| unsafe { Output::from_raw(*written_at + place.start as u64, bytes(place)) };
+        let output = |place: &Range<usize>| unsafe {
+            Output::from_raw(*written_at + place.start as u64, bytes(place))
+        };
         let own = scores.as_mut();
         let (mut first, mut second) = written.split_at_mut(places.out.end);
-        let lse = places.lse.clone().map(|lse| lse.start - places.out.end..lse.end - places.out.end);
+        let lse =
+            places.lse.clone().map(|lse| lse.start - places.out.end..lse.end - places.out.end);
         match given {
             Given::Offsets => {
                 let at = |place: &Range<usize>| Input::from(&*read).offset(place.start as u64);
                 let out = Output::from(&mut first).offset(places.out.start as u64);
-                let mut args = Args::new(at(&places.q), at(&places.k), at(&places.v), out).call(*call);
+                let mut args =
+                    Args::new(at(&places.q), at(&places.k), at(&places.v), out).call(*call);
                 args.mask = places.mask.as_ref().map(at);
                 args.kv_lens = places.kv_lens.as_ref().map(at);
                 args.lse = lse.map(|lse| Output::from(&mut second).offset(lse.start as u64));
@@ -136,7 +155,8 @@ impl Packed {
             Given::Views => {
                 let view = |place: &Range<usize>| read.slice(place.clone());
                 let (q, k, v) = (view(&places.q), view(&places.k), view(&places.v));
-                let (mask, kv_lens) = (places.mask.as_ref().map(view), places.kv_lens.as_ref().map(view));
+                let (mask, kv_lens) =
+                    (places.mask.as_ref().map(view), places.kv_lens.as_ref().map(view));
                 let mut out = first.slice_mut(places.out.clone());
                 let mut lse = lse.map(|lse| second.slice_mut(lse));
                 let mut args = Args::new(&q, &k, &v, &mut out).call(*call);
@@ -147,13 +167,20 @@ impl Packed {
                 plan.launch(stream, &mut args)
             }
             Given::Addresses => {
-                let mut args =
-                    Args::new(input(&places.q), input(&places.k), input(&places.v), output(&places.out)).call(*call);
+                let mut args = Args::new(
+                    input(&places.q),
+                    input(&places.k),
+                    input(&places.v),
+                    output(&places.out),
+                )
+                .call(*call);
                 args.mask = places.mask.as_ref().map(input);
                 args.kv_lens = places.kv_lens.as_ref().map(input);
                 args.lse = places.lse.as_ref().map(output);
                 // SAFETY: as above.
-                args.workspace = own.map(|(scores, at)| unsafe { Output::from_raw(*at, scores.num_bytes() as u64) });
+                args.workspace = own.map(|(scores, at)| unsafe {
+                    Output::from_raw(*at, scores.num_bytes() as u64)
+                });
                 plan.launch(stream, &mut args)
             }
         }
@@ -164,8 +191,12 @@ impl Packed {
         self.stream.synchronize()?;
         let written = self.stream.clone_dtoh(&self.written)?;
         let Places { out, lse, .. } = &self.places;
-        let belongs = |byte: usize| out.contains(&byte) || lse.as_ref().is_some_and(|lse| lse.contains(&byte));
-        if let Some(byte) = (0..written.len()).find(|&byte| !belongs(byte) && written[byte] != self.before[byte]) {
+        let belongs = |byte: usize| {
+            out.contains(&byte) || lse.as_ref().is_some_and(|lse| lse.contains(&byte))
+        };
+        if let Some(byte) =
+            (0..written.len()).find(|&byte| !belongs(byte) && written[byte] != self.before[byte])
+        {
             return Err(format!("byte {byte} is of no tensor, and was written").into());
         }
         args.out.copy_from_slice(&written[out.clone()]);
@@ -224,7 +255,12 @@ impl Backend for PackedBackend<'_> {
         self.context.verdict(problem, kernel)
     }
 
-    fn run(&self, problem: &Problem, kernel: KernelKind, mut args: HostArgs<'_>) -> Result<(), AnyError> {
+    fn run(
+        &self,
+        problem: &Problem,
+        kernel: KernelKind,
+        mut args: HostArgs<'_>,
+    ) -> Result<(), AnyError> {
         let plan = self.context.plan(problem, &PlanOptions::kernel(kernel))?;
         let expected = by_themselves(self.context, &plan, &args)?;
         let mut packed = Packed::upload(&plan, &self.stream, &args)?;
@@ -245,12 +281,19 @@ pub(super) fn by_themselves(
 ) -> Result<(Vec<u8>, Option<Vec<f32>>), AnyError> {
     let HostInputs { q, k, v, mask, kv_lens, call } = args.inputs();
     let (mut out, mut lse) = (args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec));
-    context.run_host(plan, HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse.as_deref_mut(), call })?;
+    context.run_host(
+        plan,
+        HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse.as_deref_mut(), call },
+    )?;
     Ok((out, lse))
 }
 
-pub(super) fn same(expected: &(Vec<u8>, Option<Vec<f32>>), args: &HostArgs<'_>) -> Result<(), AnyError> {
-    let bits = |lse: Option<&[f32]>| lse.map(|lse| lse.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+pub(super) fn same(
+    expected: &(Vec<u8>, Option<Vec<f32>>),
+    args: &HostArgs<'_>,
+) -> Result<(), AnyError> {
+    let bits =
+        |lse: Option<&[f32]>| lse.map(|lse| lse.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
     if expected.0 != args.out || bits(expected.1.as_deref()) != bits(args.lse.as_deref()) {
         return Err("other bits than from tensors in memory of their own".into());
     }

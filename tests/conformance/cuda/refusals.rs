@@ -42,7 +42,9 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
     let whole = || args().mask(at(x_at, 64)).kv_lens(at(lens_at, 4)).lse(to(scores_at, 32));
     let aliased = |written, other| Error::Aliased { written, other };
     let misaligned = |argument, address, size| Error::Misaligned { argument, address, size };
-    let short = |argument, expected, given| Error::from(ProblemError::TooShort { argument, expected, given });
+    let short = |argument, expected, given| {
+        Error::from(ProblemError::TooShort { argument, expected, given })
+    };
     let missing = |argument| Error::from(ProblemError::Missing { argument });
     let beyond = Call { seq_kv: Some(9), ..Call::default() };
     use Argument::{AttnMask, K, KvLens, Lse, Out, Q, V, Workspace};
@@ -57,11 +59,23 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
         (&flash, Args { q: at(x_at + 2, 256), ..args() }, misaligned(Q, x_at + 2, 4)),
         (&flash, Args { q: at(x_at, 300).offset(1), ..args() }, misaligned(Q, x_at + 1, 4)),
         (&flash, Args { out: to(out_at + 1, 256), ..args() }, misaligned(Out, out_at + 1, 4)),
-        (&full, Args { kv_lens: Some(at(lens_at + 2, 4)), ..whole() }, misaligned(KvLens, lens_at + 2, 4)),
-        (&unfused, args().workspace(to(scores_at + 8, 256)), misaligned(Workspace, scores_at + 8, 16)),
+        (
+            &full,
+            Args { kv_lens: Some(at(lens_at + 2, 4)), ..whole() },
+            misaligned(KvLens, lens_at + 2, 4),
+        ),
+        (
+            &unfused,
+            args().workspace(to(scores_at + 8, 256)),
+            misaligned(Workspace, scores_at + 8, 16),
+        ),
         (&flash, Args { v: at(x_at, 252), ..args() }, short(V, 256, 252)),
         (&flash, Args { k: at(x_at, 256).offset(4), ..args() }, short(K, 260, 256)),
-        (&flash, Args { k: at(x_at, 256).offset(u64::MAX - 3), ..args() }, short(K, usize::MAX, 256)),
+        (
+            &flash,
+            Args { k: at(x_at, 256).offset(u64::MAX - 3), ..args() },
+            short(K, usize::MAX, 256),
+        ),
         (&flash, Args { out: to(out_at, 256).offset(8), ..args() }, short(Out, 264, 256)),
         (&full, Args { mask: Some(at(x_at, 63)), ..whole() }, short(AttnMask, 64, 63)),
         (&full, Args { kv_lens: Some(at(lens_at, 3)), ..whole() }, short(KvLens, 4, 3)),
@@ -71,7 +85,11 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
         (&full, Args { kv_lens: None, ..whole() }, missing(KvLens)),
         (&full, Args { lse: None, ..whole() }, missing(Lse)),
         (&flash, args().lse(to(scores_at, 32)), ProblemError::Unexpected { argument: Lse }.into()),
-        (&flash, args().call(beyond), ProblemError::BeyondCapacity { axis: "seq_kv", capacity: 8, given: 9 }.into()),
+        (
+            &flash,
+            args().call(beyond),
+            ProblemError::BeyondCapacity { axis: "seq_kv", capacity: 8, given: 9 }.into(),
+        ),
     ];
     for (n, (plan, mut args, expected)) in cases.into_iter().enumerate() {
         match plan.launch(stream, &mut args) {
@@ -90,11 +108,18 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
         return Err("a short view was taken".into());
     }
     let wanted = short(Workspace, 256, 252);
-    let given = unfused.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut scores.slice_mut(..63)));
+    let given = unfused.launch(
+        stream,
+        &mut Args::new(&x, &x, &x, &mut out).workspace(&mut scores.slice_mut(..63)),
+    );
     if given != Err(wanted) {
         return Err(format!("a short workspace gave {given:?}").into());
     }
-    let untouched = stream.clone_dtoh(&out)?.into_iter().chain(stream.clone_dtoh(&scores)?).all(|x| x == BEFORE);
+    let untouched = stream
+        .clone_dtoh(&out)?
+        .into_iter()
+        .chain(stream.clone_dtoh(&scores)?)
+        .all(|x| x == BEFORE);
     if untouched { Ok(()) } else { Err("a call that was refused wrote".into()) }
 }
 
@@ -127,7 +152,8 @@ fn with_foreign_memory(plan: &Plan) -> Result<(), AnyError> {
     refuse("out", &mut Args::new(&x, &x, &x, &mut out_there).kv_lens(&lens).lse(&mut lse))?;
     refuse("kv_lens", &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens_there).lse(&mut lse))?;
     refuse("lse", &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse_there))?;
-    let mut args = Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse).workspace(&mut scores_there);
+    let mut args =
+        Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse).workspace(&mut scores_there);
     refuse("workspace", &mut args)?;
     let mut args = Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse);
     expect_foreign("the stream", plan.launch(&elsewhere, &mut args))?;
@@ -156,13 +182,18 @@ fn refused(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 1, 2, 600]);
     let problem = Problem::builder(view, view, view).build()?;
     match context.plan(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
-        Err(Error::Refused { reasons, .. }) if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+        Err(Error::Refused { reasons, .. })
+            if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}").into()),
     }
     // Left to itself, the plan takes the kernel that runs, and says why.
     let plan = context.plan(&problem, &PlanOptions::default())?;
     match plan.reasons().first() {
-        Some(reason) if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") => Ok(()),
+        Some(reason)
+            if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") =>
+        {
+            Ok(())
+        }
         other => Err(format!("{:?} because {other:?}", plan.kernel()).into()),
     }
 }

@@ -53,7 +53,8 @@ fn chained(context: &Context) -> Result<(), AnyError> {
         let plans = [context.plan(&first, &options)?, context.plan(&second, &options)?];
         for after in [&streams[0], &streams[1]] {
             let stream = &streams[0];
-            let (gpu_x, gpu_k, gpu_v) = (stream.clone_htod(&x)?, stream.clone_htod(&k)?, stream.clone_htod(&v)?);
+            let (gpu_x, gpu_k, gpu_v) =
+                (stream.clone_htod(&x)?, stream.clone_htod(&k)?, stream.clone_htod(&v)?);
             // Written once more by each round, while the other stream may still read.
             let mut between = stream.alloc_zeros::<f32>(x.len())?;
             let mut out = after.alloc_zeros::<f32>(x.len())?;
@@ -64,9 +65,12 @@ fn chained(context: &Context) -> Result<(), AnyError> {
             let out = after.clone_dtoh(&out)?;
             let between = stream.clone_dtoh(&between)?;
             let [x, k, v, between, out] = [&x, &k, &v, &between, &out].map(|floats| bytes(floats));
-            let inputs = |q, k, v| HostInputs { q, k, v, mask: None, kv_lens: None, call: Call::default() };
-            hold(&first, &inputs(&x, &k, &v), &between).map_err(|e| format!("the first plan: {e}"))?;
-            hold(&second, &inputs(&between, &v, &k), &out).map_err(|e| format!("the second plan: {e}"))?;
+            let inputs =
+                |q, k, v| HostInputs { q, k, v, mask: None, kv_lens: None, call: Call::default() };
+            hold(&first, &inputs(&x, &k, &v), &between)
+                .map_err(|e| format!("the first plan: {e}"))?;
+            hold(&second, &inputs(&between, &v, &k), &out)
+                .map_err(|e| format!("the second plan: {e}"))?;
         }
     }
     Ok(())
@@ -98,13 +102,18 @@ fn in_a_thread(plan: &Plan, seed: u64) -> Result<(), AnyError> {
     let host = [0, 1, 2].map(|n| floats(seed + n, count));
     let [q, k, v] = [&host[0], &host[1], &host[2]].map(|floats| stream.clone_htod(floats));
     let (q, k, v) = (q?, k?, v?);
-    let mut outs = (0..10).map(|_| stream.alloc_zeros::<f32>(count)).collect::<Result<Vec<_>, _>>()?;
+    let mut outs =
+        (0..10).map(|_| stream.alloc_zeros::<f32>(count)).collect::<Result<Vec<_>, _>>()?;
     for out in &mut outs {
         plan.launch(&stream, &mut Args::new(&q, &k, &v, out))?;
     }
-    let outs = outs.iter().map(|out| stream.clone_dtoh(out).map(|out| bytes(&out))).collect::<Result<Vec<_>, _>>()?;
+    let outs = outs
+        .iter()
+        .map(|out| stream.clone_dtoh(out).map(|out| bytes(&out)))
+        .collect::<Result<Vec<_>, _>>()?;
     let [q, k, v] = host.map(|floats| bytes(&floats));
-    let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
+    let inputs =
+        HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
     hold(problem, &inputs, &outs[0])?;
     if outs.iter().any(|out| *out != outs[0]) {
         return Err("calls in threads gave other bits".into());
@@ -121,13 +130,19 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
     let (heads, kv_heads, capacity, dim) = (4, 2, 70, 64);
     for dtype in DType::ALL {
         let view = |heads, seq| TensorView::contiguous(dtype, Layout::Bshd, [1, heads, seq, dim]);
-        let (one, all, cache) = (view(heads, 1)?, view(heads, capacity)?, view(kv_heads, capacity)?);
-        let step = Problem::builder(one, cache, cache).out(one).causal(true).align(Align::BottomRight).build()?;
+        let (one, all, cache) =
+            (view(heads, 1)?, view(heads, capacity)?, view(kv_heads, capacity)?);
+        let step = Problem::builder(one, cache, cache)
+            .out(one)
+            .causal(true)
+            .align(Align::BottomRight)
+            .build()?;
         let together = Problem::builder(all, cache, cache).out(all).causal(true).build()?;
-        let [q, k, v] =
-            [(1, heads), (2, kv_heads), (3, kv_heads)].map(|(seed, n)| numbers(dtype, seed, capacity * n * dim));
+        let [q, k, v] = [(1, heads), (2, kv_heads), (3, kv_heads)]
+            .map(|(seed, n)| numbers(dtype, seed, capacity * n * dim));
         let (row, kv_row) = (heads * dim * dtype.size(), kv_heads * dim * dtype.size());
-        let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
+        let inputs =
+            HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
         for options in both_kernels() {
             let plan = context.plan(&step, &options)?;
             let kernels = context.kernel_count();
@@ -136,14 +151,19 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
             let (mut gpu_k, mut gpu_v) = (stream.clone_htod(&nan)?, stream.clone_htod(&nan)?);
             let mut out = stream.clone_htod(&vec![0xFF_u8; q.len()])?;
             for token in 0..capacity {
-                let (at, kv_at) = (token * row..(token + 1) * row, token * kv_row..(token + 1) * kv_row);
+                let (at, kv_at) =
+                    (token * row..(token + 1) * row, token * kv_row..(token + 1) * kv_row);
                 stream.memcpy_htod(&k[kv_at.clone()], &mut gpu_k.slice_mut(kv_at.clone()))?;
                 stream.memcpy_htod(&v[kv_at.clone()], &mut gpu_v.slice_mut(kv_at))?;
                 let call = Call { seq_kv: Some(token + 1), ..Call::default() };
                 let (of_token, mut place) = (gpu_q.slice(at.clone()), out.slice_mut(at));
-                plan.launch(stream, &mut Args::new(&of_token, &gpu_k, &gpu_v, &mut place).call(call))?;
+                plan.launch(
+                    stream,
+                    &mut Args::new(&of_token, &gpu_k, &gpu_v, &mut place).call(call),
+                )?;
             }
-            hold(&together, &inputs, &stream.clone_dtoh(&out)?).map_err(|e| format!("{plan}: {e}"))?;
+            hold(&together, &inputs, &stream.clone_dtoh(&out)?)
+                .map_err(|e| format!("{plan}: {e}"))?;
             if context.kernel_count() != kernels {
                 return Err("the loop compiled again".into());
             }
@@ -159,9 +179,13 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
     for dtype in DType::ALL {
         let view = |seq| TensorView::contiguous(dtype, Layout::Bhsd, [lens.len(), 2, seq, 24]);
         let (q, kv) = (view(19)?, view(capacity)?);
-        let problem = Problem::builder(q, kv, kv).causal(true).align(Align::BottomRight).kv_lens(true).build()?;
-        let [q, k, v] =
-            [(1, 19), (2, capacity), (3, capacity)].map(|(seed, seq)| numbers(dtype, seed, lens.len() * 2 * seq * 24));
+        let problem = Problem::builder(q, kv, kv)
+            .causal(true)
+            .align(Align::BottomRight)
+            .kv_lens(true)
+            .build()?;
+        let [q, k, v] = [(1, 19), (2, capacity), (3, capacity)]
+            .map(|(seed, seq)| numbers(dtype, seed, lens.len() * 2 * seq * 24));
         let [gpu_q, gpu_k, gpu_v] = [&q, &k, &v].map(|host| stream.clone_htod(host));
         let (gpu_q, gpu_k, gpu_v, gpu_lens) = (gpu_q?, gpu_k?, gpu_v?, stream.clone_htod(&lens)?);
         for options in both_kernels() {
@@ -169,9 +193,13 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
             for filled in [1, 20, capacity] {
                 let call = Call { seq_kv: Some(filled), ..Call::default() };
                 let mut out = stream.clone_htod(&vec![0xFF_u8; q.len()])?;
-                plan.launch(stream, &mut Args::new(&gpu_q, &gpu_k, &gpu_v, &mut out).kv_lens(&gpu_lens).call(call))?;
+                plan.launch(
+                    stream,
+                    &mut Args::new(&gpu_q, &gpu_k, &gpu_v, &mut out).kv_lens(&gpu_lens).call(call),
+                )?;
                 let clamped = lens.map(|len| len.clamp(0, filled as i32));
-                let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: Some(&clamped), call };
+                let inputs =
+                    HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: Some(&clamped), call };
                 hold(&problem, &inputs, &stream.clone_dtoh(&out)?)
                     .map_err(|e| format!("{filled} keys, {plan}: {e}"))?;
             }
@@ -186,7 +214,11 @@ fn graph(context: &Context) -> Result<(), AnyError> {
         for case in packed_cases() {
             for given in [Given::Addresses, Given::Views, Given::Offsets] {
                 let replayed = replay(context, kernel, &case, given, false).and_then(|()| {
-                    if kernel == KernelKind::Unfused { replay(context, kernel, &case, given, true) } else { Ok(()) }
+                    if kernel == KernelKind::Unfused {
+                        replay(context, kernel, &case, given, true)
+                    } else {
+                        Ok(())
+                    }
                 });
                 replayed.map_err(|e| format!("{kernel}, {given:?}, {case}: {e}"))?;
             }
@@ -208,7 +240,8 @@ fn replay(
     let mut out = vec![0xFF; problem.out().byte_span().ok_or("too large")?];
     let before = out.clone();
     let mut lse = problem.lse().then(|| vec![f32::NAN; problem.lse_shape().iter().product()]);
-    let mut packed = Packed::upload(&plan, &stream, &case.build()?.args(&mut out, lse.as_deref_mut()))?;
+    let mut packed =
+        Packed::upload(&plan, &stream, &case.build()?.args(&mut out, lse.as_deref_mut()))?;
     if own_workspace {
         packed.bring_workspace(&plan)?;
     }

@@ -4,7 +4,8 @@ use super::{Check, embedding::buffer};
 use crate::shared::{bytes, dense, floats, hold, text};
 use flashtile_core::{Call, HostArgs, HostInputs, Problem};
 use flashtile_wgpu::{
-    AdapterChoice, Args, Context, Error, HostRun, PlanOptions, adapters_blocking, open_blocking, wgpu,
+    AdapterChoice, Args, Context, Error, HostRun, PlanOptions, adapters_blocking, open_blocking,
+    wgpu,
 };
 use std::sync::{
     Arc,
@@ -25,8 +26,10 @@ fn foreign_buffer(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 2, 4]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
     let plan = one.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
-    let (x, out) = (buffer(&other, &[0; 32], Usage::STORAGE), buffer(&one, &[0; 32], Usage::STORAGE));
-    let mut encoder = one.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let (x, out) =
+        (buffer(&other, &[0; 32], Usage::STORAGE), buffer(&one, &[0; 32], Usage::STORAGE));
+    let mut encoder =
+        one.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     match plan.encode(&mut encoder, &Args::new(&x, &x, &x, &out)) {
         Err(Error::Validation(_)) => Ok(()),
         other => Err(format!("got {other:?}")),
@@ -35,9 +38,11 @@ fn foreign_buffer(context: &Context) -> Result<(), String> {
 
 /// The adapter of `context`, in an instance of its own.
 pub(super) fn same_adapter(context: &Context) -> Result<wgpu::Adapter, String> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let same = adapters.into_iter().find(|adapter| adapter.get_info().name == context.adapter_info().name);
+    let same =
+        adapters.into_iter().find(|adapter| adapter.get_info().name == context.adapter_info().name);
     same.ok_or("the adapter is gone".into())
 }
 
@@ -61,7 +66,16 @@ fn lost_device(_: &Context) -> Result<(), String> {
     let host = [0; 32];
     let [mut out, mut late] = [[0; 32]; 2];
     let call = Call::default();
-    let mut args = HostArgs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, out: &mut out, lse: None, call };
+    let mut args = HostArgs {
+        q: &host,
+        k: &host,
+        v: &host,
+        mask: None,
+        kv_lens: None,
+        out: &mut out,
+        lse: None,
+        call,
+    };
     let uploaded = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
     let told = Arc::new(AtomicBool::new(false));
     let callback = told.clone();
@@ -69,11 +83,23 @@ fn lost_device(_: &Context) -> Result<(), String> {
     context.device().destroy();
 
     let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
-    let late = HostArgs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, out: &mut late, lse: None, call };
+    let late = HostArgs {
+        q: &host,
+        k: &host,
+        v: &host,
+        mask: None,
+        kv_lens: None,
+        out: &mut late,
+        lse: None,
+        call,
+    };
     let results = [
         ("a cached plan", context.plan_blocking(&problem, &PlanOptions::default()).map(|_| ())),
         ("a new plan", context.plan_blocking(&wider, &PlanOptions::default()).map(|_| ())),
-        ("a new context", Context::new_blocking(context.device().clone(), context.queue().clone()).map(|_| ())),
+        (
+            "a new context",
+            Context::new_blocking(context.device().clone(), context.queue().clone()).map(|_| ()),
+        ),
         ("a run that was uploaded", pollster::block_on(uploaded.run()).map(|_| ())),
         ("reading back", pollster::block_on(uploaded.download(&mut args))),
         ("a whole run", context.run_host_blocking(&plan, late).map(|_| ())),
@@ -83,7 +109,11 @@ fn lost_device(_: &Context) -> Result<(), String> {
             return Err(format!("{what} on a lost device gave {result:?}"));
         }
     }
-    if told.load(Ordering::Relaxed) { Ok(()) } else { Err("the caller's own callback was not called".into()) }
+    if told.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        Err("the caller's own callback was not called".into())
+    }
 }
 
 /// A device with timestamps measures with them; one without measures by the host's clock, and nothing fails for it.
@@ -96,7 +126,14 @@ fn timestamps(context: &Context) -> Result<(), String> {
         let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
         let host = bytes(&floats(9, 2 * 64 * 16));
         let mut out = vec![0; host.len()];
-        let inputs = HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, call: Call::default() };
+        let inputs = HostInputs {
+            q: &host,
+            k: &host,
+            v: &host,
+            mask: None,
+            kv_lens: None,
+            call: Call::default(),
+        };
         let mut args = HostArgs {
             q: &host,
             k: &host,
@@ -132,10 +169,12 @@ fn adapter_by_index(_: &Context) -> Result<(), String> {
         }
     }
     let beyond = AdapterChoice { index: Some(listed.len()), ..AdapterChoice::default() };
-    let other = AdapterChoice { index: Some(0), name: Some("no such card".into()), baseline: false };
-    for (choice, expected) in
-        [(beyond, " with number "), (other, " with number 0 named like `no such card`: there is 0: ")]
-    {
+    let other =
+        AdapterChoice { index: Some(0), name: Some("no such card".into()), baseline: false };
+    for (choice, expected) in [
+        (beyond, " with number "),
+        (other, " with number 0 named like `no such card`: there is 0: "),
+    ] {
         match open_blocking(&choice) {
             Err(e @ Error::NoAdapter { .. }) if e.to_string().contains(expected) => {}
             got => return Err(format!("{choice:?} gave {got:?}")),

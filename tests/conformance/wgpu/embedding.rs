@@ -6,7 +6,8 @@ use super::{
 };
 use crate::shared::{bytes, dense, floats, hold, text};
 use flashtile_core::{
-    Argument, Call, DType, HostArgs, HostInputs, KernelKind, Mask, MaskKind, Problem, ProblemError, Reason, TensorView,
+    Argument, Call, DType, HostArgs, HostInputs, KernelKind, Mask, MaskKind, Problem, ProblemError,
+    Reason, TensorView,
 };
 use flashtile_testkit::WgpuBackend;
 use flashtile_wgpu::{Args, BufferView, Context, Error, PlanOptions, wgpu};
@@ -43,7 +44,8 @@ pub(super) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, 
         usage: Usage::MAP_READ | Usage::COPY_DST,
         mapped_at_creation: false,
     });
-    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder =
+        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     encoder.copy_buffer_to_buffer(source, 0, &copy, 0, source.size());
     context.queue().submit([encoder.finish()]);
     copy.map_async(wgpu::MapMode::Read, .., |result| result.expect("mapping what was just made"));
@@ -66,12 +68,17 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     let at = |n: usize| BufferView::new(&gpu, 4 * (lead + n * heads * dim) as u64);
     let mut runs = Vec::new();
     for causal in [false, true] {
-        let problem = Problem::builder(view, view, view).causal(causal).out(dense(view.shape)).build().map_err(text)?;
+        let problem = Problem::builder(view, view, view)
+            .causal(causal)
+            .out(dense(view.shape))
+            .build()
+            .map_err(text)?;
         let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
         let out = buffer(context, &vec![0xAA; 4 * heads * seq * dim], Usage::STORAGE);
         runs.push((problem, plan, out));
     }
-    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder =
+        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for (_, plan, out) in &runs {
@@ -81,8 +88,14 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     context.queue().submit([encoder.finish()]);
     for (problem, _, out) in &runs {
         let from = |n: usize| &host[4 * (lead + n * heads * dim)..];
-        let inputs =
-            HostInputs { q: from(0), k: from(1), v: from(2), mask: None, kv_lens: None, call: Call::default() };
+        let inputs = HostInputs {
+            q: from(0),
+            k: from(1),
+            v: from(2),
+            mask: None,
+            kv_lens: None,
+            call: Call::default(),
+        };
         hold(problem, &inputs, &read(context, out)?)?;
     }
     Ok(())
@@ -93,7 +106,8 @@ fn decode_loop(context: &Context) -> Result<(), String> {
     let (heads, capacity, dim) = (2, 70, 16);
     let kv = dense([1, heads, capacity, dim]);
     let q = dense([1, heads, 1, dim]);
-    let problem = Problem::builder(q, kv, kv).causal(true).align(flashtile_core::Align::BottomRight).build();
+    let problem =
+        Problem::builder(q, kv, kv).causal(true).align(flashtile_core::Align::BottomRight).build();
     let problem = problem.map_err(text)?;
     let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
     let pipelines = context.pipeline_count();
@@ -102,13 +116,20 @@ fn decode_loop(context: &Context) -> Result<(), String> {
     let out = buffer(context, &vec![0; 4 * heads * dim], Usage::STORAGE);
     for filled in [1, 2, 31, 32, 33, 64, 70] {
         let call = Call { seq_kv: Some(filled), ..Call::default() };
-        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.encode(&mut encoder, &Args::new(&gpu_q, &gpu_k, &gpu_v, &out).call(call)).map_err(text)?;
+        let mut encoder =
+            context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode(&mut encoder, &Args::new(&gpu_q, &gpu_k, &gpu_v, &out).call(call))
+            .map_err(text)?;
         context.queue().submit([encoder.finish()]);
         let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call };
-        hold(&problem, &inputs, &read(context, &out)?).map_err(|e| format!("{filled} keys: {e}"))?;
+        hold(&problem, &inputs, &read(context, &out)?)
+            .map_err(|e| format!("{filled} keys: {e}"))?;
     }
-    if context.pipeline_count() == pipelines { Ok(()) } else { Err("the loop compiled again".into()) }
+    if context.pipeline_count() == pipelines {
+        Ok(())
+    } else {
+        Err("the loop compiled again".into())
+    }
 }
 
 fn threads(context: &Context) -> Result<(), String> {
@@ -120,7 +141,8 @@ fn threads(context: &Context) -> Result<(), String> {
     let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
         let run = || {
             let out = buffer(context, &vec![0; host.len()], Usage::STORAGE);
-            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder =
+                context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out)).map_err(text)?;
             context.queue().submit([encoder.finish()]);
             read(context, &out)
@@ -128,7 +150,14 @@ fn threads(context: &Context) -> Result<(), String> {
         let running: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
         running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
-    let inputs = HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, call: Call::default() };
+    let inputs = HostInputs {
+        q: &host,
+        k: &host,
+        v: &host,
+        mask: None,
+        kv_lens: None,
+        call: Call::default(),
+    };
     for result in &results {
         let result = result.as_ref().map_err(Clone::clone)?;
         hold(&problem, &inputs, result)?;
@@ -145,16 +174,26 @@ fn device_kv_lens(context: &Context) -> Result<(), String> {
     let problem = Problem::builder(view, view, view).kv_lens(true).build().map_err(text)?;
     let host = bytes(&floats(5, 3 * 9 * 8));
     let lens = |lens: [i32; 3]| lens.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<u8>>();
-    let (input, gpu_lens) =
-        (buffer(context, &host, Usage::STORAGE), buffer(context, &lens([-3, 1000, 5]), Usage::STORAGE));
+    let (input, gpu_lens) = (
+        buffer(context, &host, Usage::STORAGE),
+        buffer(context, &lens([-3, 1000, 5]), Usage::STORAGE),
+    );
     for kernel in KernelKind::ALL {
         let plan = context.plan_blocking(&problem, &PlanOptions::kernel(kernel)).map_err(text)?;
         let out = buffer(context, &vec![0xAA; host.len()], Usage::STORAGE);
-        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out).kv_lens(&gpu_lens)).map_err(text)?;
+        let mut encoder =
+            context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out).kv_lens(&gpu_lens))
+            .map_err(text)?;
         context.queue().submit([encoder.finish()]);
-        let inputs =
-            HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: Some(&[0, 9, 5]), call: Call::default() };
+        let inputs = HostInputs {
+            q: &host,
+            k: &host,
+            v: &host,
+            mask: None,
+            kv_lens: Some(&[0, 9, 5]),
+            call: Call::default(),
+        };
         hold(&problem, &inputs, &read(context, &out)?)?;
     }
     Ok(())
@@ -164,19 +203,29 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 8, 8]);
     let mask = Mask::contiguous(MaskKind::Bool, &[8, 8]).map_err(text)?;
     let plain = Problem::builder(view, view, view).build().map_err(text)?;
-    let full = Problem::builder(view, view, view).mask(mask).lse(true).kv_lens(true).build().map_err(text)?;
-    let [plain, full] =
-        [plain, full].map(|problem| context.plan_blocking(&problem, &PlanOptions::default()).map_err(text));
+    let full = Problem::builder(view, view, view)
+        .mask(mask)
+        .lse(true)
+        .kv_lens(true)
+        .build()
+        .map_err(text)?;
+    let [plain, full] = [plain, full]
+        .map(|problem| context.plan_blocking(&problem, &PlanOptions::default()).map_err(text));
     let (plain, full) = (plain?, full?);
     let make = |size: usize, usage| buffer(context, &vec![0; size], usage);
-    let (x, out, short) = (make(256, Usage::STORAGE), make(256, Usage::STORAGE), make(252, Usage::STORAGE));
+    let (x, out, short) =
+        (make(256, Usage::STORAGE), make(256, Usage::STORAGE), make(252, Usage::STORAGE));
     let uniform = make(256, Usage::UNIFORM);
     let (lse, lens) = (make(32, Usage::STORAGE), make(4, Usage::STORAGE));
     let args = || Args::new(&x, &x, &x, &out);
     let whole = || args().mask(&x).lse(&lse).kv_lens(&lens);
     let missing = |argument| Error::Problem(ProblemError::Missing { argument });
     let cases = [
-        (&plain, Args { q: (&out).into(), ..args() }, Error::Aliased { written: Argument::Out, other: Argument::Q }),
+        (
+            &plain,
+            Args { q: (&out).into(), ..args() },
+            Error::Aliased { written: Argument::Out, other: Argument::Q },
+        ),
         (&full, whole().lse(&out), Error::Aliased { written: Argument::Out, other: Argument::Lse }),
         (&full, whole().lse(&x), Error::Aliased { written: Argument::Lse, other: Argument::Q }),
         (
@@ -192,7 +241,8 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
         (
             &plain,
             Args { k: BufferView::new(&x, u64::MAX - 3), ..args() },
-            ProblemError::TooShort { argument: Argument::K, expected: usize::MAX, given: 256 }.into(),
+            ProblemError::TooShort { argument: Argument::K, expected: usize::MAX, given: 256 }
+                .into(),
         ),
         (
             &plain,
@@ -215,14 +265,16 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
         ),
     ];
     for (plan, args, expected) in cases {
-        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder =
+            context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         match plan.encode(&mut encoder, &args) {
             Err(error) if error == expected => {}
             other => return Err(format!("expected {expected:?}, got {other:?}")),
         }
     }
     let nan = args().call(Call { scale: Some(f32::NAN), ..Call::default() });
-    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder =
+        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     match plain.encode(&mut encoder, &nan) {
         Err(Error::Problem(ProblemError::Scale { .. })) => Ok(()),
         other => Err(format!("a NaN scale gave {other:?}")),
@@ -235,16 +287,19 @@ fn slots(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 2, 4]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
     let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
-    let (x, out) = (buffer(context, &[0; 32], Usage::STORAGE), buffer(context, &[0; 32], Usage::STORAGE));
+    let (x, out) =
+        (buffer(context, &[0; 32], Usage::STORAGE), buffer(context, &[0; 32], Usage::STORAGE));
     let args = Args::new(&x, &x, &x, &out);
-    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder =
+        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let refused = (0..10_000).find_map(|_| plan.encode(&mut encoder, &args).err());
     match refused {
         Some(Error::TooManyCalls { .. }) => {}
         other => return Err(format!("10000 calls in one encoder gave {other:?}")),
     }
     drop(encoder);
-    let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder =
+        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     plan.encode(&mut encoder, &args).map_err(text)
 }
 
@@ -252,13 +307,18 @@ fn refused(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 2, 600]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
     match context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
-        Err(Error::Refused { reasons, .. }) if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+        Err(Error::Refused { reasons, .. })
+            if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}")),
     }
     // Left to itself, the plan takes the kernel that runs, and says why.
     let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
     match plan.reasons().first() {
-        Some(reason) if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") => Ok(()),
+        Some(reason)
+            if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") =>
+        {
+            Ok(())
+        }
         other => Err(format!("{:?} because {other:?}", plan.kernel())),
     }
 }
@@ -278,7 +338,9 @@ fn small_limits(context: &Context) -> Result<(), String> {
         let case: flashtile_testkit::Case = line.parse().map_err(text)?;
         for kernel in KernelKind::ALL {
             flashtile_testkit::run_case(&small, kernel, &case).map_err(text)?;
-            let plan = small.context().plan_blocking(&case.problem().map_err(text)?, &PlanOptions::kernel(kernel));
+            let plan = small
+                .context()
+                .plan_blocking(&case.problem().map_err(text)?, &PlanOptions::kernel(kernel));
             if plan.map_err(text)?.dispatches().len() < 4 {
                 return Err("64 KiB bindings did not split the problem".into());
             }
@@ -289,17 +351,26 @@ fn small_limits(context: &Context) -> Result<(), String> {
 
 /// More dispatches than the slots that plans share: bindings of 6 KiB cut a small problem into thousands.
 fn many_dispatches(context: &Context) -> Result<(), String> {
-    let limits = wgpu::Limits { max_storage_buffer_binding_size: 6 << 10, ..wgpu::Limits::default() };
+    let limits =
+        wgpu::Limits { max_storage_buffer_binding_size: 6 << 10, ..wgpu::Limits::default() };
     let context = device(&same_adapter(context)?, limits)?;
     let view = dense([700, 2, 40, 1]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan = context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Unfused)).map_err(text)?;
+    let plan =
+        context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Unfused)).map_err(text)?;
     if plan.dispatches().len() < 4096 {
         return Err(format!("only {} dispatches", plan.dispatches().len()));
     }
     let host = bytes(&floats(6, 700 * 2 * 40));
     let mut out = vec![0; host.len()];
-    let inputs = HostInputs { q: &host, k: &host, v: &host, mask: None, kv_lens: None, call: Call::default() };
+    let inputs = HostInputs {
+        q: &host,
+        k: &host,
+        v: &host,
+        mask: None,
+        kv_lens: None,
+        call: Call::default(),
+    };
     let args = HostArgs {
         q: &host,
         k: &host,

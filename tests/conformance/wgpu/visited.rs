@@ -3,7 +3,9 @@
 
 use super::embedding::{buffer, read};
 use crate::shared::text;
-use flashtile_core::{Align, Call, DType, KernelKind, KeyTiles, Layout, Problem, TensorView, TileKind};
+use flashtile_core::{
+    Align, Call, DType, KernelKind, KeyTiles, Layout, Problem, TensorView, TileKind,
+};
 use flashtile_shaders::Slot;
 use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
 use wgpu::BufferUsages as Usage;
@@ -36,11 +38,14 @@ pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
     let windows = [None, Some(0), Some(40), Some(100)];
     let mut met = [0; 3];
     for align in [Align::TopLeft, Align::BottomRight, Align::Offset(-37), Align::Offset(70)] {
-        for (causal, left, right) in
-            [false, true].into_iter().flat_map(|c| windows.into_iter().flat_map(move |l| windows.map(|r| (c, l, r))))
+        for (causal, left, right) in [false, true]
+            .into_iter()
+            .flat_map(|c| windows.into_iter().flat_map(move |l| windows.map(|r| (c, l, r))))
         {
             for (seq_q, seq_kv) in [(70, 300), (150, 90)] {
-                let view = |seq| TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 2, seq, 8]).map_err(text);
+                let view = |seq| {
+                    TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 2, seq, 8]).map_err(text)
+                };
                 let problem = Problem::builder(view(seq_q)?, view(seq_kv)?, view(seq_kv)?)
                     .causal(causal)
                     .align(align)
@@ -49,17 +54,29 @@ pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
                     .kv_lens(true)
                     .build()
                     .map_err(text)?;
-                let call = Call { seq_q: Some(seq_q - 3), seq_kv: Some(seq_kv - 1), ..Call::default() };
+                let call =
+                    Call { seq_q: Some(seq_q - 3), seq_kv: Some(seq_kv - 1), ..Call::default() };
                 compare(context, &problem, &call, &mut met)?;
             }
         }
     }
-    if met.iter().all(|&tiles| tiles > 1000) { Ok(()) } else { Err(format!("too few of a kind to tell: {met:?}")) }
+    if met.iter().all(|&tiles| tiles > 1000) {
+        Ok(())
+    } else {
+        Err(format!("too few of a kind to tell: {met:?}"))
+    }
 }
 
-fn compare(context: &Context, problem: &Problem, call: &Call, met: &mut [usize; 3]) -> Result<(), String> {
+fn compare(
+    context: &Context,
+    problem: &Problem,
+    call: &Call,
+    met: &mut [usize; 3],
+) -> Result<(), String> {
     let exported = export_baseline(problem, KernelKind::Flash, call).map_err(text)?;
-    let [dispatch] = &exported.dispatches[..] else { return Err("one dispatch was expected".into()) };
+    let [dispatch] = &exported.dispatches[..] else {
+        return Err("one dispatch was expected".into());
+    };
     let call = call.resolve(problem).map_err(text)?;
     let lens = [call.seq_kv, 0, 61].map(|len| len as i32);
     let items = problem.batch() * problem.heads() * call.seq_q.div_ceil(constant(dispatch, "BR")?);
@@ -70,12 +87,22 @@ fn compare(context: &Context, problem: &Problem, call: &Call, met: &mut [usize; 
         let (rows, width) = (constant(dispatch, "BR")?, constant(dispatch, "BC")?);
         let mut expected = [SKIPPED; ANSWERS];
         let kv_len = lens[entry] as usize;
-        let visitor = KeyTiles::new(problem.band(), false, tile * rows..(tile + 1) * rows, width, call.seq_q, kv_len);
+        let visitor = KeyTiles::new(
+            problem.band(),
+            false,
+            tile * rows..(tile + 1) * rows,
+            width,
+            call.seq_q,
+            kv_len,
+        );
         for tile in visitor {
-            expected[tile.keys.start / width] = if tile.kind == TileKind::Full { FULL } else { EDGE };
+            expected[tile.keys.start / width] =
+                if tile.kind == TileKind::Full { FULL } else { EDGE };
         }
         if got != expected {
-            return Err(format!("{problem}, {kv_len} keys, query tile {tile}: visited {got:?}, not {expected:?}"));
+            return Err(format!(
+                "{problem}, {kv_len} keys, query tile {tile}: visited {got:?}, not {expected:?}"
+            ));
         }
         expected[..call.seq_kv.div_ceil(width)].iter().for_each(|&kind| met[kind as usize] += 1);
     }
@@ -84,11 +111,20 @@ fn compare(context: &Context, problem: &Problem, call: &Call, met: &mut [usize; 
 
 /// A constant of the kernel's text.
 fn constant(dispatch: &ExportedDispatch, name: &str) -> Result<usize, String> {
-    let (_, rest) = dispatch.wgsl.split_once(&format!("const {name}: u32 = ")).ok_or("no such constant")?;
-    rest.split('u').next().and_then(|digits| digits.parse().ok()).ok_or_else(|| format!("{name} is no number"))
+    let (_, rest) =
+        dispatch.wgsl.split_once(&format!("const {name}: u32 = ")).ok_or("no such constant")?;
+    rest.split('u')
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| format!("{name} is no number"))
 }
 
-fn run(context: &Context, dispatch: &ExportedDispatch, lens: &[i32], items: usize) -> Result<Vec<u32>, String> {
+fn run(
+    context: &Context,
+    dispatch: &ExportedDispatch,
+    lens: &[i32],
+    items: usize,
+) -> Result<Vec<u32>, String> {
     let device = context.device();
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some("probe"),
@@ -109,8 +145,10 @@ fn run(context: &Context, dispatch: &ExportedDispatch, lens: &[i32], items: usiz
     let aux = buffer(context, bytemuck::cast_slice(lens), Usage::STORAGE);
     let out = buffer(context, &vec![0; 4 * ANSWERS * items], Usage::STORAGE);
     let bound = [(Slot::Params, &params), (Slot::Aux, &aux), (Slot::Out, &out)];
-    let entries =
-        bound.map(|(slot, buffer)| wgpu::BindGroupEntry { binding: slot as u32, resource: buffer.as_entire_binding() });
+    let entries = bound.map(|(slot, buffer)| wgpu::BindGroupEntry {
+        binding: slot as u32,
+        resource: buffer.as_entire_binding(),
+    });
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some("probe"),
         layout: &pipeline.get_bind_group_layout(0),
@@ -125,5 +163,8 @@ fn run(context: &Context, dispatch: &ExportedDispatch, lens: &[i32], items: usiz
         pass.dispatch_workgroups(x, y, 1);
     }
     context.queue().submit([encoder.finish()]);
-    Ok(read(context, &out)?.chunks(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    Ok(read(context, &out)?
+        .chunks(4)
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect())
 }

@@ -5,10 +5,14 @@ use flashtile::{Call, Cost, DType, Layout, Problem, TensorView};
 /// The testkit's named shapes (B, H, S, D), those of plain self-attention, smallest first: `case` tells them apart.
 fn named() -> Vec<[usize; 4]> {
     let plain = |case: &flashtile_testkit::Case| {
-        case.kv_heads == case.heads && case.seq_kv == case.seq_q && case.softcap.is_none() && case.seq_q > 1
+        case.kv_heads == case.heads
+            && case.seq_kv == case.seq_q
+            && case.softcap.is_none()
+            && case.seq_q > 1
     };
     let named = flashtile_testkit::named_shapes().into_iter().map(|(_, case)| case).filter(plain);
-    let mut shapes: Vec<_> = named.map(|case| [case.batch, case.heads, case.seq_q, case.head_dim]).collect();
+    let mut shapes: Vec<_> =
+        named.map(|case| [case.batch, case.heads, case.seq_q, case.head_dim]).collect();
     shapes.sort_by_key(|[b, h, s, d]| b * h * s * s * d);
     shapes
 }
@@ -49,7 +53,12 @@ impl Case {
 pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
     let dtype = args.dtype.map(|dtype| dtype.dtype());
     if let Some(shape) = args.shape {
-        return vec![Case { shape, dtype: dtype.unwrap_or(DType::F32), causal: args.causal, on_curve: true }];
+        return vec![Case {
+            shape,
+            dtype: dtype.unwrap_or(DType::F32),
+            causal: args.causal,
+            on_curve: true,
+        }];
     }
     let dtypes = dtype.map_or(vec![DType::F32, DType::F16], |dtype| vec![dtype]);
     let mut cases = Vec::new();
@@ -63,7 +72,12 @@ pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
         }
     }
     if args.plot.is_some() {
-        let point = |s| Case { shape: [1, 8, s, 64], dtype: dtypes[0], causal: args.causal, on_curve: true };
+        let point = |s| Case {
+            shape: [1, 8, s, 64],
+            dtype: dtypes[0],
+            causal: args.causal,
+            on_curve: true,
+        };
         cases.extend(CURVE.map(point));
     }
     cases

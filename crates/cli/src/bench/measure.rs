@@ -52,11 +52,19 @@ impl Speed {
 
 /// The median of as many repetitions as `budget` seconds allow: three or more, or two where a run is long. A part of that time goes before, in vain:
 /// a device that idled is slow at first.
-pub(crate) fn measure(target: &Target, case: &Case, data: &Data, budget: f64, speed: &mut Speed) -> Result<Row> {
+pub(crate) fn measure(
+    target: &Target,
+    case: &Case,
+    data: &Data,
+    budget: f64,
+    speed: &mut Speed,
+) -> Result<Row> {
     let cost = case.cost()?;
     let mut prepared = target.prepare(case, data)?;
     let begin = Instant::now();
-    while prepared.first_run_ms < budget * WARM_UP * 1e3 && begin.elapsed().as_secs_f64() < budget * WARM_UP {
+    while prepared.first_run_ms < budget * WARM_UP * 1e3
+        && begin.elapsed().as_secs_f64() < budget * WARM_UP
+    {
         prepared.run()?;
     }
     let begin = Instant::now();
@@ -91,7 +99,11 @@ pub(crate) fn measure(target: &Target, case: &Case, data: &Data, budget: f64, sp
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     let middle = times.len() / 2;
-    if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
+    if times.len().is_multiple_of(2) {
+        (times[middle - 1] + times[middle]) / 2.0
+    } else {
+        times[middle]
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,9 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
         return Ok(());
     }
     let targets = targets(args)?;
-    if args.threads.is_some_and(|n| n > 1) && targets.iter().any(|t| t.backend == BackendKind::Reference) {
+    if args.threads.is_some_and(|n| n > 1)
+        && targets.iter().any(|t| t.backend == BackendKind::Reference)
+    {
         complain("the reference runs on one thread, whatever --threads says");
     }
     let cases = cases(args);
@@ -44,7 +46,10 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     }
     if !args.json {
         writeln!(out, "{}", table(&rows))?;
-        writeln!(out, "clock: gpu is its own timestamps around the kernels, host is from submission to completion")?;
+        writeln!(
+            out,
+            "clock: gpu is its own timestamps around the kernels, host is from submission to completion"
+        )?;
     }
     if let Some(destination) = plot {
         let points: Vec<_> = rows.iter().filter(|row| row.case.on_curve).collect();
@@ -68,7 +73,13 @@ fn all(
         let mut data = None;
         for (target, speed) in targets.iter().zip(&mut speeds) {
             let causal = if case.causal { " causal" } else { "" };
-            let what = format!("{} {}{causal}, {} on {}", case.name(), case.dtype, target.kernel, target.device);
+            let what = format!(
+                "{} {}{causal}, {} on {}",
+                case.name(),
+                case.dtype,
+                target.kernel,
+                target.device
+            );
             bar.set_message(what.clone());
             let known = match *speed {
                 Some(speed) => speed,
@@ -77,7 +88,9 @@ fn all(
             };
             let skipped = match (target.refusal(&case.problem()?), known.too_long(case)?) {
                 (Some(reasons), _) => Some(reasons),
-                (None, Some(seconds)) if !patient => Some(format!("one run would take about {seconds:.0} s")),
+                (None, Some(seconds)) if !patient => {
+                    Some(format!("one run would take about {seconds:.0} s"))
+                }
                 _ => None,
             };
             let speed = speed.insert(known);

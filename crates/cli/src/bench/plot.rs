@@ -72,14 +72,23 @@ pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
 }
 
 /// Draws the speed of `rows`, all of one dtype, causal or not, at two widths of heads.
-pub(crate) fn speed_svg(rows: &[&Row], dtype: DType, causal: bool, head_dims: [usize; 2]) -> Result<String> {
+pub(crate) fn speed_svg(
+    rows: &[&Row],
+    dtype: DType,
+    causal: bool,
+    head_dims: [usize; 2],
+) -> Result<String> {
     let panels = head_dims.map(|d| Panel {
         title: format!("head_dim {d}, TFLOP/s (higher is better)"),
         head_dim: Some(d),
         value: |row| row.gflops / 1e3,
         label: |y| short(&text::digits(y)),
     });
-    draw(&format!("Forward attention, {dtype}{}", if causal { ", causal" } else { "" }), rows, panels)
+    draw(
+        &format!("Forward attention, {dtype}{}", if causal { ", causal" } else { "" }),
+        rows,
+        panels,
+    )
 }
 
 fn draw(title: &str, rows: &[&Row], panels: [Panel; 2]) -> Result<String> {
@@ -102,7 +111,8 @@ fn draw_into(
     for (n, curve) in curves.iter().enumerate() {
         let (x, y) = (90 + n as i32 % 2 * SIZE.0 as i32 / 2, LINE * (n as i32 / 2) + LINE / 2);
         names.draw(&PathElement::new([(x, y), (x + 22, y)], curve.colour.stroke_width(3)))?;
-        let style = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+        let style =
+            ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
         names.draw(&Text::new(curve.name.clone(), (x + 30, y), style))?;
     }
     for (area, panel) in root.split_evenly((1, 2)).iter().zip(panels) {
@@ -140,10 +150,12 @@ fn draw_panel(
         .draw()?;
     for curve in curves {
         let shown = curve.rows.iter().filter(|row| panel.shows(row));
-        let points: Vec<_> = shown.map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
+        let points: Vec<_> =
+            shown.map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
         let colour = curve.colour;
         chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?;
-        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
+        chart
+            .draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
     }
     Ok(())
 }
@@ -151,7 +163,11 @@ fn draw_panel(
 /// Without the zeroes of a power of two's fraction: `4.00 MiB` is `4 MiB`.
 fn short(number: &str) -> String {
     let (number, unit) = number.split_once(' ').unwrap_or((number, ""));
-    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
+    let number = if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        number
+    };
     format!("{number} {unit}").trim_end().to_owned()
 }
 
@@ -176,7 +192,8 @@ fn curves<'a>(rows: &[&'a Row]) -> Vec<Curve<'a>> {
 
 /// A range that holds all values, with room of a factor at both ends.
 fn around(values: impl Iterator<Item = f64>, room: f64) -> Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, 0f64), |(low, high), x| (low.min(x), high.max(x)));
+    let (low, high) =
+        values.fold((f64::INFINITY, 0f64), |(low, high), x| (low.min(x), high.max(x)));
     let low = if low.is_finite() { low.max(1e-6) } else { 1.0 };
     low / room..high.max(low) * room
 }
@@ -192,7 +209,18 @@ mod tests {
         let (backend, device, first_ms) = ("wgpu".to_owned(), "a <card> & more".to_owned(), 1.0);
         let kernel = kernel.to_owned();
         let (peak_bytes, clock) = ((seq * seq) as u64, Clock::Host);
-        Row { case, backend, kernel, device, ms: 1.0, clock, gflops, gbps: 1.0, peak_bytes, first_ms }
+        Row {
+            case,
+            backend,
+            kernel,
+            device,
+            ms: 1.0,
+            clock,
+            gflops,
+            gbps: 1.0,
+            peak_bytes,
+            first_ms,
+        }
     }
 
     #[test]
@@ -200,7 +228,11 @@ mod tests {
         let rows = [row("flash", 256, 10.0), row("flash", 512, 20.0), row("unfused", 256, 5.0)];
         let svg = svg(&rows.iter().collect::<Vec<_>>()).expect("draws");
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        for text in ["1 x 8 heads of 64, f32, causal", "wgpu flash, a &lt;card&gt; &amp; more", "sequence length"] {
+        for text in [
+            "1 x 8 heads of 64, f32, causal",
+            "wgpu flash, a &lt;card&gt; &amp; more",
+            "sequence length",
+        ] {
             assert!(svg.contains(text), "{text}");
         }
     }

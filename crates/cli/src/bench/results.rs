@@ -40,7 +40,8 @@ struct Column<'a> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<Results> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| format!("{} holds no results", path.display()))
 }
 
@@ -63,7 +64,8 @@ fn parse(text: &str) -> Result<Results> {
 /// The inverse of `json_line`.
 fn row(value: &Value) -> Result<Row> {
     let field = |key: &str| value.get(key).ok_or_else(|| anyhow!("`{key}` is missing"));
-    let text = |key| field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no text"));
+    let text =
+        |key| field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no text"));
     let number = |key| {
         let number = field(key)?.as_f64().filter(|n| n.is_finite() && *n >= 0.0);
         number.ok_or_else(|| anyhow!("`{key}` is no positive number"))
@@ -79,7 +81,9 @@ fn row(value: &Value) -> Result<Row> {
                 .into_iter()
                 .find(|known| known.to_string() == dtype)
                 .ok_or_else(|| anyhow!("`dtype` {dtype} is not known"))?,
-            causal: field("causal")?.as_bool().ok_or_else(|| anyhow!("`causal` is neither true nor false"))?,
+            causal: field("causal")?
+                .as_bool()
+                .ok_or_else(|| anyhow!("`causal` is neither true nor false"))?,
             on_curve: [batch.saturating_mul(seq), heads.saturating_mul(head_dim)] == CURVE,
         },
         backend: text("backend")?,
@@ -100,7 +104,8 @@ fn row(value: &Value) -> Result<Row> {
 impl Results {
     /// Speed against length at both widths of heads.
     pub(crate) fn svg(&self, dtype: DType, causal: bool) -> Result<String> {
-        let shown = |row: &&Row| row.case.on_curve && row.case.dtype == dtype && row.case.causal == causal;
+        let shown =
+            |row: &&Row| row.case.on_curve && row.case.dtype == dtype && row.case.causal == causal;
         let rows: Vec<&Row> = self.rows.iter().filter(shown).collect();
         plot::speed_svg(&rows, dtype, causal, HEAD_DIMS)
     }
@@ -120,7 +125,9 @@ impl Results {
 
     /// The last measurement of a case in a column.
     fn find(&self, case: &Case, column: &Column<'_>) -> Option<&Row> {
-        let is = |row: &&Row| row.case == *case && row.backend == column.backend && row.kernel == column.kernel;
+        let is = |row: &&Row| {
+            row.case == *case && row.backend == column.backend && row.kernel == column.kernel
+        };
         self.rows.iter().rev().find(is)
     }
 
@@ -148,7 +155,9 @@ impl Results {
             .into_iter()
             .find_map(|kernel| columns.iter().find(|c| c.backend == "torch" && c.kernel == kernel));
         let ratios: Vec<(String, &Column<'_>, &Column<'_>)> = [
-            cuda("flash").zip(torch).map(|(ours, theirs)| (format!("{ours} : {theirs}"), ours, theirs)),
+            cuda("flash")
+                .zip(torch)
+                .map(|(ours, theirs)| (format!("{ours} : {theirs}"), ours, theirs)),
             cuda("flash")
                 .zip(cuda("unfused"))
                 .map(|(ours, theirs)| (format!("{ours} : {}", theirs.kernel), ours, theirs)),
@@ -184,11 +193,20 @@ impl Results {
 
 impl Column<'_> {
     fn rank(&self) -> (usize, usize) {
-        let place = |list: &[&str], name: &str| list.iter().position(|known| *known == name).unwrap_or(list.len());
+        let place = |list: &[&str], name: &str| {
+            list.iter().position(|known| *known == name).unwrap_or(list.len())
+        };
         (
             place(&["cuda", "wgpu", "cpu", "reference"], self.backend),
             place(
-                &["flash", "unfused", "flash_attention", "cudnn_attention", "efficient_attention", "math"],
+                &[
+                    "flash",
+                    "unfused",
+                    "flash_attention",
+                    "cudnn_attention",
+                    "efficient_attention",
+                    "math",
+                ],
                 self.kernel,
             ),
         )
@@ -205,12 +223,14 @@ impl fmt::Display for Column<'_> {
 /// Markdown: what the machine is, then a table of each dtype.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let told: Vec<String> = self.header.iter().map(|(before, value)| format!("{before}{value}")).collect();
+        let told: Vec<String> =
+            self.header.iter().map(|(before, value)| format!("{before}{value}")).collect();
         if !told.is_empty() {
             writeln!(f, "{}.\n", told.join(", "))?;
         }
         let dtypes = [DType::F16, DType::BF16, DType::F32];
-        let present = dtypes.into_iter().filter(|&dtype| self.rows.iter().any(|row| row.case.dtype == dtype));
+        let present =
+            dtypes.into_iter().filter(|&dtype| self.rows.iter().any(|row| row.case.dtype == dtype));
         for (n, dtype) in present.enumerate() {
             if n > 0 {
                 writeln!(f)?;
@@ -261,9 +281,12 @@ mod tests {
              | 1x4x256x64 | yes | 2000 | 1333 | 1.50 |\n"
         );
         let svg = results.svg(DType::F16, true).expect("draws");
-        for text in
-            ["Forward attention, f16, causal", "head_dim 128, TFLOP/s", "cuda flash, a card", "torch math, a card"]
-        {
+        for text in [
+            "Forward attention, f16, causal",
+            "head_dim 128, TFLOP/s",
+            "cuda flash, a card",
+            "torch math, a card",
+        ] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(!svg.contains("efficient"));

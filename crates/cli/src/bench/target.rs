@@ -6,7 +6,8 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use flashtile::{
-    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Timing, Verdict, cuda, wgpu, zeroed_bytes,
+    Attention, BackendKind, Call, Choice, HostArgs, KernelKind, Problem, Timing, Verdict, cuda,
+    wgpu, zeroed_bytes,
 };
 use pollster::block_on;
 use std::time::{Duration, Instant};
@@ -101,10 +102,13 @@ pub(crate) struct Data {
 pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     let choice = args.choice.choice();
     let wanted = |backend| choice.backend.is_none_or(|b| b == backend);
-    let kernels = || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
+    let kernels =
+        || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
     let mut targets = Vec::new();
     let mut add = |backend, device: String, place: Place| {
-        let exists = |&kernel: &KernelKind| backend != BackendKind::Reference || kernel == KernelKind::Unfused;
+        let exists = |&kernel: &KernelKind| {
+            backend != BackendKind::Reference || kernel == KernelKind::Unfused
+        };
         targets.extend(kernels().filter(exists).map(|kernel| {
             let (device, place) = (device.clone(), place.clone());
             Target { backend, kernel, device, place }
@@ -131,7 +135,9 @@ pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     }
     if targets.is_empty() {
         // Somebody asked for what cannot run: the reasons are those that `run` gives.
-        let problem = Case { shape: [1; 4], dtype: flashtile::DType::F32, causal: false, on_curve: false }.problem()?;
+        let problem =
+            Case { shape: [1; 4], dtype: flashtile::DType::F32, causal: false, on_curve: false }
+                .problem()?;
         bail!(flashtile::Error::Refused(Attention::new().explain_within(&problem, choice)));
     }
     Ok(targets)
@@ -146,7 +152,9 @@ impl Target {
             Place::Card(context) => context.verdict(problem, self.kernel),
         };
         match verdict {
-            Verdict::Refused(reasons) => Some(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+            Verdict::Refused(reasons) => {
+                Some(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            }
             Verdict::Runs(_) => None,
         }
     }
@@ -164,9 +172,11 @@ impl Target {
                 (runner, report.first_ms, took, report.peak_bytes)
             }
             Place::Adapter(context) => {
-                let context = wgpu::Context::new_blocking(context.device().clone(), context.queue().clone())?;
+                let context =
+                    wgpu::Context::new_blocking(context.device().clone(), context.queue().clone())?;
                 let begin = Instant::now();
-                let plan = context.plan_blocking(&problem, &wgpu::PlanOptions::kernel(self.kernel))?;
+                let plan =
+                    context.plan_blocking(&problem, &wgpu::PlanOptions::kernel(self.kernel))?;
                 let mut args = data.args(&mut out);
                 let run = block_on(wgpu::HostRun::upload(&plan, &args))?;
                 let took = block_on(run.run())?;
@@ -207,7 +217,11 @@ impl Prepared<'_> {
 impl Runner<'_> {
     fn run_reference(&mut self) -> Result<flashtile::Report> {
         let Runner::Reference { problem, data, out } = self else { bail!("this runs on a GPU") };
-        Ok(Attention::global().run(problem, data.args(out), Choice::backend(BackendKind::Reference))?)
+        Ok(Attention::global().run(
+            problem,
+            data.args(out),
+            Choice::backend(BackendKind::Reference),
+        )?)
     }
 }
 
@@ -223,7 +237,11 @@ impl Data {
                 state ^= state << 13;
                 state ^= state >> 7;
                 state ^= state << 17;
-                case.dtype.write(&mut bytes, index, (state >> 40) as f64 / f64::from(1 << 23) - 1.0);
+                case.dtype.write(
+                    &mut bytes,
+                    index,
+                    (state >> 40) as f64 / f64::from(1 << 23) - 1.0,
+                );
             }
             let mut filled = PERIOD * size;
             while filled < bytes.len() {
@@ -249,7 +267,8 @@ mod tests {
 
     #[test]
     fn tensors_repeat_and_differ() {
-        let case = Case { shape: [1, 3, 700_001, 1], dtype: DType::F16, causal: false, on_curve: false };
+        let case =
+            Case { shape: [1, 3, 700_001, 1], dtype: DType::F16, causal: false, on_curve: false };
         let Data { q, k, v } = Data::new(&case);
         assert_eq!((q.len(), k.len(), v.len()), (4_200_006, 4_200_006, 4_200_006));
         assert!(q != k && k != v);

@@ -7,12 +7,14 @@ use std::{fs, process::Output};
 /// Checks the promises about failures; returns what is wrong, if anything is.
 fn fails(scene: &Scene, output: &Output, message: &str) -> Option<String> {
     let told = stderr(output);
-    let one_line = told.starts_with("flashtile: ") && told.ends_with('\n') && told.lines().count() == 1;
+    let one_line =
+        told.starts_with("flashtile: ") && told.ends_with('\n') && told.lines().count() == 1;
     let clean = scene.files() == ["in.safetensors"];
     let right = matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty();
     let named = told.contains(message);
-    (!one_line || !clean || !right || !named)
-        .then(|| format!("expected `{message}`, got {:?} {told:?} {:?}", output.status, scene.files()))
+    (!one_line || !clean || !right || !named).then(|| {
+        format!("expected `{message}`, got {:?} {told:?} {:?}", output.status, scene.files())
+    })
 }
 
 #[test]
@@ -28,7 +30,10 @@ fn arguments() {
         (&["--softcap", "-2"], "softcap must be a positive finite number, but is -2"),
         (&["--softcap", "0"], "softcap must be a positive finite number, but is 0"),
         (&["--align", "middle"], "unknown alignment `middle`"),
-        (&["--window-left", "-1"], "invalid value '-1' for '--window-left <WINDOW_LEFT>': expected how many keys"),
+        (
+            &["--window-left", "-1"],
+            "invalid value '-1' for '--window-left <WINDOW_LEFT>': expected how many keys",
+        ),
         (&["--window-right", "1.5"], "invalid value '1.5' for '--window-right <WINDOW_RIGHT>'"),
         (&["--dropout-p", "-0.1"], "dropout_p must lie in [0, 1], but is -0.1"),
         (&["--dropout-p", "nan"], "dropout_p must lie in [0, 1], but is NaN"),
@@ -37,7 +42,10 @@ fn arguments() {
         (&["--heads", "2"], "--heads is 2, but q has 1 heads"),
         (&["--kv-heads", "3"], "--kv-heads is 3, but k has 1 heads"),
         (&["--layout", "bsd"], "--heads is missing: layout bsd packs the heads of q"),
-        (&["--layout", "bsd", "--heads", "1"], "q must have rank 3 in layout bsd, but its shape is [1, 1, 1, 1]"),
+        (
+            &["--layout", "bsd", "--heads", "1"],
+            "q must have rank 3 in layout bsd, but its shape is [1, 1, 1, 1]",
+        ),
         (&["--causal", "--causal"], "the argument '--causal' cannot be used multiple times"),
         (&["--sideways"], "unexpected argument '--sideways' found"),
         (&["another"], "unexpected argument 'another' found"),
@@ -48,7 +56,10 @@ fn arguments() {
         (&["--adapter", "1000"], "no graphics adapter with number 1000"),
     ];
     let scene = Scene::new(&three_keys());
-    let wrong: Vec<_> = cases.iter().filter_map(|(args, message)| fails(&scene, &scene.run(args), message)).collect();
+    let wrong: Vec<_> = cases
+        .iter()
+        .filter_map(|(args, message)| fails(&scene, &scene.run(args), message))
+        .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -59,7 +70,10 @@ fn commands() {
         (&[], "a command is missing: run, devices, explain, check or bench"),
         (&["fly"], "unrecognized subcommand 'fly'"),
         (&["run"], "the following required arguments were not provided: --output <OUTPUT> <INPUT>"),
-        (&["run", "in.safetensors"], "the following required arguments were not provided: --output <OUTPUT>"),
+        (
+            &["run", "in.safetensors"],
+            "the following required arguments were not provided: --output <OUTPUT>",
+        ),
         (&["explain"], "the following required arguments were not provided: <INPUT>"),
         (&["explain", "absent"], "cannot read absent: No such file"),
         (&["check", "--filter", "no such group"], "no case contains `no such group`"),
@@ -68,16 +82,24 @@ fn commands() {
         (&["bench", "--shape", "1x2x3"], "expected BxHxSxD"),
         (&["bench", "--shape", "1x0x3x4"], "expected BxHxSxD"),
         (&["bench", "--dtype", "f64"], "invalid value 'f64' for '--dtype <DTYPE>'"),
-        (&["bench", "--threads", "0", "--shape", "1x1x1x1"], "--threads must be at least 1, but is 0"),
+        (
+            &["bench", "--threads", "0", "--shape", "1x1x1x1"],
+            "--threads must be at least 1, but is 0",
+        ),
         (&["bench", "--backend", "cpu"], "the cpu backend is not part of this version"),
-        (&["bench", "--backend", "reference", "--kernel", "flash"], "the reference backend has no flash kernel"),
+        (
+            &["bench", "--backend", "reference", "--kernel", "flash"],
+            "the reference backend has no flash kernel",
+        ),
         (
             &["bench", "--shape", "1x1x8x8", "--backend", "reference", "--plot", "no/where.svg"],
             "cannot write no/where.svg",
         ),
     ];
-    let wrong: Vec<_> =
-        cases.iter().filter_map(|(args, message)| fails(&scene, &scene.flashtile(args), message)).collect();
+    let wrong: Vec<_> = cases
+        .iter()
+        .filter_map(|(args, message)| fails(&scene, &scene.flashtile(args), message))
+        .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -91,10 +113,14 @@ fn with(changed: Tensor) -> Scene {
 
 #[test]
 fn tensors() {
-    let f32 = |name, shape: &[usize]| tensor(name, Dtype::F32, shape, &vec![1.0; shape.iter().product()]);
+    let f32 =
+        |name, shape: &[usize]| tensor(name, Dtype::F32, shape, &vec![1.0; shape.iter().product()]);
     let cases = [
         (tensor("q", Dtype::I8, &[1, 1, 1, 1], &[1.0]), "q must be F32, F16 or BF16, but is I8"),
-        (tensor("k", Dtype::F64, &[1, 3, 1, 1], &[1.0; 3]), "k must be F32, F16 or BF16, but is F64"),
+        (
+            tensor("k", Dtype::F64, &[1, 3, 1, 1], &[1.0; 3]),
+            "k must be F32, F16 or BF16, but is F64",
+        ),
         (tensor("k", Dtype::F16, &[1, 3, 1, 1], &[1.0; 3]), "k must be f32 like q, but is f16"),
         (f32("q", &[1, 1, 1]), "q must have rank 4 in layout bshd, but its shape is [1, 1, 1]"),
         (f32("v", &[]), "v must have rank 4 in layout bshd, but its shape is []"),
@@ -106,18 +132,33 @@ fn tensors() {
         (f32("v", &[1, 3, 1, 0]), "v must have head_dim of at least 1, but has 0"),
         (f32("attn_mask", &[2]), "attn_mask of shape [1, 1, 1, 2] does not broadcast"),
         (f32("attn_mask", &[]), "attn_mask must have rank 1 to 4, but its shape is []"),
-        (f32("attn_mask", &[1, 1, 1, 1, 3]), "attn_mask must have rank 1 to 4, but its shape is [1, 1, 1, 1, 3]"),
-        (tensor("attn_mask", Dtype::U8, &[3], &[1.0; 3]), "attn_mask must be BOOL, F32, F16 or BF16, but is U8"),
-        (tensor("attn_mask", Dtype::F64, &[3], &[1.0; 3]), "attn_mask must be BOOL, F32, F16 or BF16, but is F64"),
+        (
+            f32("attn_mask", &[1, 1, 1, 1, 3]),
+            "attn_mask must have rank 1 to 4, but its shape is [1, 1, 1, 1, 3]",
+        ),
+        (
+            tensor("attn_mask", Dtype::U8, &[3], &[1.0; 3]),
+            "attn_mask must be BOOL, F32, F16 or BF16, but is U8",
+        ),
+        (
+            tensor("attn_mask", Dtype::F64, &[3], &[1.0; 3]),
+            "attn_mask must be BOOL, F32, F16 or BF16, but is F64",
+        ),
         (tensor("kv_lens", Dtype::F32, &[1], &[1.0]), "kv_lens must be I32 or I64, but is F32"),
         (tensor("kv_lens", Dtype::I64, &[1], &[4.0]), "kv_lens[0] must lie in 0..=3, but is 4"),
         (tensor("kv_lens", Dtype::I32, &[1], &[-1.0]), "kv_lens[0] must lie in 0..=3, but is -1"),
-        (tensor("kv_lens", Dtype::I64, &[1], &[4e18]), "kv_lens[0] must lie in 0..=3, but is 4000000000000000000"),
+        (
+            tensor("kv_lens", Dtype::I64, &[1], &[4e18]),
+            "kv_lens[0] must lie in 0..=3, but is 4000000000000000000",
+        ),
         (
             tensor("kv_lens", Dtype::I64, &[2], &[1.0; 2]),
             "kv_lens must hold one length per batch entry, 1, but holds 2",
         ),
-        (tensor("kv_lens", Dtype::I64, &[1, 1], &[1.0]), "kv_lens must have rank 1, but its shape is [1, 1]"),
+        (
+            tensor("kv_lens", Dtype::I64, &[1, 1], &[1.0]),
+            "kv_lens must have rank 1, but its shape is [1, 1]",
+        ),
         (f32("past_key", &[1, 1, 1, 1]), "past_value is missing: past_key needs it"),
         (f32("past_value", &[1, 1, 1, 1]), "past_key is missing: past_value needs it"),
     ];
@@ -133,10 +174,13 @@ fn tensors() {
 fn missing_tensors_and_past_that_does_not_fit() {
     let mut wrong = Vec::new();
     for name in ["q", "k", "v"] {
-        let scene = Scene::new(&three_keys().into_iter().filter(|t| t.name != name).collect::<Vec<_>>());
+        let scene =
+            Scene::new(&three_keys().into_iter().filter(|t| t.name != name).collect::<Vec<_>>());
         wrong.extend(fails(&scene, &scene.run(&[]), &format!("{name} is missing from the file")));
     }
-    let past = |name, dtype, shape: &[usize]| tensor(name, dtype, shape, &vec![1.0; shape.iter().product()]);
+    let past = |name, dtype, shape: &[usize]| {
+        tensor(name, dtype, shape, &vec![1.0; shape.iter().product()])
+    };
     for (key, value, message) in [
         (
             past("past_key", Dtype::F32, &[1, 2, 1, 1]),
@@ -201,7 +245,11 @@ fn broken_files() {
     for bytes in cases {
         let scene = Scene::with_bytes(&bytes);
         wrong.extend(fails(&scene, &scene.run(&[]), "not a valid safetensors file: "));
-        wrong.extend(fails(&scene, &scene.flashtile(&["explain", "in.safetensors"]), "not a valid safetensors file: "));
+        wrong.extend(fails(
+            &scene,
+            &scene.flashtile(&["explain", "in.safetensors"]),
+            "not a valid safetensors file: ",
+        ));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
@@ -216,20 +264,35 @@ fn places_that_cannot_be_read_or_written() {
         (&["run", &folder, "--output", "out.safetensors"], "not a regular file"),
         (&["run", "in.safetensors", "--output", &folder], "it is a folder"),
         (&["run", "in.safetensors", "--output", "."], "it is a folder"),
-        (&["run", "in.safetensors", "--output", "absent/out"], "cannot write absent/out: No such file"),
-        (&["run", "in.safetensors", "--output", "in.safetensors/out"], "cannot write in.safetensors/out: Not a dir"),
+        (
+            &["run", "in.safetensors", "--output", "absent/out"],
+            "cannot write absent/out: No such file",
+        ),
+        (
+            &["run", "in.safetensors", "--output", "in.safetensors/out"],
+            "cannot write in.safetensors/out: Not a dir",
+        ),
         (&["run", "in.safetensors", "--output", ""], "--output"),
     ];
     let mut wrong: Vec<_> = cases
         .iter()
-        .filter_map(|(args, message)| fails(&scene, &scene.flashtile(&[args, &reference[..]].concat()), message))
+        .filter_map(|(args, message)| {
+            fails(&scene, &scene.flashtile(&[args, &reference[..]].concat()), message)
+        })
         .collect();
     if cfg!(target_os = "linux") {
         for (args, message) in [
             (["run", "/dev/zero", "--output", "out.safetensors"], "not a regular file"),
-            (["run", "in.safetensors", "--output", "/dev/full"], "cannot write /dev/full: No space left"),
+            (
+                ["run", "in.safetensors", "--output", "/dev/full"],
+                "cannot write /dev/full: No space left",
+            ),
         ] {
-            wrong.extend(fails(&scene, &scene.flashtile(&[&args[..], &reference].concat()), message));
+            wrong.extend(fails(
+                &scene,
+                &scene.flashtile(&[&args[..], &reference].concat()),
+                message,
+            ));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -45,9 +45,12 @@ struct Scene {
 
 impl Scene {
     fn new(tensors: &[Tensor]) -> Self {
-        let views = tensors
-            .iter()
-            .map(|t| (t.name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("bytes fit the shape")));
+        let views = tensors.iter().map(|t| {
+            (
+                t.name,
+                TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("bytes fit the shape"),
+            )
+        });
         Self::with_bytes(&safetensors::serialize(views, None).expect("a valid file"))
     }
 
@@ -91,15 +94,20 @@ impl Scene {
     /// Names of the files in the folder.
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path()).expect("readable");
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
 }
 
 fn flashtile_in(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_flashtile")).args(args).current_dir(folder).output().expect("the program starts")
+    Command::new(env!("CARGO_BIN_EXE_flashtile"))
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .expect("the program starts")
 }
 
 fn stdout(output: &Output) -> String {

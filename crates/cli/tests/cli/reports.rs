@@ -14,7 +14,14 @@ fn lines(text: &str) -> Vec<Value> {
 #[test]
 fn explain_lists_every_backend_and_kernel_with_verdicts() {
     let scene = Scene::new(&three_keys());
-    let output = scene.flashtile(&["explain", "in.safetensors", "--causal", "--json", "--output", "ignored"]);
+    let output = scene.flashtile(&[
+        "explain",
+        "in.safetensors",
+        "--causal",
+        "--json",
+        "--output",
+        "ignored",
+    ]);
     assert!(output.status.success(), "{}", stderr(&output));
     let report = &lines(&stdout(&output))[0];
     assert!(report["problem"].as_str().expect("text").contains("causal"));
@@ -44,7 +51,10 @@ fn explain_tells_people_too_and_what_was_refused() {
     let output = scene.flashtile(&["explain", "in.safetensors", "--backend", "cpu"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let told = stdout(&output);
-    assert!(told.contains("cpu flash: refused: the cpu backend is not part of this version"), "{told}");
+    assert!(
+        told.contains("cpu flash: refused: the cpu backend is not part of this version"),
+        "{told}"
+    );
     assert!(told.contains("reference unfused: runs"), "{told}");
     assert!(told.contains("chosen: nothing, for what was asked for is refused"), "{told}");
 }
@@ -62,10 +72,19 @@ fn devices_always_has_the_reference() {
 #[test]
 fn bench_of_one_shape_is_one_case() {
     let scene = Scene::new(&three_keys());
-    for (more, causal, dtype) in
-        [(&[][..], false, "f32"), (&["--causal", "--dtype", "bf16", "--threads", "1"], true, "bf16")]
-    {
-        let args = ["bench", "--json", "--shape", "1x2x64x16", "--backend", "reference", "--kernel=unfused"];
+    for (more, causal, dtype) in [
+        (&[][..], false, "f32"),
+        (&["--causal", "--dtype", "bf16", "--threads", "1"], true, "bf16"),
+    ] {
+        let args = [
+            "bench",
+            "--json",
+            "--shape",
+            "1x2x64x16",
+            "--backend",
+            "reference",
+            "--kernel=unfused",
+        ];
         let output = scene.flashtile(&[&args[..], more].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let rows = lines(&stdout(&output));
@@ -91,7 +110,15 @@ fn bench_of_one_shape_is_one_case() {
 #[test]
 fn bench_prints_a_table_and_draws() {
     let scene = Scene::new(&three_keys());
-    let output = scene.flashtile(&["bench", "--shape", "1x1x32x8", "--backend", "reference", "--plot", "curves.svg"]);
+    let output = scene.flashtile(&[
+        "bench",
+        "--shape",
+        "1x1x32x8",
+        "--backend",
+        "reference",
+        "--plot",
+        "curves.svg",
+    ]);
     assert!(output.status.success(), "{}", stderr(&output));
     let told = stdout(&output);
     assert!(told.starts_with("| case ") && told.contains("| 1x1x32x8 |"), "{told}");
@@ -102,7 +129,9 @@ fn bench_prints_a_table_and_draws() {
 #[test]
 fn help_and_version_are_no_errors() {
     let scene = Scene::new(&three_keys());
-    for args in [&["--help"][..], &["run", "--help"], &["bench", "--help"], &["help"], &["--version"]] {
+    for args in
+        [&["--help"][..], &["run", "--help"], &["bench", "--help"], &["help"], &["--version"]]
+    {
         let output = scene.flashtile(args);
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
         assert!(stdout(&output).contains("flashtile"), "{args:?}");
@@ -128,12 +157,19 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn check_holds_the_reference_to_its_own_bound() {
     let scene = Scene::new(&three_keys());
-    let output = scene.flashtile(&["check", "--backend", "reference", "--filter", "dropout", "--json"]);
+    let output =
+        scene.flashtile(&["check", "--backend", "reference", "--filter", "dropout", "--json"]);
     assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
     let rows = lines(&stdout(&output));
     assert_eq!(rows.len(), 1);
     assert!(rows[0]["passed"].as_u64() > Some(10) && rows[0]["failed"] == 0, "{}", rows[0]);
-    let output = scene.flashtile(&["check", "--backend", "reference", "--case", "shape=1x4x17x64 hkv=2 causal=yes"]);
+    let output = scene.flashtile(&[
+        "check",
+        "--backend",
+        "reference",
+        "--case",
+        "shape=1x4x17x64 hkv=2 causal=yes",
+    ]);
     let told = stdout(&output);
     assert!(output.status.success() && told.contains("| reference | unfused |      1 |"), "{told}");
 }

@@ -22,7 +22,8 @@ fn cases() -> Vec<Case> {
     let tanh = |s: f64| s.tanh().exp();
     let capped = [1.0, tanh(ln(2.0)), tanh(ln(5.0))];
     let first_two = (40.0 / 3.0, ln(3.0));
-    let mask = |dtype, shape: &[usize], values: &[f64]| vec![tensor("attn_mask", dtype, shape, values)];
+    let mask =
+        |dtype, shape: &[usize], values: &[f64]| vec![tensor("attn_mask", dtype, shape, values)];
     let lens = |dtype| vec![tensor("kv_lens", dtype, &[1], &[2.0])];
     vec![
         case(&[], vec![], 20.0, ln(8.0)),
@@ -41,10 +42,25 @@ fn cases() -> Vec<Case> {
         case(&["--causal", "--align", "1"], vec![], first_two.0, first_two.1),
         case(&["--causal", "--align", "-1"], vec![], 0.0, -inf),
         case(&["--align", "2", "--window-left", "0"], vec![], 24.0, ln(5.0)),
-        case(&["--align=2", "--window-left=1", "--window-right=0"], vec![], (32.0 + 120.0) / 7.0, ln(7.0)),
+        case(
+            &["--align=2", "--window-left=1", "--window-right=0"],
+            vec![],
+            (32.0 + 120.0) / 7.0,
+            ln(7.0),
+        ),
         case(&["--window-right", "1"], vec![], first_two.0, first_two.1),
-        case(&["--dropout-p", "1", "--seed", "18446744073709551615", "--offset", "4294967295"], vec![], 0.0, ln(8.0)),
-        case(&["--kernel", "unfused", "--layout", "bshd", "--heads", "1", "--kv-heads=1"], vec![], 20.0, ln(8.0)),
+        case(
+            &["--dropout-p", "1", "--seed", "18446744073709551615", "--offset", "4294967295"],
+            vec![],
+            0.0,
+            ln(8.0),
+        ),
+        case(
+            &["--kernel", "unfused", "--layout", "bshd", "--heads", "1", "--kv-heads=1"],
+            vec![],
+            20.0,
+            ln(8.0),
+        ),
         case(&[], mask(Dtype::BOOL, &[3], &[1.0, 0.0, 1.0]), (8.0 + 120.0) / 6.0, ln(6.0)),
         case(&[], mask(Dtype::BOOL, &[1, 1, 1, 1], &[0.0]), 0.0, -inf),
         case(&[], mask(Dtype::F32, &[1, 3], &[0.0, -inf, ln(2.0)]), 248.0 / 11.0, ln(11.0)),
@@ -75,7 +91,12 @@ fn every_option_does_what_it_says() {
             || !near("out", &[1, 1, 1, 1], out)
             || !near("lse", &[1, 1, 1], lse)
         {
-            wrong.push(format!("{args:?}: {:?} {:?} {}", scene.out("out"), scene.out("lse"), stderr(&output)));
+            wrong.push(format!(
+                "{args:?}: {:?} {:?} {}",
+                scene.out("out"),
+                scene.out("lse"),
+                stderr(&output)
+            ));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -91,7 +112,10 @@ fn auto_runs_and_says_where_it_had_to_take_the_cpu() {
     assert!(scene.out("lse").is_none(), "nobody asked");
     let told = stderr(&output);
     if stdout(&output).contains("reference unfused") {
-        assert!(told.starts_with("flashtile: running on the CPU") && told.lines().count() == 1, "{told}");
+        assert!(
+            told.starts_with("flashtile: running on the CPU") && told.lines().count() == 1,
+            "{told}"
+        );
     } else {
         assert_eq!(told, "");
     }
@@ -126,8 +150,10 @@ fn results_have_the_dtype_and_layout_of_q() {
                 tensor("v", dtype, &shape, &values),
                 tensor("attn_mask", Dtype::BOOL, &[3, 3], &mask),
             ]);
-            let packed: &[&str] = if layout == "bsd" { &["--heads", "2", "--kv-heads", "2"] } else { &[] };
-            let output = scene.run(&[&["--layout", layout, "--backend", "reference"], packed].concat());
+            let packed: &[&str] =
+                if layout == "bsd" { &["--heads", "2", "--kv-heads", "2"] } else { &[] };
+            let output =
+                scene.run(&[&["--layout", layout, "--backend", "reference"], packed].concat());
             assert!(output.status.success(), "{layout}: {}", stderr(&output));
             assert_eq!(scene.out("out"), Some((dtype, shape.clone(), values)), "{layout}");
         }
@@ -160,7 +186,9 @@ fn the_past_stands_in_front() {
         tensor("kv_lens", Dtype::I64, &[1], &[3.0]),
         tensor("attn_mask", Dtype::BOOL, &[3], &[1.0; 3]),
     ]);
-    for (args, expected) in [(&[][..], 20.0), (&["--causal"], 8.0), (&["--causal", "--align", "1"], 40.0 / 3.0)] {
+    for (args, expected) in
+        [(&[][..], 20.0), (&["--causal"], 8.0), (&["--causal", "--align", "1"], 40.0 / 3.0)]
+    {
         let output = scene.run(&[args, &["--backend", "reference"]].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let (_, _, values) = scene.out("out").expect("written");
@@ -170,7 +198,9 @@ fn the_past_stands_in_front() {
 
 #[test]
 fn empty_problems_have_empty_or_zero_results() {
-    for (q, kv, expected) in [([0, 3, 2, 4], [0, 5, 2, 4], vec![]), ([1, 0, 2, 4], [1, 5, 2, 4], vec![])] {
+    for (q, kv, expected) in
+        [([0, 3, 2, 4], [0, 5, 2, 4], vec![]), ([1, 0, 2, 4], [1, 5, 2, 4], vec![])]
+    {
         let zeroes = |shape: [usize; 4]| vec![0.5; shape.iter().product()];
         let [k, v] = ["k", "v"].map(|name| tensor(name, Dtype::F32, &kv, &zeroes(kv)));
         let scene = Scene::new(&[tensor("q", Dtype::F32, &q, &zeroes(q)), k, v]);
@@ -210,7 +240,8 @@ fn dropout_is_decided_by_its_seed_and_offset() {
         tensor("v", Dtype::F32, &[1, 64, 1, 1], &[1.0; 64]),
     ]);
     let draw = |seed: &str, offset: &str| {
-        let args = ["--dropout-p", "0.5", "--seed", seed, "--offset", offset, "--backend", "reference"];
+        let args =
+            ["--dropout-p", "0.5", "--seed", seed, "--offset", offset, "--backend", "reference"];
         assert!(scene.run(&args).status.success());
         scene.out("out").expect("written").2
     };
@@ -220,7 +251,10 @@ fn dropout_is_decided_by_its_seed_and_offset() {
     assert_ne!(first, draw("7", "1"));
     // Weights of 1/64, doubled where kept: rows are multiples of 1/32 around 1.
     let mean = first.iter().sum::<f64>() / 64.0;
-    assert!(first.iter().all(|x| (x * 32.0).fract() == 0.0) && (0.8..1.2).contains(&mean), "{first:?}");
+    assert!(
+        first.iter().all(|x| (x * 32.0).fract() == 0.0) && (0.8..1.2).contains(&mean),
+        "{first:?}"
+    );
 }
 
 #[test]
@@ -253,14 +287,18 @@ fn links_and_devices_are_written_to_and_not_replaced() {
 
 #[test]
 fn verify_reports_shares_of_the_bound_and_fails_on_what_is_not_expected() {
-    let scene = Scene::new(&[three_keys(), vec![tensor("expected", Dtype::F64, &[1, 1, 1, 1], &[20.0])]].concat());
+    let scene = Scene::new(
+        &[three_keys(), vec![tensor("expected", Dtype::F64, &[1, 1, 1, 1], &[20.0])]].concat(),
+    );
     let output = scene.run(&["--verify", "--lse"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let told = stdout(&output);
     assert!(told.contains("of the promised bound, against `expected` in the file"), "{told}");
     assert!(told.contains("lse against the oracle"), "{told}");
 
-    let scene = Scene::new(&[three_keys(), vec![tensor("expected", Dtype::F32, &[1, 1, 1, 1], &[20.1])]].concat());
+    let scene = Scene::new(
+        &[three_keys(), vec![tensor("expected", Dtype::F32, &[1, 1, 1, 1], &[20.1])]].concat(),
+    );
     let output = scene.run(&["--verify"]);
     assert!(!output.status.success() && scene.out("out").is_none());
     assert!(stderr(&output).contains("of the promised bound"), "{}", stderr(&output));

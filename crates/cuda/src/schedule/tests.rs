@@ -19,7 +19,11 @@ fn plan(problem: &Problem, kernel: KernelKind, machine: &Machine) -> Schedule {
 
 fn launches(problem: &Problem, schedule: &Schedule, call: Call, pointers: Pointers) -> Vec<Launch> {
     let call = call.resolve(problem).expect("valid");
-    schedule.steps.iter().filter_map(|step| schedule.launch(problem, step, &call, &pointers)).collect()
+    schedule
+        .steps
+        .iter()
+        .filter_map(|step| schedule.launch(problem, step, &call, &pointers))
+        .collect()
 }
 
 #[test]
@@ -30,12 +34,18 @@ fn every_card_serves_every_head_dim_with_a_listed_variant() {
         for dtype in DType::ALL {
             for head_dim in (1..=512).step_by(7).chain([512]) {
                 for (seq_q, softcap) in [(1, None), (40, None), (100, Some(1.0)), (1000, None)] {
-                    let problem = builder(dtype, [1, 1, seq_q, head_dim]).softcap(softcap).build().expect("valid");
+                    let problem = builder(dtype, [1, 1, seq_q, head_dim])
+                        .softcap(softcap)
+                        .build()
+                        .expect("valid");
                     for kernel in KernelKind::ALL {
                         for step in plan(&problem, kernel, &machine).steps {
                             let variant = step.variant;
                             assert!(all.contains(&variant), "{variant} is not listed");
-                            assert!(variant.fits(arch, machine.shared_limit), "{variant} does not fit {arch}");
+                            assert!(
+                                variant.fits(arch, machine.shared_limit),
+                                "{variant} does not fit {arch}"
+                            );
                         }
                     }
                 }
@@ -55,8 +65,16 @@ fn tensor_cores_are_used_where_they_are() {
         (90, DType::F32, Engine::Simt),
     ] {
         for head_dim in [1, 64, 128, 256, 512] {
-            let schedule = plan(&problem(dtype, [1, 1, 512, head_dim]), KernelKind::Flash, &Machine::of_arch(arch));
-            assert_eq!(schedule.tiles.engine, engine, "{dtype} {head_dim} on {arch}: {:?}", schedule.reasons);
+            let schedule = plan(
+                &problem(dtype, [1, 1, 512, head_dim]),
+                KernelKind::Flash,
+                &Machine::of_arch(arch),
+            );
+            assert_eq!(
+                schedule.tiles.engine, engine,
+                "{dtype} {head_dim} on {arch}: {:?}",
+                schedule.reasons
+            );
         }
     }
 }
@@ -68,7 +86,9 @@ fn tiles_do_not_depend_on_batch_and_heads() {
         for (seq, head_dim) in [(1, 64), (9, 128), (4096, 64), (4096, 128)] {
             for arch in ARCHS {
                 let machine = Machine::of_arch(arch);
-                let tiles = |b, h| plan(&problem(dtype, [b, h, seq, head_dim]), KernelKind::Flash, &machine).tiles;
+                let tiles = |b, h| {
+                    plan(&problem(dtype, [b, h, seq, head_dim]), KernelKind::Flash, &machine).tiles
+                };
                 assert_eq!(tiles(1, 1), tiles(64, 96));
             }
         }
@@ -78,13 +98,19 @@ fn tiles_do_not_depend_on_batch_and_heads() {
 #[test]
 fn few_queries_get_the_small_tile() {
     let machine = Machine::of_arch(90);
-    let rows = |seq| plan(&problem(DType::F32, [1, 1, seq, 64]), KernelKind::Flash, &machine).tiles.rows;
-    assert_eq!([rows(1), rows(8), rows(9), rows(64), rows(65), rows(4096)], [8, 8, 64, 64, 128, 128]);
+    let rows =
+        |seq| plan(&problem(DType::F32, [1, 1, seq, 64]), KernelKind::Flash, &machine).tiles.rows;
+    assert_eq!(
+        [rows(1), rows(8), rows(9), rows(64), rows(65), rows(4096)],
+        [8, 8, 64, 64, 128, 128]
+    );
 }
 
 #[test]
 fn wide_values_are_shared_out() {
-    let view = |width| TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small");
+    let view = |width| {
+        TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small")
+    };
     let problem = Problem::builder(view(64), view(64), view(500)).build().expect("valid");
     let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(90));
     let [launch] = launches(&problem, &schedule, Call::default(), Pointers::default())[..] else {
@@ -98,7 +124,8 @@ fn wide_values_are_shared_out() {
 fn forced_tiles_are_taken_or_refused_with_the_reason() {
     let machine = Machine::of_arch(75);
     let problem = problem(DType::F16, [1, 1, 64, 128]);
-    let forced = |tiles| schedule(&problem, KernelKind::Flash, &PlanOptions::tiles(tiles), &machine);
+    let forced =
+        |tiles| schedule(&problem, KernelKind::Flash, &PlanOptions::tiles(tiles), &machine);
     for tiles in flashtile_shaders::cuda::CUDA_SIMT_TILES {
         match forced(tiles) {
             Ok(schedule) => assert_eq!(schedule.tiles, tiles),
@@ -116,24 +143,45 @@ fn forced_tiles_are_taken_or_refused_with_the_reason() {
 fn what_cannot_run_is_refused_with_every_reason() {
     let wide = problem(DType::F32, [1, 1, 4, 513]);
     let old = Machine { memory: 1000, ..Machine::of_arch(52) };
-    let refused = schedule(&wide, KernelKind::Flash, &PlanOptions::default(), &old).expect_err("all wrong");
-    assert!(refused.contains(&Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }), "{refused:?}");
+    let refused =
+        schedule(&wide, KernelKind::Flash, &PlanOptions::default(), &old).expect_err("all wrong");
+    assert!(
+        refused.contains(&Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }),
+        "{refused:?}"
+    );
     assert!(refused.contains(&Reason::ComputeCapability { given: 52, needed: 60 }), "{refused:?}");
     let bytes = 4 * 4 * 513;
-    assert!(refused.contains(&Reason::BufferSize { argument: Argument::K, needed: bytes, limit: 1000 }));
-    assert!(schedule(&wide, KernelKind::Unfused, &PlanOptions::default(), &Machine::of_arch(60)).is_ok(), "any width");
+    assert!(refused.contains(&Reason::BufferSize {
+        argument: Argument::K,
+        needed: bytes,
+        limit: 1000
+    }));
+    assert!(
+        schedule(&wide, KernelKind::Unfused, &PlanOptions::default(), &Machine::of_arch(60))
+            .is_ok(),
+        "any width"
+    );
 }
 
 /// Strides of 0 describe problems without end in little memory, and planning is asked before any memory is.
 #[test]
 fn endless_problems_are_refused_at_once() {
     let endless = |shape| TensorView { dtype: DType::F32, shape, strides: [0, 0, 0, 1] };
-    let small = |shape| TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("addressable");
+    let small =
+        |shape| TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("addressable");
     let machine = Machine::of_arch(90);
-    for (shape, kv) in [([1 << 40, 1, 1, 4], [1 << 40, 1, 8, 4]), ([1, 1 << 45, 1, 4], [1, 1, 8, 4])] {
-        let problem = Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
+    for (shape, kv) in
+        [([1 << 40, 1, 1, 4], [1 << 40, 1, 8, 4]), ([1, 1 << 45, 1, 4], [1, 1, 8, 4])]
+    {
+        let problem =
+            Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
         for kernel in KernelKind::ALL {
-            let refused = schedule(&problem.clone().expect("valid"), kernel, &PlanOptions::default(), &machine);
+            let refused = schedule(
+                &problem.clone().expect("valid"),
+                kernel,
+                &PlanOptions::default(),
+                &machine,
+            );
             assert!(matches!(refused.expect_err("endless")[0], Reason::Axis { .. }));
         }
     }
@@ -165,7 +213,10 @@ fn no_keys_are_launched_all_the_same() {
         launches.iter().map(|launch| launch.variant.operation).collect::<Vec<_>>()
     };
     assert_eq!(operations(KernelKind::Flash), [Operation::FlashForward]);
-    assert_eq!(operations(KernelKind::Unfused), [Operation::UnfusedSoftmax, Operation::UnfusedValues]);
+    assert_eq!(
+        operations(KernelKind::Unfused),
+        [Operation::UnfusedSoftmax, Operation::UnfusedValues]
+    );
 }
 
 #[test]
@@ -176,7 +227,10 @@ fn shorter_calls_launch_less() {
         let call = Call { seq_q: Some(seq_q), ..Call::default() };
         launches(&problem, &schedule, call, Pointers::default()).first().map(|launch| launch.grid)
     };
-    assert_eq!([grid(1000), grid(129), grid(1), grid(0)], [Some(6 * 8), Some(6 * 2), Some(6), None]);
+    assert_eq!(
+        [grid(1000), grid(129), grid(1), grid(0)],
+        [Some(6 * 8), Some(6 * 2), Some(6), None]
+    );
 }
 
 #[test]
@@ -186,7 +240,8 @@ fn the_workspace_is_bounded() {
     assert!(schedule.workspace_bytes <= MAX_WORKSPACE && schedule.steps.len() > 3);
     for launch in launches(&problem, &schedule, Call::default(), Pointers::default()) {
         let params = launch.params;
-        let heads = u64::from(launch.grid) / u64::from(params.across) / u64::from(params.tile_count);
+        let heads =
+            u64::from(launch.grid) / u64::from(params.across) / u64::from(params.tile_count);
         let rows = u64::from(params.row_end - params.row_begin);
         assert!(heads * rows * params.score_stride * 4 <= schedule.workspace_bytes);
     }
@@ -203,7 +258,8 @@ fn a_watchdog_cuts_long_work() {
 #[test]
 fn what_changes_scores_is_told_to_general_kernels() {
     let mask = |kind| Mask::contiguous(kind, &[5, 7]).expect("rank 2");
-    let plain = builder(DType::F32, [1, 1, 5, 8]).causal(true).kv_lens(true).build().expect("valid");
+    let plain =
+        builder(DType::F32, [1, 1, 5, 8]).causal(true).kv_lens(true).build().expect("valid");
     let q = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 5, 8]).expect("small");
     let kv = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 7, 8]).expect("small");
     let b = || Problem::builder(q, kv, kv);
@@ -230,7 +286,8 @@ fn what_changes_scores_is_told_to_general_kernels() {
 fn dense_rows_begin_at_16_bytes_or_at_4() {
     let words = |bits: u32| bits << CudaParams::DENSE_WORDS;
     let both = |bits: u32| bits | words(bits);
-    let every = CudaParams::DENSE_Q | CudaParams::DENSE_K | CudaParams::DENSE_V | CudaParams::DENSE_OUT;
+    let every =
+        CudaParams::DENSE_Q | CudaParams::DENSE_K | CudaParams::DENSE_V | CudaParams::DENSE_OUT;
     let all = both(every);
     let at = Pointers { q: 0x100, k: 0x200, v: 0x300, out: 0x400, ..Pointers::default() };
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &at), all);
@@ -244,5 +301,9 @@ fn dense_rows_begin_at_16_bytes_or_at_4() {
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !both(CudaParams::DENSE_Q));
     let view = TensorView { dtype: DType::F32, shape: [1, 2, 3, 4], strides: [0, 64, 4, 2] };
     let problem = Problem::builder(view, view, view).out(*problem(DType::F32, view.shape).q());
-    assert_eq!(dense(&problem.build().expect("valid"), &at), both(CudaParams::DENSE_OUT), "every second element");
+    assert_eq!(
+        dense(&problem.build().expect("valid"), &at),
+        both(CudaParams::DENSE_OUT),
+        "every second element"
+    );
 }

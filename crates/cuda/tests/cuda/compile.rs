@@ -39,12 +39,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn every_kernel(arch: Arch) -> Result<(), Failed> {
     let version = compiler_version(arch).map_err(|e| e.to_string())?;
     let program = env::current_exe().map_err(|e| e.to_string())?;
-    let output = Command::new(program).env(ARCH, arch.to_string()).output().map_err(|e| e.to_string())?;
+    let output =
+        Command::new(program).env(ARCH, arch.to_string()).output().map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut told: Vec<String> = text.lines().map(str::to_owned).collect();
     told.sort();
     println!("{}", told.join("\n"));
-    let mut wrong: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    let mut wrong: Vec<String> =
+        String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
     if !output.status.success() && wrong.is_empty() {
         wrong.push(format!("compiling for sm_{arch} ended with {}", output.status));
     }
@@ -76,11 +78,16 @@ pub(crate) fn compile_all(arch: &str) -> ExitCode {
         // Registers that go to memory and back, and arrays that never were in registers.
         if usage.spill_store_bytes > 0 || usage.stack_bytes > 0 {
             let Usage { spill_store_bytes: spilled, stack_bytes: stack, .. } = usage;
-            wrong(format!("{variant} on sm_{arch} spills {spilled} bytes, and has {stack} of stack"));
+            wrong(format!(
+                "{variant} on sm_{arch} spills {spilled} bytes, and has {stack} of stack"
+            ));
         }
         // A block that never fits would be found on the card only.
         if usage.registers * variant.tiles.threads() * variant.tiles.blocks > 65_536 {
-            wrong(format!("{variant} on sm_{arch}: {} registers leave no room for its blocks", usage.registers));
+            wrong(format!(
+                "{variant} on sm_{arch}: {} registers leave no room for its blocks",
+                usage.registers
+            ));
         }
         println!("{}", line(&variant, arch, &usage));
     }
@@ -102,14 +109,21 @@ fn tracked(arch: Arch, told: Vec<String>) -> Result<Vec<String>, String> {
     if env::var_os("UPDATE_USAGE").is_some() {
         let others = kept.lines().filter(|line| !of_arch(line)).map(str::to_owned);
         let mut all: Vec<String> = others.chain(told).collect();
-        all.sort_by_key(|line| (line.split(' ').next().and_then(|arch| arch[3..].parse::<u32>().ok()), line.clone()));
+        all.sort_by_key(|line| {
+            (line.split(' ').next().and_then(|arch| arch[3..].parse::<u32>().ok()), line.clone())
+        });
         fs::write(&path, all.join("\n") + "\n").map_err(|e| e.to_string())?;
         return Ok(Vec::new());
     }
     let kept: Vec<&str> = kept.lines().filter(of_arch).collect();
-    let new = told.iter().filter(|line| !kept.contains(&line.as_str())).map(|line| format!("not in usage.txt: {line}"));
-    let old =
-        kept.iter().filter(|line| !told.iter().any(|t| t == *line)).map(|line| format!("in usage.txt alone: {line}"));
+    let new = told
+        .iter()
+        .filter(|line| !kept.contains(&line.as_str()))
+        .map(|line| format!("not in usage.txt: {line}"));
+    let old = kept
+        .iter()
+        .filter(|line| !told.iter().any(|t| t == *line))
+        .map(|line| format!("in usage.txt alone: {line}"));
     Ok(new.chain(old).collect())
 }
 

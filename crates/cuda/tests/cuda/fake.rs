@@ -31,7 +31,10 @@ pub(crate) fn play(name: &str) -> ExitCode {
 
 pub(crate) fn trials() -> Vec<Trial> {
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    let here = Command::new(&compiler).arg("--version").output().is_ok_and(|output| output.status.success());
+    let here = Command::new(&compiler)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success());
     let built: Arc<OnceLock<Result<Fakes, String>>> = Arc::default();
     let trial = |scenario: &'static Scenario| {
         let name = format!("fake_driver::{}", scenario.name);
@@ -40,7 +43,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         let (built, compiler) = (built.clone(), compiler.clone());
         Trial::test(name, move || {
-            let fakes = built.get_or_init(|| Fakes::build(&compiler)).as_ref().map_err(Clone::clone)?;
+            let fakes =
+                built.get_or_init(|| Fakes::build(&compiler)).as_ref().map_err(Clone::clone)?;
             run(scenario, fakes).map_err(Failed::from)
         })
     };
@@ -64,7 +68,11 @@ impl Fakes {
             let to = directory.path().join(library);
             fs::create_dir_all(to.parent().unwrap()).map_err(|e| e.to_string())?;
             let mut command = Command::new(compiler);
-            command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&to).arg(sources.join(source)).args(more);
+            command
+                .args(["-shared", "-fPIC", "-O1", "-o"])
+                .arg(&to)
+                .arg(sources.join(source))
+                .args(more);
             let output = command.output().map_err(|e| e.to_string())?;
             if !output.status.success() {
                 return Err(format!("{source}: {}", String::from_utf8_lossy(&output.stderr)));

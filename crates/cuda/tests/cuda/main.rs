@@ -47,7 +47,8 @@ fn without_a_driver() -> Trial {
     }
     Trial::test(name, || {
         let expected = |error: &Error| matches!(error, Error::NoDriver(_) | Error::OldDriver(_));
-        let (listed, opened) = (devices().unwrap_err(), open(&DeviceChoice::default()).unwrap_err());
+        let (listed, opened) =
+            (devices().unwrap_err(), open(&DeviceChoice::default()).unwrap_err());
         for error in [&listed, &opened] {
             if !expected(error) || !error.to_string().contains("driver") {
                 return Err(Failed::from(format!("{error}")));

@@ -2,7 +2,8 @@
 
 use crate::fake::Scenario;
 use flashtile_core::{
-    Argument, Call, DType, HostArgs, KernelKind, Layout, Problem, ProblemError, Reason, TensorView, Verdict,
+    Argument, Call, DType, HostArgs, KernelKind, Layout, Problem, ProblemError, Reason, TensorView,
+    Verdict,
 };
 use flashtile_cuda::{
     Args, Context, DeviceChoice, Error, HostRun, Input, Output, Plan, PlanOptions,
@@ -17,7 +18,11 @@ use std::{env, fs, sync::Arc, thread};
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "cards_are_listed_and_opened", settings: &[], play: cards },
     Scenario { name: "host_tensors_run", settings: &[], play: host_tensors },
-    Scenario { name: "large_tiles_opt_in_to_their_shared_memory", settings: &[], play: large_tiles },
+    Scenario {
+        name: "large_tiles_opt_in_to_their_shared_memory",
+        settings: &[],
+        play: large_tiles,
+    },
     Scenario { name: "slices_views_and_addresses_launch", settings: &[], play: memory },
     Scenario { name: "what_does_not_fit_is_refused", settings: &[], play: misfits },
     Scenario { name: "calls_that_share_a_workspace_do_not_mix", settings: &[], play: workspaces },
@@ -30,14 +35,26 @@ pub(crate) const ALL: &[Scenario] = &[
         settings: &[("LD_LIBRARY_PATH", "incomplete")],
         play: incomplete,
     },
-    Scenario { name: "no_compiler", settings: &[("FLASHTILE_NVRTC", "/nowhere")], play: no_compiler },
-    Scenario { name: "a_compiler_too_new_for_the_driver", settings: &[("FAKE_NEW_COMPILER", "1")], play: new_compiler },
+    Scenario {
+        name: "no_compiler",
+        settings: &[("FLASHTILE_NVRTC", "/nowhere")],
+        play: no_compiler,
+    },
+    Scenario {
+        name: "a_compiler_too_new_for_the_driver",
+        settings: &[("FAKE_NEW_COMPILER", "1")],
+        play: new_compiler,
+    },
     Scenario {
         name: "a_compiler_as_new_as_the_driver",
         settings: &[("FAKE_NEW_COMPILER", "1"), ("FAKE_VERSION", "13000")],
         play: new_driver,
     },
-    Scenario { name: "a_kernel_that_does_not_compile", settings: &[("FAKE_SYNTAX_ERROR", "1")], play: no_kernel },
+    Scenario {
+        name: "a_kernel_that_does_not_compile",
+        settings: &[("FAKE_SYNTAX_ERROR", "1")],
+        play: no_kernel,
+    },
     Scenario { name: "no_memory", settings: &[("FAKE_MEMORY", "100")], play: no_memory },
     Scenario { name: "a_card_that_fails", settings: &[("FAKE_FAIL", "700")], play: failure },
 ];
@@ -69,7 +86,12 @@ fn zeros(stream: &Arc<CudaStream>) -> CudaSlice<f32> {
 }
 
 /// Scores are zero, and the rest is as in [`problem`].
-fn host_args<'a>(zeros: &'a [u8], values: &'a [u8], out: &'a mut [u8], seq_q: Option<usize>) -> HostArgs<'a> {
+fn host_args<'a>(
+    zeros: &'a [u8],
+    values: &'a [u8],
+    out: &'a mut [u8],
+    seq_q: Option<usize>,
+) -> HostArgs<'a> {
     let call = Call { seq_q, ..Call::default() };
     HostArgs { q: zeros, k: zeros, v: values, mask: None, kv_lens: None, out, lse: None, call }
 }
@@ -82,12 +104,24 @@ fn told(begin: &str) -> Vec<String> {
 
 fn cards() {
     let cards = devices().unwrap();
-    assert_eq!(cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(), ["Fake 0", "Fake 1"]);
-    assert_eq!((cards[1].machine.arch, cards[1].machine.shared_limit, cards[1].index), (86, 99 << 10, 1));
+    assert_eq!(
+        cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(),
+        ["Fake 0", "Fake 1"]
+    );
+    assert_eq!(
+        (cards[1].machine.arch, cards[1].machine.shared_limit, cards[1].index),
+        (86, 99 << 10, 1)
+    );
     let second = open(&DeviceChoice { index: Some(1), name: None }).unwrap();
-    assert_eq!((second.name(), second.cuda().ordinal(), second.driver_version()), ("Fake 1", 1, 12040));
+    assert_eq!(
+        (second.name(), second.cuda().ordinal(), second.driver_version()),
+        ("Fake 1", 1, 12040)
+    );
     let none = open(&DeviceChoice { index: Some(2), name: Some("x".into()) }).unwrap_err();
-    assert_eq!(none.to_string(), "no CUDA card with number 2 named like `x`: there is 0: Fake 0, 1: Fake 1");
+    assert_eq!(
+        none.to_string(),
+        "no CUDA card with number 2 named like `x`: there is 0: Fake 0, 1: Fake 1"
+    );
 }
 
 fn host_tensors() {
@@ -97,23 +131,37 @@ fn host_tensors() {
     );
     let plan = plan(&context, KernelKind::Flash);
     let text = plan.to_string();
-    for part in ["on Fake 0 (CUDA, compute capability 8.6)", "flash: asked for", "40 registers", "workspace 0 bytes"] {
+    for part in [
+        "on Fake 0 (CUDA, compute capability 8.6)",
+        "flash: asked for",
+        "40 registers",
+        "workspace 0 bytes",
+    ] {
         assert!(text.contains(part), "{text}");
     }
-    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let (zeros, values, mut out) = (bytes(&[0.0; 4]), bytes(&[1.0, 2.0, 3.0, 6.0]), bytes(&[9.0; 5]));
+    let bytes =
+        |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let (zeros, values, mut out) =
+        (bytes(&[0.0; 4]), bytes(&[1.0, 2.0, 3.0, 6.0]), bytes(&[9.0; 5]));
     let stats = context.run_host(&plan, host_args(&zeros, &values, &mut out, Some(3))).unwrap();
     assert_eq!(out, bytes(&[3.0, 3.0, 3.0, 9.0, 9.0]), "rows of the call, and no more");
     assert_eq!((stats.device_bytes, stats.run.gpu.unwrap().as_micros()), (64, 1500));
-    let short = context.run_host(&plan, host_args(&zeros, &values, &mut out[..15], Some(3))).unwrap_err();
-    assert!(matches!(short, Error::Problem(ProblemError::TooShort { argument: Argument::Out, .. })));
+    let short =
+        context.run_host(&plan, host_args(&zeros, &values, &mut out[..15], Some(3))).unwrap_err();
+    assert!(matches!(
+        short,
+        Error::Problem(ProblemError::TooShort { argument: Argument::Out, .. })
+    ));
     let none = context.plan(&problem(0), &PlanOptions::default()).unwrap();
-    let mut run = HostRun::upload(&none, &host_args(&zeros, &values, &mut out, Some(3))).unwrap_err();
+    let mut run =
+        HostRun::upload(&none, &host_args(&zeros, &values, &mut out, Some(3))).unwrap_err();
     assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
     run = none
         .launch(
             context.stream(),
-            &mut HostRun::upload(&plan, &host_args(&zeros, &values, &mut out, Some(3))).unwrap().args(),
+            &mut HostRun::upload(&plan, &host_args(&zeros, &values, &mut out, Some(3)))
+                .unwrap()
+                .args(),
         )
         .unwrap_err();
     assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
@@ -138,7 +186,8 @@ fn memory() {
 
     // A slice with an offset.
     let v = Input::from(&values).offset(8);
-    plan.launch(stream, &mut Args::new(&zeros, &zeros, v, Output::from(&mut out).offset(4))).unwrap();
+    plan.launch(stream, &mut Args::new(&zeros, &zeros, v, Output::from(&mut out).offset(4)))
+        .unwrap();
     assert_eq!(stream.clone_dtoh(&out).unwrap(), [9.0, 3.0, 3.0, 3.0, 3.0, 9.0, 9.0, 9.0]);
 
     // Views.
@@ -175,9 +224,15 @@ fn misfits() {
     let launch = |args: &mut Args<'_>| plan.launch(stream, args).unwrap_err();
     let other = plan.launch(&elsewhere, &mut Args::new(&x, &x, &x, &mut out)).unwrap_err();
     assert_eq!(other, Error::OtherContext { what: "the stream".into() });
-    assert_eq!(launch(&mut Args::new(&x, &there, &x, &mut out)), Error::OtherContext { what: "k".into() });
+    assert_eq!(
+        launch(&mut Args::new(&x, &there, &x, &mut out)),
+        Error::OtherContext { what: "k".into() }
+    );
     let short = launch(&mut Args::new(&x, &x, Input::from(&x).offset(4), &mut out));
-    assert_eq!(short, ProblemError::TooShort { argument: Argument::V, expected: 20, given: 16 }.into());
+    assert_eq!(
+        short,
+        ProblemError::TooShort { argument: Argument::V, expected: 20, given: 16 }.into()
+    );
     let unexpected = launch(&mut Args::new(&x, &x, &x, &mut out).mask(&x));
     assert_eq!(unexpected, ProblemError::Unexpected { argument: Argument::AttnMask }.into());
     // SAFETY: refused before anything is written.
@@ -213,7 +268,8 @@ fn workspaces() {
     let launches = told("launched");
     assert_eq!(launches.len(), 4 * 20 * 3);
     for call in launches.chunks(3) {
-        let starts = ["launched unfused_scores", "launched unfused_softmax", "launched unfused_values"];
+        let starts =
+            ["launched unfused_scores", "launched unfused_softmax", "launched unfused_values"];
         assert!(call.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{call:?}");
     }
 
@@ -222,10 +278,16 @@ fn workspaces() {
     let mut own = stream.clone_htod(&[0f32; 16]).unwrap();
     let address = own.device_ptr(stream).0;
     plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own)).unwrap();
-    assert!(told("launched")[240..].iter().all(|line| line.ends_with(&format!("scores {address:#x}"))));
-    let short =
-        plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own.slice_mut(1..))).unwrap_err();
-    assert_eq!(short, ProblemError::TooShort { argument: Argument::Workspace, expected: 64, given: 60 }.into());
+    assert!(
+        told("launched")[240..].iter().all(|line| line.ends_with(&format!("scores {address:#x}")))
+    );
+    let short = plan
+        .launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own.slice_mut(1..)))
+        .unwrap_err();
+    assert_eq!(
+        short,
+        ProblemError::TooShort { argument: Argument::Workspace, expected: 64, given: 60 }.into()
+    );
 }
 
 fn capture() {
@@ -241,7 +303,11 @@ fn capture() {
         plan.launch(&stream, &mut Args::new(&x.slice(..), &x, &x, &mut out.slice_mut(..))).unwrap();
     }
     assert_eq!(told("launched").len(), 8);
-    assert_eq!(told("recorded").len(), recorded, "what was recorded before the capture is what others wait for");
+    assert_eq!(
+        told("recorded").len(),
+        recorded,
+        "what was recorded before the capture is what others wait for"
+    );
     assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
 
     // Others can wait for the slices, whose events are none of the graph's.
@@ -291,16 +357,25 @@ fn old_driver() {
 
 fn incomplete() {
     let error = open(&DeviceChoice::default()).unwrap_err();
-    assert!(matches!(&error, Error::NoDriver(why) if why.ends_with("it lacks cuLaunchKernel")), "{error}");
+    assert!(
+        matches!(&error, Error::NoDriver(why) if why.ends_with("it lacks cuLaunchKernel")),
+        "{error}"
+    );
 }
 
 fn no_compiler() {
     let context = first();
     let refused = context.verdict(&problem(4), KernelKind::Flash);
-    assert!(matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])), "{refused}");
+    assert!(
+        matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])),
+        "{refused}"
+    );
     let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
     assert!(
-        matches!(error, Error::NoCompiler { arch: 86, command: "pip install nvidia-cuda-nvrtc-cu12", .. }),
+        matches!(
+            error,
+            Error::NoCompiler { arch: 86, command: "pip install nvidia-cuda-nvrtc-cu12", .. }
+        ),
         "{error}"
     );
 }
@@ -308,12 +383,20 @@ fn no_compiler() {
 fn new_compiler() {
     let context = first();
     let refused = context.verdict(&problem(4), KernelKind::Flash);
-    assert!(matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])), "{refused}");
+    assert!(
+        matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])),
+        "{refused}"
+    );
     let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
-    let Error::NoCompiler { arch: 86, reason, command: "pip install nvidia-cuda-nvrtc-cu12" } = &error else {
+    let Error::NoCompiler { arch: 86, reason, command: "pip install nvidia-cuda-nvrtc-cu12" } =
+        &error
+    else {
         panic!("{error}");
     };
-    assert!(reason.starts_with("NVRTC 13.4 at ") && reason.contains("the driver is of CUDA 12"), "{error}");
+    assert!(
+        reason.starts_with("NVRTC 13.4 at ") && reason.contains("the driver is of CUDA 12"),
+        "{error}"
+    );
 }
 
 fn new_driver() {
@@ -323,7 +406,10 @@ fn new_driver() {
 
 fn no_kernel() {
     let error = first().plan(&problem(4), &PlanOptions::default()).unwrap_err();
-    assert!(matches!(&error, Error::Compile { arch: 86, message, .. } if message.contains("ptxas")), "{error}");
+    assert!(
+        matches!(&error, Error::Compile { arch: 86, message, .. } if message.contains("ptxas")),
+        "{error}"
+    );
 }
 
 fn no_memory() {

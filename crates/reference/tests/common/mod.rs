@@ -37,7 +37,11 @@ impl Case {
     }
 
     /// One query [1] over keys whose scores are `scores`, one value a key.
-    pub fn scores(scores: &[f32], values: &[f32], describe: impl FnOnce(ProblemBuilder) -> ProblemBuilder) -> Self {
+    pub fn scores(
+        scores: &[f32],
+        values: &[f32],
+        describe: impl FnOnce(ProblemBuilder) -> ProblemBuilder,
+    ) -> Self {
         let n = scores.len();
         Self::new([[1, 1, 1, 1], [1, 1, n, 1], [1, 1, n, 1]], [&[1.0], scores, values], describe)
     }
@@ -60,7 +64,10 @@ impl Case {
         let lse_arg = self.problem.lse().then_some(&mut lse[..]);
         let args = HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse_arg, call: *call };
         run(&self.problem, args).expect("valid arguments");
-        (out.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four"))).collect(), lse)
+        (
+            out.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four"))).collect(),
+            lse,
+        )
     }
 }
 

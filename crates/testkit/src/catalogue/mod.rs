@@ -30,8 +30,12 @@ pub fn catalogue() -> Vec<(&'static str, Case)> {
         ("long", tensors::long()),
         ("together", options::together()),
     ];
-    let parse = |line: String| line.parse::<Case>().expect("a test reads every line of the catalogue");
-    groups.into_iter().flat_map(|(group, lines)| lines.into_iter().map(move |line| (group, parse(line)))).collect()
+    let parse =
+        |line: String| line.parse::<Case>().expect("a test reads every line of the catalogue");
+    groups
+        .into_iter()
+        .flat_map(|(group, lines)| lines.into_iter().map(move |line| (group, parse(line))))
+        .collect()
 }
 
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
@@ -69,7 +73,8 @@ mod tests {
             entry.0 += 1;
             entry.1 += case.flops();
         }
-        let (cases, flops) = groups.values().fold((0, 0), |(n, f), (cases, flops)| (n + cases, f + flops));
+        let (cases, flops) =
+            groups.values().fold((0, 0), |(n, f), (cases, flops)| (n + cases, f + flops));
         for (group, (cases, flops)) in groups {
             println!("{group:20} {cases:4} cases {:8.1} MFLOP", flops as f64 / 1e6);
         }

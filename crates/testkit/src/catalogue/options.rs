@@ -15,9 +15,13 @@ pub(super) fn bands() -> Vec<String> {
     let mut cases = Vec::new();
     for (n, align) in ["top-left", "bottom-right", "3", "-3", "40", "-40"].into_iter().enumerate() {
         for (m, band) in bands.into_iter().enumerate() {
-            for shape in ["33x8", "17x8 skv=70", "70x8 skv=17"].into_iter().skip((n + m) % 2).step_by(2) {
+            for shape in
+                ["33x8", "17x8 skv=70", "70x8 skv=17"].into_iter().skip((n + m) % 2).step_by(2)
+            {
                 let dtype = DTYPES[(n + m) % 3];
-                cases.push(format!("shape=1x2x{shape} align={align} {band} dtype={dtype} poison=unseen"));
+                cases.push(format!(
+                    "shape=1x2x{shape} align={align} {band} dtype={dtype} poison=unseen"
+                ));
             }
         }
     }
@@ -38,9 +42,14 @@ pub(super) fn bands() -> Vec<String> {
 pub(super) fn softcap() -> Vec<String> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
-        for (cap, values) in
-            [(1.0, "large"), (20.0, "large"), (50.0, "normal"), (0.01, "normal"), (10_000.0, "normal"), (30.0, "huge")]
-        {
+        for (cap, values) in [
+            (1.0, "large"),
+            (20.0, "large"),
+            (50.0, "normal"),
+            (0.01, "normal"),
+            (10_000.0, "normal"),
+            (30.0, "huge"),
+        ] {
             cases.push(format!("shape=1x2x40x32 softcap={cap:?} values={values} dtype={dtype}"));
         }
     }
@@ -57,8 +66,9 @@ pub(super) fn softcap() -> Vec<String> {
 
 pub(super) fn scale() -> Vec<String> {
     let mut cases = Vec::new();
-    for (n, scale) in
-        ["-0.25", "0.0", "1.0", "0.001", "-10.0", "7.5", "1e-30", "-1e-45", "100.0"].into_iter().enumerate()
+    for (n, scale) in ["-0.25", "0.0", "1.0", "0.001", "-10.0", "7.5", "1e-30", "-1e-45", "100.0"]
+        .into_iter()
+        .enumerate()
     {
         cases.push(format!("shape=1x2x33x16 scale={scale} causal=yes dtype={}", DTYPES[n % 3]));
         cases.push(format!("shape=1x2x20x48 skv=66 scale={scale} dtype={}", DTYPES[(n + 1) % 3]));
@@ -83,12 +93,21 @@ pub(super) fn scale() -> Vec<String> {
 pub(super) fn call_lengths() -> Vec<String> {
     let mut cases = Vec::new();
     for (n, dtype) in DTYPES.into_iter().enumerate() {
-        for band in
-            ["", "causal=yes", "causal=yes align=bottom-right", "window_left=3 window_right=2 align=bottom-right"]
-        {
-            cases.push(format!("shape=4x2x18x16 skv=37 kv_lens=random {band} dtype={dtype} poison=unseen seed={n}"));
-            cases.push(format!("shape=4x2x20x16 skv=40 call_q=7 call_kv=33 kv_lens=33:0:1:16 {band} dtype={dtype}"));
-            cases.push(format!("shape=2x3x20x16 skv=40 call_q=13 call_kv=17 {band} dtype={dtype} seed={n}"));
+        for band in [
+            "",
+            "causal=yes",
+            "causal=yes align=bottom-right",
+            "window_left=3 window_right=2 align=bottom-right",
+        ] {
+            cases.push(format!(
+                "shape=4x2x18x16 skv=37 kv_lens=random {band} dtype={dtype} poison=unseen seed={n}"
+            ));
+            cases.push(format!(
+                "shape=4x2x20x16 skv=40 call_q=7 call_kv=33 kv_lens=33:0:1:16 {band} dtype={dtype}"
+            ));
+            cases.push(format!(
+                "shape=2x3x20x16 skv=40 call_q=13 call_kv=17 {band} dtype={dtype} seed={n}"
+            ));
         }
     }
     cases.extend(lines(
@@ -108,10 +127,16 @@ pub(super) fn mask_contents() -> Vec<String> {
     let mut cases = Vec::new();
     let axes = ["bhqk", "qk", "hqk", "b1qk"];
     for (n, kind) in ["bool", "f32", "f16", "bf16"].into_iter().enumerate() {
-        for (m, content) in ["random", "blocks", "rows", "lowest", "open", "shut", "alibi"].into_iter().enumerate() {
+        for (m, content) in
+            ["random", "blocks", "rows", "lowest", "open", "shut", "alibi"].into_iter().enumerate()
+        {
             let (axes, dtype) = (axes[(n + m) % 4], DTYPES[(n + m) % 3]);
-            cases.push(format!("shape=2x2x33x16 skv=50 mask={kind}:{axes}:{content} dtype={dtype} seed={n}"));
-            cases.push(format!("shape=2x3x20x8 mask={kind}:{axes}:{content} causal=yes poison=unseen seed={m}"));
+            cases.push(format!(
+                "shape=2x2x33x16 skv=50 mask={kind}:{axes}:{content} dtype={dtype} seed={n}"
+            ));
+            cases.push(format!(
+                "shape=2x3x20x8 mask={kind}:{axes}:{content} causal=yes poison=unseen seed={m}"
+            ));
         }
     }
     cases
@@ -120,15 +145,21 @@ pub(super) fn mask_contents() -> Vec<String> {
 /// Every way to broadcast.
 pub(super) fn mask_shapes() -> Vec<String> {
     let axes = [
-        "k", "1", "qk", "1k", "q1", "11", "hqk", "1qk", "h1k", "hq1", "11k", "h11", "111", "bhqk", "b1qk", "1hqk",
-        "bh1k", "bhq1", "11qk", "b11k", "1h1k", "bh11", "b1q1", "11q1", "b111", "1111", "111k",
+        "k", "1", "qk", "1k", "q1", "11", "hqk", "1qk", "h1k", "hq1", "11k", "h11", "111", "bhqk",
+        "b1qk", "1hqk", "bh1k", "bhq1", "11qk", "b11k", "1h1k", "bh11", "b1q1", "11q1", "b111",
+        "1111", "111k",
     ];
     let kinds = ["bool", "f32", "f16", "bf16"];
     let mut cases = Vec::new();
     for (n, axes) in axes.into_iter().enumerate() {
-        cases.push(format!("shape=2x3x17x8 skv=35 mask={}:{axes}:random dtype={}", kinds[n % 4], DTYPES[n % 3]));
+        cases.push(format!(
+            "shape=2x3x17x8 skv=35 mask={}:{axes}:random dtype={}",
+            kinds[n % 4],
+            DTYPES[n % 3]
+        ));
         // Rows of odd steps, so that 16-bit and 8-bit entries begin anywhere in a word.
-        cases.push(format!("shape=3x2x9x5 skv=13 mask={}:{axes}+3:rows seed=1", kinds[(n + 2) % 4]));
+        cases
+            .push(format!("shape=3x2x9x5 skv=13 mask={}:{axes}+3:rows seed=1", kinds[(n + 2) % 4]));
     }
     cases
 }
@@ -178,7 +209,9 @@ pub(super) fn not_a_number() -> Vec<String> {
     for (n, nan) in ["q", "k", "v"].into_iter().enumerate() {
         for dtype in DTYPES {
             cases.push(format!("shape=2x2x40x16 nan={nan} causal=yes dtype={dtype} seed={n}"));
-            cases.push(format!("shape=2x4x20x8 hkv=2 skv=45 nan={nan} mask=bool:bhqk:random dtype={dtype} seed={n}"));
+            cases.push(format!(
+                "shape=2x4x20x8 hkv=2 skv=45 nan={nan} mask=bool:bhqk:random dtype={dtype} seed={n}"
+            ));
         }
     }
     cases

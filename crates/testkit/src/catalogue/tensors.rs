@@ -20,13 +20,16 @@ pub(super) fn lengths() -> Vec<String> {
 /// Odd, even, around powers of two, and the models' favourites.
 pub(super) fn head_dims() -> Vec<String> {
     let dims = [
-        1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 32, 33, 40, 48, 64, 65, 80, 96, 112, 127, 128, 129, 160, 192, 255, 256, 257,
-        320, 384, 511, 512,
+        1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 32, 33, 40, 48, 64, 65, 80, 96, 112, 127, 128, 129, 160,
+        192, 255, 256, 257, 320, 384, 511, 512,
     ];
     let mut cases = Vec::new();
     for (n, d) in dims.into_iter().enumerate() {
         cases.push(format!("shape=1x2x33x{d}"));
-        cases.push(format!("shape=1x2x19x{d} skv=37 causal=yes align=bottom-right dtype={}", DTYPES[1 + n % 2]));
+        cases.push(format!(
+            "shape=1x2x19x{d} skv=37 causal=yes align=bottom-right dtype={}",
+            DTYPES[1 + n % 2]
+        ));
         cases.push(format!("shape=2x2x5x{d} hkv=1 skv=18 dtype={} seed=2", DTYPES[2 - n % 2]));
     }
     let unequal = [
@@ -62,7 +65,9 @@ pub(super) fn values() -> Vec<String> {
             let mut case: Case = "shape=1x2x40x32".parse().expect("a shape");
             case.values = values;
             cases.push(format!("{case} dtype={dtype}"));
-            cases.push(format!("{case} dtype={dtype} skv=75 dv=17 causal=yes align=bottom-right seed=3"));
+            cases.push(format!(
+                "{case} dtype={dtype} skv=75 dv=17 causal=yes align=bottom-right seed=3"
+            ));
         }
     }
     cases.extend(lines(
@@ -85,7 +90,9 @@ pub(super) fn layouts() -> Vec<String> {
             ));
         }
         let [q, k, v, out] = [0, 1, 2, 3].map(|m| names[(n + m) % 4]);
-        cases.push(format!("shape=2x4x19x10 hkv=2 skv=23 dtype=f16 q={q} k={k} v={v} out={out} causal=yes"));
+        cases.push(format!(
+            "shape=2x4x19x10 hkv=2 skv=23 dtype=f16 q={q} k={k} v={v} out={out} causal=yes"
+        ));
     }
     cases
 }

@@ -2,7 +2,8 @@ use super::{BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, 
 use crate::{Backend, PtxKernel};
 use flashtile_core::{DType, HostArgs, KernelKind, Problem, TensorView, Verdict, check_host_args};
 use flashtile_cuda::{
-    CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, compile_to_ptx, schedule,
+    CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, compile_to_ptx,
+    schedule,
 };
 use flashtile_shaders::cuda::Arch;
 use std::collections::HashMap;
@@ -43,7 +44,12 @@ impl Emulator {
     ///
     /// # Errors
     /// [`EmulatorError::Compile`], [`Cache`](EmulatorError::Cache), [`Load`](EmulatorError::Load).
-    pub fn kernel(&self, name: &str, entry_point: &str, text: &str) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
+    pub fn kernel(
+        &self,
+        name: &str,
+        entry_point: &str,
+        text: &str,
+    ) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
         make_once(&self.kernels, text.to_owned(), || {
             let library = self.compiler.compile(name, text)?;
             // SAFETY: compiled from this text.
@@ -80,7 +86,11 @@ impl PtxCompiler {
     ///
     /// # Errors
     /// [`EmulatorError::Nvrtc`], and [`EmulatorError::Run`] where it uses what the interpreter does not know.
-    pub fn kernel(&self, variant: &CudaVariant, arch: Arch) -> Result<Arc<PtxKernel>, Arc<EmulatorError>> {
+    pub fn kernel(
+        &self,
+        variant: &CudaVariant,
+        arch: Arch,
+    ) -> Result<Arc<PtxKernel>, Arc<EmulatorError>> {
         let text = self.text(variant, arch)?;
         make_once(&self.kernels, (*variant, arch), || {
             let text = self.edit.iter().fold(text, |text, edit| edit(text));
@@ -142,7 +152,10 @@ impl EmulatedCudaBackend {
     }
 
     /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found. Not with PTX.
-    pub fn with_text(&self, edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static) -> Self {
+    pub fn with_text(
+        &self,
+        edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static,
+    ) -> Self {
         Self { edit: Some(Arc::new(edit)), kernels: Arc::default(), ..self.clone() }
     }
 
@@ -157,7 +170,11 @@ impl EmulatedCudaBackend {
         schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
     }
 
-    fn kernel(&self, emulator: &Emulator, variant: &CudaVariant) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
+    fn kernel(
+        &self,
+        emulator: &Emulator,
+        variant: &CudaVariant,
+    ) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
         let known = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = known().get(variant) {
             return Ok(kernel.clone());
@@ -171,7 +188,11 @@ impl EmulatedCudaBackend {
         Ok(kernel)
     }
 
-    fn launch(&self, launch: &Launch, memory: &mut [&mut DeviceMemory]) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn launch(
+        &self,
+        launch: &Launch,
+        memory: &mut [&mut DeviceMemory],
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Launch { variant, params, grid } = launch;
         let run = BlockRun {
             grid: *grid,
@@ -183,9 +204,15 @@ impl EmulatedCudaBackend {
         };
         match &self.engine {
             // SAFETY: the parameters are this kernel's, and point to `memory`.
-            Engine::Text(emulator) => unsafe { self.kernel(emulator, variant)?.run(&run, params, memory) }?,
+            Engine::Text(emulator) => {
+                unsafe { self.kernel(emulator, variant)?.run(&run, params, memory) }?
+            }
             Engine::Ptx(compiler) => {
-                compiler.kernel(variant, self.machine.arch)?.run(&run, bytemuck::bytes_of(params), memory)?;
+                compiler.kernel(variant, self.machine.arch)?.run(
+                    &run,
+                    bytemuck::bytes_of(params),
+                    memory,
+                )?;
             }
         }
         Ok(())
@@ -226,12 +253,17 @@ impl Backend for EmulatedCudaBackend {
         let mut v = DeviceMemory::new("v", &args.v[..span(problem.v())]);
         let mut out = DeviceMemory::new("out", &args.out[..span(problem.out())]);
         let mut mask = args.mask.map(|mask| DeviceMemory::new("attn_mask", &mask[..mask_span]));
-        let mut kv_lens = args.kv_lens.map(|lens| DeviceMemory::new("kv_lens", &words(lens, |n| n.to_le_bytes())));
-        let mut lse =
-            args.lse.as_deref().map(|lse| DeviceMemory::new("lse", &words(&lse[..lse_rows], |x| x.to_le_bytes())));
+        let mut kv_lens = args
+            .kv_lens
+            .map(|lens| DeviceMemory::new("kv_lens", &words(lens, |n| n.to_le_bytes())));
+        let mut lse = args
+            .lse
+            .as_deref()
+            .map(|lse| DeviceMemory::new("lse", &words(&lse[..lse_rows], |x| x.to_le_bytes())));
         let mut scores = (schedule.workspace_bytes > 0)
             .then(|| DeviceMemory::poisoned("the workspace", schedule.workspace_bytes as usize));
-        let address = |memory: &mut Option<DeviceMemory>| memory.as_mut().map_or(0, DeviceMemory::address);
+        let address =
+            |memory: &mut Option<DeviceMemory>| memory.as_mut().map_or(0, DeviceMemory::address);
         let pointers = Pointers {
             q: q.address(),
             k: k.address(),
@@ -244,7 +276,11 @@ impl Backend for EmulatedCudaBackend {
         };
         let mut memory = vec![&mut q, &mut k, &mut v, &mut out];
         memory.extend([&mut mask, &mut kv_lens, &mut lse, &mut scores].into_iter().flatten());
-        for launch in schedule.steps.iter().filter_map(|step| schedule.launch(problem, step, &call, &pointers)) {
+        for launch in schedule
+            .steps
+            .iter()
+            .filter_map(|step| schedule.launch(problem, step, &call, &pointers))
+        {
             self.launch(&launch, &mut memory)?;
         }
         args.out[..out.content().len()].copy_from_slice(out.content());

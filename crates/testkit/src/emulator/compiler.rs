@@ -19,8 +19,16 @@ const EMULATION: [&str; 6] = [
 
 /// Kernels are compiled about as often as they are run, and -O1 is the least sum of both. Contraction would round otherwise than a card, where
 /// every fma is written out. Pragmas and unused functions are what the warnings would be about.
-const FLAGS: [&str; 8] =
-    ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-w"];
+const FLAGS: [&str; 8] = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-pthread",
+    "-w",
+];
 
 /// A C++ compiler, and a folder for what it compiled.
 #[derive(Clone, Debug)]
@@ -43,7 +51,10 @@ impl CppCompiler {
             return Err(EmulatorError::NoCompiler("the emulation is written for Unix".into()));
         }
         let named = env::var_os("CXX").filter(|name| !name.is_empty());
-        let programs = named.map_or_else(|| ["c++", "g++", "clang++"].map(OsString::from).to_vec(), |name| vec![name]);
+        let programs = named.map_or_else(
+            || ["c++", "g++", "clang++"].map(OsString::from).to_vec(),
+            |name| vec![name],
+        );
         let mut tried = Vec::new();
         for program in programs {
             match Command::new(&program).arg("--version").stdin(Stdio::null()).output() {
@@ -51,7 +62,9 @@ impl CppCompiler {
                     let version = String::from_utf8_lossy(&output.stdout).into_owned();
                     return Ok(Self { program, flags: flags(), version, cache: cache.into() });
                 }
-                Ok(output) => tried.push(format!("{} --version: {}", program.display(), output.status)),
+                Ok(output) => {
+                    tried.push(format!("{} --version: {}", program.display(), output.status))
+                }
                 Err(error) => tried.push(format!("{}: {error}", program.display())),
             }
         }
@@ -93,7 +106,9 @@ impl CppCompiler {
             .args([&made, &source])
             .stdin(Stdio::null())
             .output()
-            .map_err(|error| EmulatorError::NoCompiler(format!("{}: {error}", self.program.display())))?;
+            .map_err(|error| {
+                EmulatorError::NoCompiler(format!("{}: {error}", self.program.display()))
+            })?;
         if !output.status.success() {
             let output = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(EmulatorError::Compile { what: what.to_owned(), text: source, output });

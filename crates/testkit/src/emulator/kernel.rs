@@ -90,7 +90,13 @@ impl EmulatedKernel {
         let library = unsafe { Library::new(library) }?;
         // SAFETY: KERNEL makes a function of this type.
         let entry = *unsafe { library.get::<Entry>(entry_point.as_bytes()) }?;
-        Ok(Self { name: name.to_owned(), text: text.to_owned(), entry, memory: Mutex::default(), _library: library })
+        Ok(Self {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            entry,
+            memory: Mutex::default(),
+            _library: library,
+        })
     }
 
     /// Runs all blocks of a launch.
@@ -150,7 +156,8 @@ impl EmulatedKernel {
         let failed = unsafe { (self.entry)(&mut launch, ptr::from_ref(params).cast()) } != 0;
         if failed {
             let lines = launch.error_lines;
-            let text = CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
+            let text =
+                CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
             return Err(EmulatorError::Run {
                 kernel: self.name.clone(),
                 message: format!("{text}{}", self.quote(lines)),

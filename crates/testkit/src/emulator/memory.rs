@@ -65,8 +65,12 @@ impl DeviceMemory {
     /// # Errors
     /// [`EmulatorError::OutOfBounds`] where it is not.
     pub fn check(&self) -> Result<(), EmulatorError> {
-        let poisoned = |from: usize, to: usize| (from..to).all(|n| self.bytes[n] == POISON[(n + self.begin) % 2]);
-        for (behind, whole) in [(false, poisoned(0, self.begin)), (true, poisoned(self.end, self.bytes.len()))] {
+        let poisoned = |from: usize, to: usize| {
+            (from..to).all(|n| self.bytes[n] == POISON[(n + self.begin) % 2])
+        };
+        for (behind, whole) in
+            [(false, poisoned(0, self.begin)), (true, poisoned(self.end, self.bytes.len()))]
+        {
             if !whole {
                 return Err(EmulatorError::OutOfBounds { what: self.what, behind });
             }
@@ -89,7 +93,9 @@ mod tests {
             assert!(memory.check().is_ok());
             memory.bytes[at] = 0;
             let behind = at > MARGIN;
-            assert!(matches!(memory.check(), Err(EmulatorError::OutOfBounds { what: "q", behind: b }) if b == behind));
+            assert!(
+                matches!(memory.check(), Err(EmulatorError::OutOfBounds { what: "q", behind: b }) if b == behind)
+            );
         }
     }
 }

@@ -38,7 +38,11 @@ pub(super) fn wrap(of: Type, number: i128) -> u64 {
 pub(super) fn compute(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
     if function == Function::Move {
         // True is written as -1, and so may numbers be that are narrower.
-        return Some(if of == Type::Pred { (from[0] != 0).into() } else { wrap(of, from[0].into()) });
+        return Some(if of == Type::Pred {
+            (from[0] != 0).into()
+        } else {
+            wrap(of, from[0].into())
+        });
     }
     match of {
         Type::F32 => compute_float(function, from.map(float)).map(bits),
@@ -121,8 +125,18 @@ pub(super) fn insert_bits(a: u64, b: u64, place: u64, count: u64) -> u64 {
     (b & !mask) | ((a << place) & mask)
 }
 
-pub(super) fn compare(comparison: Comparison, or_unordered: bool, of: Type, a: u64, b: u64) -> bool {
-    let order = if of == Type::F32 { float(a).partial_cmp(&float(b)) } else { Some(number(of, a).cmp(&number(of, b))) };
+pub(super) fn compare(
+    comparison: Comparison,
+    or_unordered: bool,
+    of: Type,
+    a: u64,
+    b: u64,
+) -> bool {
+    let order = if of == Type::F32 {
+        float(a).partial_cmp(&float(b))
+    } else {
+        Some(number(of, a).cmp(&number(of, b)))
+    };
     let Some(order) = order else { return or_unordered };
     match comparison {
         Comparison::Equal => order.is_eq(),
@@ -149,7 +163,11 @@ pub(super) fn convert(to: Type, from: Type, x: u64) -> Option<u64> {
 /// Two floats of 16 bits in one word.
 pub(super) fn convert_pair(to_bf16: bool, high: u64, low: u64) -> u64 {
     let half = |x: u64| -> u64 {
-        let bits = if to_bf16 { bf16::from_f32(float(x)).to_bits() } else { f16::from_f32(float(x)).to_bits() };
+        let bits = if to_bf16 {
+            bf16::from_f32(float(x)).to_bits()
+        } else {
+            f16::from_f32(float(x)).to_bits()
+        };
         bits.into()
     };
     half(high) << 16 | half(low)
@@ -166,7 +184,9 @@ mod tests {
 
     #[test]
     fn integers_wrap_and_keep_their_signs() {
-        let of = |function, of, a: i64, b: i64| compute(function, of, [wrap(of, a.into()), wrap(of, b.into()), 0]);
+        let of = |function, of, a: i64, b: i64| {
+            compute(function, of, [wrap(of, a.into()), wrap(of, b.into()), 0])
+        };
         assert_eq!(of(Function::Add, Type::U32, 0xFFFF_FFFF, 2), Some(1));
         assert_eq!(of(Function::ShiftRight, Type::S32, -8, 1), Some(0xFFFF_FFFC));
         assert_eq!(of(Function::ShiftRight, Type::U32, -8, 40), Some(0));
@@ -188,15 +208,23 @@ mod tests {
 
     #[test]
     fn floats_know_nan_and_what_is_too_small() {
-        let of = |function, a: f32, b: f32| float(compute(function, Type::F32, [bits(a), bits(b), 0]).unwrap_or(7));
+        let of = |function, a: f32, b: f32| {
+            float(compute(function, Type::F32, [bits(a), bits(b), 0]).unwrap_or(7))
+        };
         assert_eq!(of(Function::Max, f32::NAN, 2.0), 2.0);
-        assert_eq!((of(Function::Exp2, -126.0, 0.0), of(Function::Exp2, -127.0, 0.0)), (f32::MIN_POSITIVE, 0.0));
+        assert_eq!(
+            (of(Function::Exp2, -126.0, 0.0), of(Function::Exp2, -127.0, 0.0)),
+            (f32::MIN_POSITIVE, 0.0)
+        );
         for (comparison, or_unordered, expected) in [
             (Comparison::Less, false, false),
             (Comparison::GreaterEqual, true, true),
             (Comparison::NotEqual, false, false),
         ] {
-            assert_eq!(compare(comparison, or_unordered, Type::F32, bits(f32::NAN), bits(1.0)), expected);
+            assert_eq!(
+                compare(comparison, or_unordered, Type::F32, bits(f32::NAN), bits(1.0)),
+                expected
+            );
         }
         assert_eq!(convert_pair(false, bits(1.0), bits(-2.0)), 0x3C00_C000);
         assert_eq!(convert_pair(true, bits(1.0), bits(-2.0)), 0x3F80_C000);

@@ -226,7 +226,10 @@ impl Operation {
     /// Whether all lanes of a warp do it at once.
     pub(super) fn is_collective(&self) -> bool {
         use Operation::{Any, Barrier, LoadMatrix, MultiplyAdd, Shuffle};
-        matches!(self, Barrier { .. } | Shuffle { .. } | Any { .. } | LoadMatrix { .. } | MultiplyAdd { .. })
+        matches!(
+            self,
+            Barrier { .. } | Shuffle { .. } | Any { .. } | LoadMatrix { .. } | MultiplyAdd { .. }
+        )
     }
 }
 

@@ -34,12 +34,21 @@ impl<'a, 'b> Global<'a, 'b> {
         Self { tensors: memory.iter_mut().map(tensor).collect() }
     }
 
-    fn find(&mut self, what: &str, address: u64, bytes: u32) -> Result<(&mut Tensor<'a, 'b>, usize), String> {
+    fn find(
+        &mut self,
+        what: &str,
+        address: u64,
+        bytes: u32,
+    ) -> Result<(&mut Tensor<'a, 'b>, usize), String> {
         if !address.is_multiple_of(bytes.into()) {
-            return Err(format!("{what} of {bytes} bytes at an address that is no multiple of that"));
+            return Err(format!(
+                "{what} of {bytes} bytes at an address that is no multiple of that"
+            ));
         }
         let end = address.saturating_add(bytes.into());
-        if let Some(at) = self.tensors.iter().position(|tensor| tensor.begin <= address && end <= tensor.end) {
+        if let Some(at) =
+            self.tensors.iter().position(|tensor| tensor.begin <= address && end <= tensor.end)
+        {
             let tensor = &mut self.tensors[at];
             let offset = (address - tensor.begin) as usize;
             return Ok((tensor, offset));
@@ -48,7 +57,8 @@ impl<'a, 'b> Global<'a, 'b> {
             if address < tensor.begin { tensor.begin - address } else { end - tensor.end.min(end) }
         };
         let nearest = self.tensors.iter().min_by_key(distance).ok_or("there is no memory")?;
-        let (name, offset) = (nearest.memory.name(), i128::from(address) - i128::from(nearest.begin));
+        let (name, offset) =
+            (nearest.memory.name(), i128::from(address) - i128::from(nearest.begin));
         Err(format!(
             "{what} of {bytes} bytes outside of all memory: at byte {offset} of {name}, which has {}",
             nearest.end - nearest.begin
@@ -59,9 +69,14 @@ impl<'a, 'b> Global<'a, 'b> {
         let (tensor, offset) = self.find("a read", address, bytes)?;
         let end = offset + bytes as usize;
         let places = offset / PLACE..end.div_ceil(PLACE);
-        for (writer, reader) in tensor.writers[places.clone()].iter().zip(&mut tensor.readers[places]) {
+        for (writer, reader) in
+            tensor.writers[places.clone()].iter().zip(&mut tensor.readers[places])
+        {
             if *writer != 0 && *writer != block + 1 {
-                return Err(format!("a read of what block {} writes in the same launch", writer - 1));
+                return Err(format!(
+                    "a read of what block {} writes in the same launch",
+                    writer - 1
+                ));
             }
             *reader = if *reader == 0 || *reader == block + 1 { block + 1 } else { SEVERAL };
         }
@@ -72,7 +87,9 @@ impl<'a, 'b> Global<'a, 'b> {
         let (tensor, offset) = self.find("a write", address, value.len() as u32)?;
         let end = offset + value.len();
         let places = offset / PLACE..end.div_ceil(PLACE);
-        for (writer, reader) in tensor.writers[places.clone()].iter_mut().zip(&tensor.readers[places]) {
+        for (writer, reader) in
+            tensor.writers[places.clone()].iter_mut().zip(&tensor.readers[places])
+        {
             if *reader != 0 && *reader != block + 1 {
                 return Err("a write of what another block reads in the same launch".to_owned());
             }
@@ -134,7 +151,12 @@ impl Shared {
     }
 
     /// The bytes, and the places that they fill.
-    fn find(&self, what: &str, address: u64, bytes: u32) -> Result<[std::ops::Range<usize>; 2], String> {
+    fn find(
+        &self,
+        what: &str,
+        address: u64,
+        bytes: u32,
+    ) -> Result<[std::ops::Range<usize>; 2], String> {
         let end = address.saturating_add(bytes.into());
         if end > self.bytes.len() as u64 {
             return Err(format!(
@@ -214,20 +236,27 @@ mod tests {
 
     #[test]
     fn blocks_keep_to_tensors_and_out_of_each_others_way() {
-        let (mut q, mut out) = (DeviceMemory::new("q", &[7; 16]), DeviceMemory::poisoned("out", 16));
+        let (mut q, mut out) =
+            (DeviceMemory::new("q", &[7; 16]), DeviceMemory::poisoned("out", 16));
         let (q_at, out_at) = (q.address(), out.address());
         let mut memory = [&mut q, &mut out];
         let mut global = Global::new(&mut memory);
         assert_eq!(global.read(0, q_at + 4, 4), Ok(&[7; 4][..]));
         assert!(global.read(0, q_at + 2, 4).unwrap_err().contains("no multiple"));
-        assert!(global.read(0, q_at + 16, 4).unwrap_err().contains("at byte 16 of q, which has 16"));
-        assert!(global.write(0, out_at - 4, &[1, 0, 0, 0]).unwrap_err().contains("at byte -4 of out"));
+        assert!(
+            global.read(0, q_at + 16, 4).unwrap_err().contains("at byte 16 of q, which has 16")
+        );
+        assert!(
+            global.write(0, out_at - 4, &[1, 0, 0, 0]).unwrap_err().contains("at byte -4 of out")
+        );
         global.write(0, out_at, &[5, 0, 0, 0]).unwrap();
         global.write(0, out_at, &[6, 0]).unwrap();
         assert!(global.write(1, out_at, &[5, 0, 0, 0]).unwrap_err().contains("block 0 writes too"));
         assert!(global.read(1, out_at, 4).unwrap_err().contains("block 0 writes"));
         assert_eq!(global.read(0, out_at, 4), Ok(&[6, 0, 0, 0][..]));
-        assert!(global.write(1, q_at + 4, &[5, 0, 0, 0]).unwrap_err().contains("another block reads"));
+        assert!(
+            global.write(1, q_at + 4, &[5, 0, 0, 0]).unwrap_err().contains("another block reads")
+        );
         global.write(0, q_at + 4, &[5, 0, 0, 0]).unwrap();
         (0..2).for_each(|block| assert!(global.read(block, q_at + 8, 2).is_ok()));
         assert!(global.write(0, q_at + 8, &[5, 0]).unwrap_err().contains("another block reads"));

@@ -54,10 +54,12 @@ impl PtxKernel {
     /// What was done so far, instruction by instruction.
     pub fn done(&self) -> impl Iterator<Item = LineDone> {
         let instructions = self.program.instructions.iter().zip(&self.seen);
-        instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed)).map(|(instruction, seen)| {
-            let (shared_turns, bank_conflicts) = seen.shared.told();
-            LineDone { line: instruction.line, shared_turns, bank_conflicts }
-        })
+        instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed)).map(
+            |(instruction, seen)| {
+                let (shared_turns, bank_conflicts) = seen.shared.told();
+                LineDone { line: instruction.line, shared_turns, bank_conflicts }
+            },
+        )
     }
 
     /// The text that it was parsed from.
@@ -72,23 +74,33 @@ impl PtxKernel {
     /// [`EmulatorError::Run`], with the line of the text: accesses outside of `global` and of shared memory or at no multiple of their size; shared
     /// memory that two warps touch without a barrier between them, where one writes; global memory that one block writes and another touches; lanes
     /// and warps that do not meet where all of them have to be; copies that nobody waits for.
-    pub fn run(&self, run: &BlockRun, params: &[u8], global: &mut [&mut DeviceMemory]) -> Result<(), EmulatorError> {
+    pub fn run(
+        &self,
+        run: &BlockRun,
+        params: &[u8],
+        global: &mut [&mut DeviceMemory],
+    ) -> Result<(), EmulatorError> {
         let failed = |(line, why): (u32, String)| EmulatorError::Run {
             kernel: self.name.clone(),
             message: why + &quote(&self.text, line),
         };
         if params.len() != self.program.param_bytes as usize {
-            return Err(failed((0, format!("it takes {} bytes, not {}", self.program.param_bytes, params.len()))));
+            return Err(failed((
+                0,
+                format!("it takes {} bytes, not {}", self.program.param_bytes, params.len()),
+            )));
         }
         let threads = run.threads[0] as usize * run.threads[1] as usize;
         if threads == 0 || !threads.is_multiple_of(LANES) {
             return Err(failed((0, format!("{threads} threads are no number of whole warps"))));
         }
-        let mut rng = Rng::new(if let ThreadOrder::Shuffled(seed) = run.order { seed } else { 1 }, 0);
+        let mut rng =
+            Rng::new(if let ThreadOrder::Shuffled(seed) = run.order { seed } else { 1 }, 0);
         let mut memory = Global::new(global);
         for index in 0..run.grid {
             let shared = Shared::new(run.shared_bytes);
-            let mut block = Block { global: &mut memory, shared, params, index, threads_x: run.threads[0] };
+            let mut block =
+                Block { global: &mut memory, shared, params, index, threads_x: run.threads[0] };
             self.run_block(&mut block, threads / LANES, run.order, &mut rng).map_err(failed)?;
         }
         Ok(())
@@ -102,8 +114,9 @@ impl PtxKernel {
         rng: &mut Rng,
     ) -> Result<(), (u32, String)> {
         let Program { instructions, registers, .. } = &self.program;
-        let mut warps: Vec<Warp<'_>> =
-            (0..warps as u16).map(|index| Warp::new(instructions, &self.seen, *registers, index)).collect();
+        let mut warps: Vec<Warp<'_>> = (0..warps as u16)
+            .map(|index| Warp::new(instructions, &self.seen, *registers, index))
+            .collect();
         if order == ThreadOrder::Reverse {
             warps.reverse();
         }
@@ -111,13 +124,15 @@ impl PtxKernel {
             if let ThreadOrder::Shuffled(_) = order {
                 rng.shuffle(&mut warps);
             }
-            let stops = warps.iter_mut().map(|warp| warp.run(block)).collect::<Result<Vec<Stop>, _>>()?;
+            let stops =
+                warps.iter_mut().map(|warp| warp.run(block)).collect::<Result<Vec<Stop>, _>>()?;
             let place = match stops[0] {
                 Stop::Ended if stops.iter().all(|&stop| stop == Stop::Ended) => return Ok(()),
                 Stop::Barrier(place) if stops.iter().all(|&stop| stop == stops[0]) => place,
                 _ => {
-                    let place =
-                        stops.iter().find_map(|&stop| if let Stop::Barrier(place) = stop { Some(place) } else { None });
+                    let place = stops.iter().find_map(|&stop| {
+                        if let Stop::Barrier(place) = stop { Some(place) } else { None }
+                    });
                     let line = place.map_or(0, |place| instructions[place as usize].line);
                     return Err((line, format!("block {}: not all warps come here", block.index)));
                 }
@@ -163,9 +178,20 @@ mod tests {
         let mut out = DeviceMemory::new("out", &[0; 256]);
         let params = out.address().to_le_bytes();
         let order = ThreadOrder::Forward;
-        let run = BlockRun { grid: 1, threads: [64, 1], shared_bytes: 1024, bf16: false, order, mutant: 0 };
+        let run = BlockRun {
+            grid: 1,
+            threads: [64, 1],
+            shared_bytes: 1024,
+            bf16: false,
+            order,
+            mutant: 0,
+        };
         kernel(body)?.run(&run, &params, &mut [&mut out])?;
-        Ok(out.content().chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect())
+        Ok(out
+            .content()
+            .chunks(4)
+            .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+            .collect())
     }
 
     fn error(body: &str) -> String {
@@ -185,10 +211,17 @@ BOTH:
     shfl.sync.bfly.b32 %r2|%p2, %r1, 1, 31, -1;
     @!%p1 add.s32 %r2, %r2, 100;
     st.global.u32 [%rd1], %r2;";
-        let expected: Vec<u32> =
-            (0..64).map(|n: u32| if n ^ 1 < 10 { 2 * (n ^ 1) } else { 7 } + if n < 10 { 0 } else { 100 }).collect();
+        let expected: Vec<u32> = (0..64)
+            .map(|n: u32| if n ^ 1 < 10 { 2 * (n ^ 1) } else { 7 } + if n < 10 { 0 } else { 100 })
+            .collect();
         assert_eq!(run(body).unwrap(), expected);
-        assert_eq!(kernel("    setp.eq.u32 %p1, %r0, 99;\n    @%p1 bra END;\nEND:").unwrap().done().count(), 0);
+        assert_eq!(
+            kernel("    setp.eq.u32 %p1, %r0, 99;\n    @%p1 bra END;\nEND:")
+                .unwrap()
+                .done()
+                .count(),
+            0
+        );
     }
 
     #[test]
@@ -206,7 +239,10 @@ BOTH:
         let expected: Vec<u32> = (0..64).map(|n| n ^ 32).collect();
         assert_eq!(run(&[store, barrier, load].concat()).unwrap(), expected);
         let raced = error(&[store, load].concat());
-        assert!(raced.contains("another warp wrote it") || raced.contains("another warp read it"), "{raced}");
+        assert!(
+            raced.contains("another warp wrote it") || raced.contains("another warp read it"),
+            "{raced}"
+        );
         assert!(raced.contains("| "), "the line is quoted: {raced}");
         let any = "
     setp.eq.u32 %p1, %r0, 40;
@@ -221,10 +257,19 @@ BOTH:
         let parted = "    setp.lt.u32 %p1, %r0, 40;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:";
         for (body, words) in [
             (parted, "not all lanes come here"),
-            ("    setp.lt.u32 %p1, %r0, 32;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:", "not all warps come here"),
-            ("    st.global.u32 [%rd1+4], %r0;", "outside of all memory: at byte 256 of out, which has 256"),
+            (
+                "    setp.lt.u32 %p1, %r0, 32;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:",
+                "not all warps come here",
+            ),
+            (
+                "    st.global.u32 [%rd1+4], %r0;",
+                "outside of all memory: at byte 256 of out, which has 256",
+            ),
             ("    st.global.u64 [%rd1], %rd1;", "no multiple of that"),
-            ("    st.global.u32 [%rd0], %r0;\n    ld.shared.u32 %r1, [%r0+1024];", "at byte 1024 of shared memory"),
+            (
+                "    st.global.u32 [%rd0], %r0;\n    ld.shared.u32 %r1, [%r0+1024];",
+                "at byte 1024 of shared memory",
+            ),
             ("    cp.async.ca.shared.global [%r0], [%rd1], 4, 4;", "no multiple"),
             (
                 "    shl.b32 %r1, %r0, 2;\n    cp.async.ca.shared.global [%r1], [%rd1], 4, 4;\n    cp.async.commit_group;",

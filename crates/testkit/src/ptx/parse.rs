@@ -1,15 +1,20 @@
 //! The text of one kernel, as NVRTC writes it, to instructions. What the kernels under test do not use is an error that names it.
 
-use super::instruction::{Address, Comparison, Function, Instruction, Operand, Operation, Program, Reg, Space, Type};
+use super::instruction::{
+    Address, Comparison, Function, Instruction, Operand, Operation, Program, Reg, Space, Type,
+};
 use std::collections::HashMap;
 
 /// Parses the kernel `entry` of `text`.
 pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
-    let begin = text.find(&format!(".entry {entry}(")).ok_or_else(|| format!("there is no entry {entry}"))?;
+    let begin = text
+        .find(&format!(".entry {entry}("))
+        .ok_or_else(|| format!("there is no entry {entry}"))?;
     let body = begin + text[begin..].find('{').ok_or("the entry has no body")?;
     let head = &text[begin..body];
-    let param_bytes =
-        between(head, "[", "]").and_then(|n| n.parse().ok()).ok_or("one parameter is expected, an array of bytes")?;
+    let param_bytes = between(head, "[", "]")
+        .and_then(|n| n.parse().ok())
+        .ok_or("one parameter is expected, an array of bytes")?;
     let mut parser = Parser { param: format!("{entry}_param_0"), ..Parser::default() };
     parser.scopes.push(HashMap::new());
     let mut line = 1 + text[..=body].matches('\n').count() as u32;
@@ -32,7 +37,9 @@ pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
             if rest.as_bytes()[end] == b':' {
                 parser.labels.insert(statement.to_owned(), parser.instructions.len() as u32);
             } else {
-                parser.statement(statement, line).map_err(|why| format!("line {line}, `{statement}`: {why}"))?;
+                parser
+                    .statement(statement, line)
+                    .map_err(|why| format!("line {line}, `{statement}`: {why}"))?;
             }
             line += rest[..=end].matches('\n').count() as u32;
             rest = &rest[end + 1..];
@@ -73,7 +80,8 @@ impl Parser {
         let (guard, statement) = match statement.strip_prefix('@') {
             None => (None, statement),
             Some(guarded) => {
-                let (guard, rest) = guarded.split_once(char::is_whitespace).ok_or("a guard guards nothing")?;
+                let (guard, rest) =
+                    guarded.split_once(char::is_whitespace).ok_or("a guard guards nothing")?;
                 let wanted = !guard.starts_with('!');
                 (Some((self.register(guard.trim_start_matches('!'))?, wanted)), rest.trim())
             }
@@ -87,11 +95,13 @@ impl Parser {
 
     /// `.b32 %r<12>` are twelve registers, `.b16 h` is one.
     fn declare(&mut self, declaration: &str) -> Result<(), String> {
-        let (_, names) = declaration.split_once(char::is_whitespace).ok_or("a declaration without a name")?;
+        let (_, names) =
+            declaration.split_once(char::is_whitespace).ok_or("a declaration without a name")?;
         for name in names.split(',').map(str::trim) {
             let names: Vec<String> = match name.split_once('<') {
                 Some((stem, count)) => {
-                    let count: u32 = count.trim_end_matches('>').parse().map_err(|_| "a count that is none")?;
+                    let count: u32 =
+                        count.trim_end_matches('>').parse().map_err(|_| "a count that is none")?;
                     (0..count).map(|n| format!("{stem}{n}")).collect()
                 }
                 None => vec![name.to_owned()],
@@ -131,9 +141,12 @@ impl Parser {
 
     /// `[%rd1+16]`, `[name]`.
     fn address(&self, text: &str) -> Result<Address, String> {
-        let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or("no address")?;
+        let inner =
+            text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or("no address")?;
         let (base, offset) = match inner.split_once('+') {
-            Some((base, offset)) => (base, offset.trim().parse().map_err(|_| "an offset that is none")?),
+            Some((base, offset)) => {
+                (base, offset.trim().parse().map_err(|_| "an offset that is none")?)
+            }
             None => (inner, 0),
         };
         Ok(Address { base: self.operand(base.trim())?, offset })
@@ -153,9 +166,15 @@ impl Parser {
         let at = |n: usize| operands.get(n).copied().ok_or("too few operands");
         let value = |n: usize| self.operand(at(n)?);
         let to = || self.register(at(0)?);
-        let last = || parts.last().and_then(|name| Type::parse(name)).ok_or_else(|| format!("`{name}` has no type"));
+        let last = || {
+            parts
+                .last()
+                .and_then(|name| Type::parse(name))
+                .ok_or_else(|| format!("`{name}` has no type"))
+        };
         let unknown = || format!("`{name}` is not known here");
-        let number = |n: usize| at(n)?.parse::<u32>().map_err(|_| "a number is expected".to_owned());
+        let number =
+            |n: usize| at(n)?.parse::<u32>().map_err(|_| "a number is expected".to_owned());
         Ok(match parts[..] {
             ["bra", ..] => {
                 self.branches.push((self.instructions.len(), at(0)?.to_owned()));
@@ -168,7 +187,13 @@ impl Parser {
             ["shfl", "sync", mode @ ("bfly" | "idx"), "b32"] => {
                 let mut to = at(0)?.split('|').map(|name| self.register(name.trim()));
                 let (to, found) = (to.next().ok_or("too few operands")??, to.next().transpose()?);
-                Operation::Shuffle { by_xor: mode == "bfly", to, found, from: value(1)?, lane: value(2)? }
+                Operation::Shuffle {
+                    by_xor: mode == "bfly",
+                    to,
+                    found,
+                    from: value(1)?,
+                    lane: value(2)?,
+                }
             }
             ["vote", "sync", "any", "pred"] => Operation::Any { to: to()?, from: value(1)? },
             ["cp", "async", "commit_group"] => Operation::CopyCommit,
@@ -177,17 +202,38 @@ impl Parser {
                 let size = number(2)?;
                 // How much of it is there to be read; zeros follow.
                 let bytes = if operands.len() > 3 { value(3)? } else { Operand::Bits(size.into()) };
-                Operation::CopyAsync { size, to: self.address(at(0)?)?, from: self.address(at(1)?)?, bytes }
+                Operation::CopyAsync {
+                    size,
+                    to: self.address(at(0)?)?,
+                    from: self.address(at(1)?)?,
+                    bytes,
+                }
             }
             ["ldmatrix", "sync", "aligned", "m8n8", "x4", ref rest @ ..]
                 if matches!(rest, ["shared", "b16"] | ["trans", "shared", "b16"]) =>
             {
-                let to = self.registers(at(0)?)?.try_into().map_err(|_| "four registers are expected")?;
-                Operation::LoadMatrix { transposed: rest[0] == "trans", to, from: self.address(at(1)?)? }
+                let to = self
+                    .registers(at(0)?)?
+                    .try_into()
+                    .map_err(|_| "four registers are expected")?;
+                Operation::LoadMatrix {
+                    transposed: rest[0] == "trans",
+                    to,
+                    from: self.address(at(1)?)?,
+                }
             }
-            ["mma", "sync", "aligned", shape @ ("m16n8k16" | "m16n8k8"), "row", "col", "f32", a, b, "f32"]
-                if a == b =>
-            {
+            [
+                "mma",
+                "sync",
+                "aligned",
+                shape @ ("m16n8k16" | "m16n8k8"),
+                "row",
+                "col",
+                "f32",
+                a,
+                b,
+                "f32",
+            ] if a == b => {
                 let depth = if shape == "m16n8k16" { 16 } else { 8 };
                 let four = |_| "four registers are expected";
                 let (a_words, b_words) = (self.list(at(1)?)?, self.list(at(2)?)?);
@@ -237,12 +283,22 @@ impl Parser {
                     "ge" => Comparison::GreaterEqual,
                     _ => return Err(unknown()),
                 };
-                Operation::Compare { comparison, or_unordered, of, to: to()?, from: [value(1)?, value(2)?] }
+                Operation::Compare {
+                    comparison,
+                    or_unordered,
+                    of,
+                    to: to()?,
+                    from: [value(1)?, value(2)?],
+                }
             }
-            ["selp", _] => Operation::Select { to: to()?, from: [value(1)?, value(2)?], by: value(3)? },
-            ["bfi", "b32"] => {
-                Operation::InsertBits { to: to()?, from: [value(1)?, value(2)?], bits: [value(3)?, value(4)?] }
+            ["selp", _] => {
+                Operation::Select { to: to()?, from: [value(1)?, value(2)?], by: value(3)? }
             }
+            ["bfi", "b32"] => Operation::InsertBits {
+                to: to()?,
+                from: [value(1)?, value(2)?],
+                bits: [value(3)?, value(4)?],
+            },
             ["mov", half] if operands.iter().any(|operand| operand.starts_with('{')) => {
                 let half = match half {
                     "b32" => Type::U16,
@@ -257,20 +313,34 @@ impl Parser {
                         from: value(1)?,
                     }
                 } else {
-                    Operation::Pack { half, to: to()?, from: self.list(at(1)?)?.try_into().map_err(|_| two)? }
+                    Operation::Pack {
+                        half,
+                        to: to()?,
+                        from: self.list(at(1)?)?.try_into().map_err(|_| two)?,
+                    }
                 }
             }
-            ["cvt", "rn", pair @ ("f16x2" | "bf16x2"), "f32"] => {
-                Operation::ConvertPair { bf16: pair == "bf16x2", to: to()?, from: [value(1)?, value(2)?] }
-            }
+            ["cvt", "rn", pair @ ("f16x2" | "bf16x2"), "f32"] => Operation::ConvertPair {
+                bf16: pair == "bf16x2",
+                to: to()?,
+                from: [value(1)?, value(2)?],
+            },
             ["cvt", to_type, from_type] | ["cvt", "rn", to_type, from_type] => {
                 let of = |name| Type::parse(name).ok_or_else(unknown);
-                Operation::Convert { to_type: of(to_type)?, from_type: of(from_type)?, to: to()?, from: value(1)? }
+                Operation::Convert {
+                    to_type: of(to_type)?,
+                    from_type: of(from_type)?,
+                    to: to()?,
+                    from: value(1)?,
+                }
             }
-            ["cvta", "to", "global", "u64"] => compute(Function::Move, Type::U64, to()?, &[value(1)?]),
+            ["cvta", "to", "global", "u64"] => {
+                compute(Function::Move, Type::U64, to()?, &[value(1)?])
+            }
             _ => {
                 let function = function(&parts).ok_or_else(unknown)?;
-                let from: Vec<Operand> = (1..operands.len()).map(value).collect::<Result<_, _>>()?;
+                let from: Vec<Operand> =
+                    (1..operands.len()).map(value).collect::<Result<_, _>>()?;
                 compute(function, last()?, to()?, &from)
             }
         })

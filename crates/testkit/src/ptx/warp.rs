@@ -74,7 +74,12 @@ fn lanes(mask: Mask) -> impl Iterator<Item = usize> {
 }
 
 impl<'p> Warp<'p> {
-    pub(super) fn new(program: &'p [Instruction], seen: &'p [Seen], registers: u32, index: u16) -> Self {
+    pub(super) fn new(
+        program: &'p [Instruction],
+        seen: &'p [Seen],
+        registers: u32,
+        index: u16,
+    ) -> Self {
         Self {
             program,
             seen,
@@ -97,11 +102,15 @@ impl<'p> Warp<'p> {
                     return self.end();
                 }
                 // All that are left wait.
-                let place = self.places[self.states.iter().position(|&state| state == State::Waits).unwrap_or(0)];
+                let place = self.places
+                    [self.states.iter().position(|&state| state == State::Waits).unwrap_or(0)];
                 let together = ended == 0 && self.places.iter().all(|&other| other == place);
                 let instruction = &self.program[place as usize];
                 if !together {
-                    return Err((instruction.line, format!("warp {}: not all lanes come here", self.index)));
+                    return Err((
+                        instruction.line,
+                        format!("warp {}: not all lanes come here", self.index),
+                    ));
                 }
                 if matches!(instruction.operation, Operation::Barrier { .. }) {
                     return Ok(Stop::Barrier(place));
@@ -128,13 +137,19 @@ impl<'p> Warp<'p> {
 
     fn end(&self) -> Result<Stop, (u32, String)> {
         let under_way = self.copies.iter().any(|copies| !copies.is_empty());
-        if under_way { Err((0, format!("warp {} ends with copies under way", self.index))) } else { Ok(Stop::Ended) }
+        if under_way {
+            Err((0, format!("warp {} ends with copies under way", self.index)))
+        } else {
+            Ok(Stop::Ended)
+        }
     }
 
     /// What this warp brings to a barrier: whether any lane's operand is true.
     pub(super) fn vote(&self, place: u32, block: &Block<'_, '_, '_>) -> bool {
         match self.program[place as usize].operation {
-            Operation::Barrier { any: Some((_, from)) } => (0..LANES).any(|lane| self.value(from, lane, block) != 0),
+            Operation::Barrier { any: Some((_, from)) } => {
+                (0..LANES).any(|lane| self.value(from, lane, block) != 0)
+            }
             _ => false,
         }
     }
@@ -173,8 +188,12 @@ impl<'p> Warp<'p> {
         let seen = &self.seen[place as usize];
         seen.done.store(true, Ordering::Relaxed);
         let (at, bytes) = match &self.program[place as usize].operation {
-            Operation::Load { space: Space::Shared, of, to, from } => (*from, of.bytes() * to.len() as u32),
-            Operation::Store { space: Space::Shared, of, to, from } => (*to, of.bytes() * from.len() as u32),
+            Operation::Load { space: Space::Shared, of, to, from } => {
+                (*from, of.bytes() * to.len() as u32)
+            }
+            Operation::Store { space: Space::Shared, of, to, from } => {
+                (*to, of.bytes() * from.len() as u32)
+            }
             Operation::CopyAsync { size, to, .. } => (*to, *size),
             Operation::LoadMatrix { from, .. } => (*from, 16),
             _ => return,
@@ -184,11 +203,18 @@ impl<'p> Warp<'p> {
     }
 
     /// Does one instruction for some lanes that stand in front of it.
-    fn step(&mut self, place: u32, mask: Mask, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+    fn step(
+        &mut self,
+        place: u32,
+        mask: Mask,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
         let instruction = &self.program[place as usize];
         let guarded = |lane: &usize| match instruction.guard {
             None => true,
-            Some((register, wanted)) => (self.registers[register as usize * LANES + lane] != 0) == wanted,
+            Some((register, wanted)) => {
+                (self.registers[register as usize * LANES + lane] != 0) == wanted
+            }
         };
         let doing = lanes(mask).filter(guarded).fold(0, |mask, lane| mask | 1 << lane);
         lanes(mask).for_each(|lane| self.places[lane] = place + 1);
@@ -200,13 +226,17 @@ impl<'p> Warp<'p> {
             Operation::Return => lanes(doing).for_each(|lane| self.states[lane] = State::Ended),
             Operation::Shuffle { by_xor, to, found, from, lane } => {
                 self.shuffle(*by_xor, *to, *from, *lane, block)?;
-                found.iter().for_each(|&found| lanes(ALL).for_each(|lane| self.set(found, lane, 1)));
+                found
+                    .iter()
+                    .for_each(|&found| lanes(ALL).for_each(|lane| self.set(found, lane, 1)));
             }
             Operation::Any { to, from } => {
                 let any = lanes(ALL).any(|lane| self.value(*from, lane, block) != 0);
                 lanes(ALL).for_each(|lane| self.set(*to, lane, any.into()));
             }
-            Operation::LoadMatrix { transposed, to, from } => self.load_matrices(*transposed, to, *from, block)?,
+            Operation::LoadMatrix { transposed, to, from } => {
+                self.load_matrices(*transposed, to, *from, block)?
+            }
             Operation::MultiplyAdd { depth, bf16, to, a, b, c } => {
                 self.multiply_add(*depth, *bf16, to, [a, b, c], block)
             }
@@ -223,12 +253,18 @@ impl<'p> Warp<'p> {
     }
 
     /// What a lane does by itself.
-    fn one(&mut self, operation: &Operation, lane: usize, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+    fn one(
+        &mut self,
+        operation: &Operation,
+        lane: usize,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
         let value = |from: Operand| self.value(from, lane, block);
         match operation {
             Operation::Compute { function, of, to, from } => {
                 let computed = alu::compute(*function, *of, from.map(value));
-                let computed = computed.ok_or_else(|| format!("{function:?} of {of:?} has no result"))?;
+                let computed =
+                    computed.ok_or_else(|| format!("{function:?} of {of:?} has no result"))?;
                 self.set(*to, lane, computed);
             }
             Operation::InsertBits { to, from, bits } => {
@@ -240,7 +276,8 @@ impl<'p> Warp<'p> {
                 self.set(
                     *to,
                     lane,
-                    converted.ok_or_else(|| format!("{from_type:?} does not become {to_type:?} here"))?,
+                    converted
+                        .ok_or_else(|| format!("{from_type:?} does not become {to_type:?} here"))?,
                 );
             }
             Operation::ConvertPair { bf16, to, from } => {
@@ -264,8 +301,12 @@ impl<'p> Warp<'p> {
                 self.set(to[0], lane, alu::wrap(*half, whole.into()));
                 self.set(to[1], lane, alu::wrap(*half, (whole >> (8 * half.bytes())).into()));
             }
-            Operation::Load { space, of, to, from } => self.load(*space, *of, to, *from, lane, block)?,
-            Operation::Store { space, of, to, from } => self.store(*space, *of, *to, from, lane, block)?,
+            Operation::Load { space, of, to, from } => {
+                self.load(*space, *of, to, *from, lane, block)?
+            }
+            Operation::Store { space, of, to, from } => {
+                self.store(*space, *of, *to, from, lane, block)?
+            }
             Operation::CopyAsync { size, to, from, bytes } => {
                 let (at, bytes) = (self.address(*to, lane, block), value(*bytes) as u32);
                 let copy = Copy {
@@ -292,7 +333,12 @@ impl<'p> Warp<'p> {
     }
 
     /// Ends a lane's copies, but for the last `latest` groups and those in no group yet.
-    fn arrive(&mut self, latest: u32, lane: usize, block: &mut Block<'_, '_, '_>) -> Result<(), String> {
+    fn arrive(
+        &mut self,
+        latest: u32,
+        lane: usize,
+        block: &mut Block<'_, '_, '_>,
+    ) -> Result<(), String> {
         let open = self.groups[lane];
         let (arrived, left) = self.copies[lane].iter().partition(|copy| copy.group + latest < open);
         let arrived: Vec<Copy> = arrived;
@@ -300,7 +346,11 @@ impl<'p> Warp<'p> {
         for copy in arrived {
             let mut bytes = vec![0; copy.size as usize];
             for (n, to) in bytes[..copy.bytes as usize].chunks_mut(2).enumerate() {
-                to.copy_from_slice(block.global.read(block.index, copy.from + 2 * n as u64, to.len() as u32)?);
+                to.copy_from_slice(block.global.read(
+                    block.index,
+                    copy.from + 2 * n as u64,
+                    to.len() as u32,
+                )?);
             }
             block.shared.write(self.index, copy.to, &bytes)?;
         }
@@ -324,7 +374,9 @@ impl<'p> Warp<'p> {
             Space::Param => {
                 let begin = address as usize;
                 let bytes = block.params.get(begin..begin.saturating_add(whole as usize));
-                bytes.ok_or_else(|| format!("a read of {whole} bytes at byte {address} of the parameter"))?
+                bytes.ok_or_else(|| {
+                    format!("a read of {whole} bytes at byte {address} of the parameter")
+                })?
             }
         };
         for (&to, bytes) in to.iter().zip(bytes.chunks(size as usize)) {
@@ -345,7 +397,8 @@ impl<'p> Warp<'p> {
         block: &mut Block<'_, '_, '_>,
     ) -> Result<(), String> {
         let (address, size) = (self.address(to, lane, block), of.bytes());
-        let value = |&from| self.value(from, lane, block).to_le_bytes().into_iter().take(size as usize);
+        let value =
+            |&from| self.value(from, lane, block).to_le_bytes().into_iter().take(size as usize);
         let bytes: Vec<u8> = from.iter().flat_map(value).collect();
         match space {
             Space::Shared => block.shared.write(self.index, address, &bytes),
@@ -366,7 +419,8 @@ impl<'p> Warp<'p> {
         for lane in lanes(ALL) {
             let other = self.value(other, lane, block) as usize;
             let source = if by_xor { lane ^ other } else { other };
-            let value = before.get(source).ok_or_else(|| format!("lane {lane} asks lane {source}"))?;
+            let value =
+                before.get(source).ok_or_else(|| format!("lane {lane} asks lane {source}"))?;
             self.set(to, lane, *value);
         }
         Ok(())
@@ -384,7 +438,8 @@ impl<'p> Warp<'p> {
         for (n, &to) in to.iter().enumerate() {
             let mut matrix = [[0_u16; 8]; 8];
             for (r, row) in matrix.iter_mut().enumerate() {
-                let bytes = block.shared.read(self.index, self.address(from, 8 * n + r, block), 16)?;
+                let bytes =
+                    block.shared.read(self.index, self.address(from, 8 * n + r, block), 16)?;
                 for (x, bytes) in row.iter_mut().zip(bytes.chunks(2)) {
                     *x = u16::from_le_bytes([bytes[0], bytes[1]]);
                 }
@@ -413,12 +468,14 @@ impl<'p> Warp<'p> {
     ) {
         let depth = depth as usize;
         let (mut rows, mut columns) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 8]);
-        let halves = |word: u64| [word as u16, (word >> 16) as u16].map(|half| alu::half_value(bf16, half));
+        let halves =
+            |word: u64| [word as u16, (word >> 16) as u16].map(|half| alu::half_value(bf16, half));
         for lane in lanes(ALL) {
             let (g, t) = (lane / 4, lane % 4);
             for (n, &word) in a.iter().enumerate() {
                 let k = 2 * t + n / 2 * 8;
-                rows[g + n % 2 * 8][k..k + 2].copy_from_slice(&halves(self.value(word, lane, block)));
+                rows[g + n % 2 * 8][k..k + 2]
+                    .copy_from_slice(&halves(self.value(word, lane, block)));
             }
             for (n, &word) in b.iter().enumerate() {
                 let k = 2 * t + n * 8;

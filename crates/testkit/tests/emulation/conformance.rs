@@ -4,8 +4,8 @@ use super::Test;
 use flashtile_core::{HostArgs, KernelKind, Problem, Verdict};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
 use flashtile_testkit::{
-    Backend, Case, EmulatedCudaBackend, Emulator, Failure, ThreadOrder, catalogue, check_neighbours, check_repeats,
-    chosen_cases, run_case, run_random,
+    Backend, Case, EmulatedCudaBackend, Emulator, Failure, ThreadOrder, catalogue,
+    check_neighbours, check_repeats, chosen_cases, run_case, run_random,
 };
 use std::error::Error;
 use std::sync::Arc;
@@ -20,17 +20,21 @@ const ARCHS: [(Arch, usize); 4] = [(80, 1), (60, 4), (75, 7), (90, 9)];
 
 pub(super) fn tests() -> Vec<Test> {
     let mut tests: Vec<Test> = Vec::new();
-    let mut add = |name: String, test: Box<dyn FnOnce(Arc<Emulator>) -> Result<(), String> + Send>| {
-        tests.push((name, test));
-    };
+    let mut add =
+        |name: String, test: Box<dyn FnOnce(Arc<Emulator>) -> Result<(), String> + Send>| {
+            tests.push((name, test));
+        };
     let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
     let replay = cases.len() == 1;
     let mut groups: Vec<&str> = cases.iter().map(|(group, _)| *group).collect();
     groups.dedup();
     for group in groups {
-        let of_group = cases.iter().filter(|(g, case)| *g == group && (replay || case.flops() <= MOST_FLOPS));
+        let of_group =
+            cases.iter().filter(|(g, case)| *g == group && (replay || case.flops() <= MOST_FLOPS));
         let of_group: Vec<Case> = of_group.map(|(_, case)| case.clone()).collect();
-        let spread = move |step: usize| of_group.iter().step_by(if replay { 1 } else { step }).cloned().collect();
+        let spread = move |step: usize| {
+            of_group.iter().step_by(if replay { 1 } else { step }).cloned().collect()
+        };
         for (arch, step) in ARCHS {
             let cases: Vec<Case> = spread(step);
             add(
@@ -50,7 +54,9 @@ pub(super) fn tests() -> Vec<Test> {
     for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES) {
         add(
             format!("tiles: {tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns),
-            Box::new(move |e| run_all(&e, 90, Some(tiles), KernelKind::Flash, &tile_cases(&tiles), true)),
+            Box::new(move |e| {
+                run_all(&e, 90, Some(tiles), KernelKind::Flash, &tile_cases(&tiles), true)
+            }),
         );
     }
     for kernel in KernelKind::ALL {
@@ -62,16 +68,22 @@ pub(super) fn tests() -> Vec<Test> {
             format!("{kernel}: same bits beside other batch entries"),
             Box::new(move |e| {
                 let backend = EmulatedCudaBackend::new(e, 80, ThreadOrder::Forward);
-                report(together().iter().filter_map(|case| check_neighbours(&backend, kernel, case).err()))
+                report(
+                    together()
+                        .iter()
+                        .filter_map(|case| check_neighbours(&backend, kernel, case).err()),
+                )
             }),
         );
-        let count = std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+        let count =
+            std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
         let count = if kernel == KernelKind::Flash { count } else { count / 3 };
         add(
             format!("{kernel}: random problems"),
             Box::new(move |e| {
                 let backend = EmulatedCudaBackend::new(e, 80, ThreadOrder::Shuffled(2));
-                let tally = run_random(&backend, kernel, 0..count).map_err(|failure| failure.to_string())?;
+                let tally = run_random(&backend, kernel, 0..count)
+                    .map_err(|failure| failure.to_string())?;
                 if tally.all_passed() { Ok(()) } else { Err(tally.to_string()) }
             }),
         );
@@ -102,7 +114,11 @@ fn run_all(
 
 pub(super) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
     let failures: Vec<_> = failures.map(|failure| failure.to_string()).collect();
-    if failures.is_empty() { Ok(()) } else { Err(format!("{} failed\n{}", failures.len(), failures.join("\n"))) }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} failed\n{}", failures.len(), failures.join("\n")))
+    }
 }
 
 /// The widest head that the shape holds and an odd one, over several tiles of queries and keys with edges, in every storage type that it has; and
@@ -112,7 +128,9 @@ pub(super) fn tile_cases(tiles: &CudaTiles) -> Vec<Case> {
     let (rows, keys) = (tiles.rows + 5, 2 * tiles.keys + 13);
     let (plain, odd) = if tiles.engine == Engine::Mma { ("bf16", "f16") } else { ("f32", "bf16") };
     let mut lines = vec![
-        format!("shape=1x2x{rows}x{wide} hkv=1 skv={keys} dtype={plain} causal=yes align=bottom-right"),
+        format!(
+            "shape=1x2x{rows}x{wide} hkv=1 skv={keys} dtype={plain} causal=yes align=bottom-right"
+        ),
         format!(
             "shape=2x1x9x{} skv={keys} dv={} dtype={odd} window_left=20 window_right=30 align=11 kv_lens={keys}:5 poison=unseen",
             wide - 1,
@@ -130,7 +148,12 @@ pub(super) fn tile_cases(tiles: &CudaTiles) -> Vec<Case> {
 }
 
 fn together() -> Vec<Case> {
-    catalogue().into_iter().filter(|(group, _)| *group == "together").map(|(_, case)| case).step_by(4).collect()
+    catalogue()
+        .into_iter()
+        .filter(|(group, _)| *group == "together")
+        .map(|(_, case)| case)
+        .step_by(4)
+        .collect()
 }
 
 /// The same card, with another order of threads in each run.
@@ -163,9 +186,11 @@ impl Backend for Turning {
 fn same_in_every_order(emulator: Arc<Emulator>, kernel: KernelKind) -> Result<(), String> {
     let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward);
     let others = [ThreadOrder::Reverse, ThreadOrder::Shuffled(1), ThreadOrder::Shuffled(2)];
-    report(together().iter().flat_map(|case| others.map(|other| (case, other))).filter_map(|(case, other)| {
-        let orders = [ThreadOrder::Forward, other];
-        let turning = Turning { backend: backend.clone(), orders, runs: AtomicUsize::new(0) };
-        check_repeats(&turning, kernel, case).err()
-    }))
+    report(together().iter().flat_map(|case| others.map(|other| (case, other))).filter_map(
+        |(case, other)| {
+            let orders = [ThreadOrder::Forward, other];
+            let turning = Turning { backend: backend.clone(), orders, runs: AtomicUsize::new(0) };
+            check_repeats(&turning, kernel, case).err()
+        },
+    ))
 }

@@ -28,10 +28,13 @@ fn main() {
     let arguments = Arguments::from_args();
     let compiler = CppCompiler::find(concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated-kernels"));
     let required = std::env::var_os("CI").is_some_and(|value| value == "true");
-    let emulator = compiler.map(|compiler| Arc::new(Emulator::new(compiler))).map_err(|e| e.to_string());
+    let emulator =
+        compiler.map(|compiler| Arc::new(Emulator::new(compiler))).map_err(|e| e.to_string());
     let tests = [primitives::tests(), conformance::tests(), mutants::tests()].into_iter().flatten();
     let trials = tests.map(|(name, test)| match &emulator {
-        Err(reason) if !required => Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true),
+        Err(reason) if !required => {
+            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
+        }
         emulator => {
             let emulator = emulator.clone();
             Trial::test(name, move || test(emulator?).map_err(Failed::from))
@@ -39,12 +42,15 @@ fn main() {
     });
     let compiler = PtxCompiler::default();
     let required = std::env::var_os("FLASHTILE_REQUIRE_NVRTC").is_some_and(|value| value == "1");
-    let interpreted = ptx::tests().into_iter().map(|(name, arch, test)| match compiler_version(arch) {
-        Err(_) if !required => Trial::test(format!("{name} (no NVRTC for it)"), || Ok(())).with_ignored_flag(true),
-        _ => {
-            let compiler = compiler.clone();
-            Trial::test(name, move || test(compiler).map_err(Failed::from))
-        }
-    });
+    let interpreted =
+        ptx::tests().into_iter().map(|(name, arch, test)| match compiler_version(arch) {
+            Err(_) if !required => {
+                Trial::test(format!("{name} (no NVRTC for it)"), || Ok(())).with_ignored_flag(true)
+            }
+            _ => {
+                let compiler = compiler.clone();
+                Trial::test(name, move || test(compiler).map_err(Failed::from))
+            }
+        });
     libtest_mimic::run(&arguments, trials.chain(interpreted).collect()).exit();
 }

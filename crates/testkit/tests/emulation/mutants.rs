@@ -53,7 +53,8 @@ struct Mutant {
 impl Mutant {
     /// Whether it changes nothing that the kernel computes; `uncalled` are lines of functions that it does not call.
     fn is_harmless(&self, uncalled: &[&str]) -> bool {
-        let same = |(line, what, _): &(&str, &str, &str)| self.what == *what && self.line.contains(line);
+        let same =
+            |(line, what, _): &(&str, &str, &str)| self.what == *what && self.line.contains(line);
         HARMLESS.iter().any(same) || uncalled.iter().any(|line| self.line.contains(line))
     }
 }
@@ -65,8 +66,9 @@ fn mutate(text: &str, after: &str) -> (String, Vec<Mutant>) {
     let mut mutants = Vec::new();
     for line in text[begin..].split_inclusive('\n') {
         let start = line.trim_start();
-        let fixed =
-            ["#", "//", "constexpr", "template", "static_assert", "struct"].iter().any(|word| start.starts_with(word));
+        let fixed = ["#", "//", "constexpr", "template", "static_assert", "struct"]
+            .iter()
+            .any(|word| start.starts_with(word));
         let code = if fixed { 0 } else { line.find("//").unwrap_or(line.len()) };
         let mut at = 0;
         while at < line.len() {
@@ -95,7 +97,9 @@ fn place_at(line: &str, at: usize) -> Option<&'static str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let (before, rest) = (&line[..at], &line[at..]);
     let what = STATEMENTS.iter().chain(&EXPRESSIONS).find(|what| {
-        let ends = |text: &str| text.chars().next().is_none_or(|c| !is_word(c)) || !what.ends_with(is_word);
+        let ends = |text: &str| {
+            text.chars().next().is_none_or(|c| !is_word(c)) || !what.ends_with(is_word)
+        };
         rest.strip_prefix(**what).is_some_and(ends)
     })?;
     let behind = rest[what.len()..].trim_start();
@@ -186,7 +190,9 @@ fn suspects() -> Vec<Suspect> {
 pub(super) fn tests() -> Vec<Test> {
     suspects()
         .into_iter()
-        .map(|suspect| -> Test { (format!("mutants: {}", suspect.name), Box::new(move |e| find_all(e, &suspect))) })
+        .map(|suspect| -> Test {
+            (format!("mutants: {}", suspect.name), Box::new(move |e| find_all(e, &suspect)))
+        })
         .collect()
 }
 
@@ -206,24 +212,29 @@ fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
     };
     let lines = suspect.cases.lines().map(str::trim).filter(|line| !line.is_empty());
     let cases = lines.map(|line| {
-        Prepared::new(&line.parse().map_err(|e: flashtile_testkit::ParseCaseError| format!("{line}: {e}"))?)
-            .map_err(|e| e.to_string())
+        Prepared::new(
+            &line.parse().map_err(|e: flashtile_testkit::ParseCaseError| format!("{line}: {e}"))?,
+        )
+        .map_err(|e| e.to_string())
     });
     let cases: Vec<Prepared> = cases.collect::<Result<_, String>>()?;
     let find = |mutant: u32| {
         let runs = cases.iter().flat_map(|case| ThreadOrder::ALL.map(|order| (case, order)));
-        runs.flat_map(|run| backends.iter().map(move |backend| (run, backend))).find_map(|((case, order), backend)| {
-            let backend = backend.with_order(order).with_mutant(mutant);
-            if !backend.verdict(&case.tensors().problem, suspect.kernel).runs() {
-                return None;
-            }
-            case.check(&backend, suspect.kernel).err()
-        })
+        runs.flat_map(|run| backends.iter().map(move |backend| (run, backend))).find_map(
+            |((case, order), backend)| {
+                let backend = backend.with_order(order).with_mutant(mutant);
+                if !backend.verdict(&case.tensors().problem, suspect.kernel).runs() {
+                    return None;
+                }
+                case.check(&backend, suspect.kernel).err()
+            },
+        )
     };
     if let Some(failure) = find(0) {
         return Err(format!("without any mistake: {failure}"));
     }
-    let tiles = suspect.tiles.first().copied().unwrap_or(flashtile_shaders::cuda::CUDA_UNFUSED_TILES);
+    let tiles =
+        suspect.tiles.first().copied().unwrap_or(flashtile_shaders::cuda::CUDA_UNFUSED_TILES);
     let variant = CudaVariant::new(operation, cases[0].case().dtype, false, tiles);
     let mutants = mutate(&variant.source(), DEVICE_END).1;
     let mut survivors = Vec::new();
@@ -238,5 +249,9 @@ fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
         }
     }
     println!("{}: {} mutants, {harmless} of them harmless", suspect.name, mutants.len());
-    if survivors.is_empty() { Ok(()) } else { Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n"))) }
+    if survivors.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n")))
+    }
 }

@@ -21,11 +21,18 @@ struct Params {
     out: u64,
 }
 
-const WARP: Kernel<'static> = Kernel { body: "", threads: [32, 1], shared_bytes: 1024, grid: 1, bf16: false };
+const WARP: Kernel<'static> =
+    Kernel { body: "", threads: [32, 1], shared_bytes: 1024, grid: 1, bf16: false };
 
 impl Kernel<'_> {
     /// What the kernel makes of `input`, or the error.
-    fn run(&self, emulator: &Emulator, order: ThreadOrder, input: &[u32], words: usize) -> Result<Vec<u32>, String> {
+    fn run(
+        &self,
+        emulator: &Emulator,
+        order: ThreadOrder,
+        input: &[u32],
+        words: usize,
+    ) -> Result<Vec<u32>, String> {
         let text = format!(
             "struct Params {{ const u32* in; u32* out; }};
              KERNEL(kernel) {{
@@ -43,13 +50,24 @@ impl Kernel<'_> {
         let Self { threads, shared_bytes, grid, bf16, .. } = *self;
         let run = BlockRun { grid, threads, shared_bytes, bf16, order, mutant: 0 };
         // SAFETY: the parameters are those of the text, and each kernel here stays within the margins of what they point to.
-        unsafe { kernel.run(&run, &params, &mut [&mut input, &mut out]) }.map_err(|e| e.to_string())?;
-        Ok(out.content().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        unsafe { kernel.run(&run, &params, &mut [&mut input, &mut out]) }
+            .map_err(|e| e.to_string())?;
+        Ok(out
+            .content()
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect())
     }
 
     /// As `run`, in every order of threads, which must make no difference.
-    fn run_all(&self, emulator: &Emulator, input: &[u32], words: usize) -> Result<Vec<u32>, String> {
-        let mut results = ThreadOrder::ALL.into_iter().map(|order| self.run(emulator, order, input, words));
+    fn run_all(
+        &self,
+        emulator: &Emulator,
+        input: &[u32],
+        words: usize,
+    ) -> Result<Vec<u32>, String> {
+        let mut results =
+            ThreadOrder::ALL.into_iter().map(|order| self.run(emulator, order, input, words));
         let first = results.next().unwrap()?;
         for other in results {
             equal("another order of threads", &other?, &first)?;
@@ -96,14 +114,17 @@ pub(super) fn tests() -> Vec<Test> {
     ];
     checks
         .into_iter()
-        .map(|(name, check)| -> Test { (format!("primitives: {name}"), Box::new(move |e: Arc<_>| check(&e))) })
+        .map(|(name, check)| -> Test {
+            (format!("primitives: {name}"), Box::new(move |e: Arc<_>| check(&e)))
+        })
         .collect()
 }
 
 fn indices(emulator: &Emulator) -> Result<(), String> {
     let body = "params.out[block_index() * 96 + thread] = block_index() << 16 | thread_y() << 8 | thread_x();";
     let got = Kernel { body, threads: [8, 12], grid: 5, ..WARP }.run_all(emulator, &[], 5 * 96)?;
-    let expected: Vec<u32> = (0..5 * 96).map(|n| ((n / 96) << 16) | ((n % 96 / 8) << 8) | (n % 8)).collect();
+    let expected: Vec<u32> =
+        (0..5 * 96).map(|n| ((n / 96) << 16) | ((n % 96 / 8) << 8) | (n % 8)).collect();
     equal("indices", &got, &expected)
 }
 
@@ -129,8 +150,10 @@ fn shuffles(emulator: &Emulator) -> Result<(), String> {
 
 /// Every f16; f32s on, between and beside them; and at random.
 fn conversions(emulator: &Emulator) -> Result<(), String> {
-    let mut floats: Vec<u32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits()).collect();
-    let between = floats.windows(2).map(|two| two[0] / 2 + two[1] / 2).flat_map(|x| [x - 1, x, x + 1]);
+    let mut floats: Vec<u32> =
+        (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits()).collect();
+    let between =
+        floats.windows(2).map(|two| two[0] / 2 + two[1] / 2).flat_map(|x| [x - 1, x, x + 1]);
     floats = between.chain(floats.iter().copied()).collect();
     let mut rng = Rng::new(1, 1);
     floats.extend((0..50_000).map(|_| rng.next_u64() as u32));
@@ -145,14 +168,20 @@ fn conversions(emulator: &Emulator) -> Result<(), String> {
             params.out[3 * {count} + n] = multiply_high(params.in[n], 0xD2511F53u);
         }}"
     );
-    let got = Kernel { body: &body, ..WARP }.run(emulator, ThreadOrder::Forward, &floats, 4 * floats.len())?;
+    let got = Kernel { body: &body, ..WARP }.run(
+        emulator,
+        ThreadOrder::Forward,
+        &floats,
+        4 * floats.len(),
+    )?;
     // The device has one NaN of its own in 16 bits.
     let half_bits = |x: f32, bits: u16| u32::from(if x.is_nan() { 0x7FFF } else { bits });
     for (n, &bits) in floats.iter().enumerate() {
         let x = f32::from_bits(bits);
         let pair = |bits: fn(f32) -> u16| half_bits(x, bits(x)) | half_bits(x, bits(-x)) << 16;
         let value = f16::from_bits(bits as u16).to_f32();
-        let [f16_pair, bf16_pair, f16_value, high] = [0, 1, 2, 3].map(|m| got[m * floats.len() + n]);
+        let [f16_pair, bf16_pair, f16_value, high] =
+            [0, 1, 2, 3].map(|m| got[m * floats.len() + n]);
         equal(&format!("f16 of {x:e}"), &[f16_pair], &[pair(|x| f16::from_f32(x).to_bits())])?;
         equal(&format!("bf16 of {x:e}"), &[bf16_pair], &[pair(|x| bf16::from_f32(x).to_bits())])?;
         if !value.is_nan() || !f32::from_bits(f16_value).is_nan() {
@@ -171,14 +200,31 @@ fn arithmetic(emulator: &Emulator) -> Result<(), String> {
         params.out[32 + thread] = float_bits(fmaxf(x, y));
         params.out[64 + thread] = float_bits(fminf(x, y));
         params.out[96 + thread] = float_bits(fmaf(x, x, y));";
-    let xs = [0.0, 1.0, -3.0, 0.5, -0.7, 10.25, -126.0, -126.5, -149.0, 128.0, f32::INFINITY, f32::NEG_INFINITY];
+    let xs = [
+        0.0,
+        1.0,
+        -3.0,
+        0.5,
+        -0.7,
+        10.25,
+        -126.0,
+        -126.5,
+        -149.0,
+        128.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+    ];
     let mut floats = [f32::NAN; 64];
     floats[..xs.len()].copy_from_slice(&xs);
     floats[32..32 + 16].copy_from_slice(&[0.25; 16]);
     let got = Kernel { body, ..WARP }.run_all(emulator, &floats.map(f32::to_bits), 128)?;
     let near = |got: u32, expected: f32, what: &str| {
         let got = f32::from_bits(got);
-        let ok = if expected.is_finite() { (got - expected).abs() <= 2e-7 * expected } else { got == expected };
+        let ok = if expected.is_finite() {
+            (got - expected).abs() <= 2e-7 * expected
+        } else {
+            got == expected
+        };
         if ok { Ok(()) } else { Err(format!("{what}: got {got:e}, expected {expected:e}")) }
     };
     for (n, &x) in xs.iter().enumerate() {
@@ -216,7 +262,11 @@ fn matrices(emulator: &Emulator) -> Result<(), String> {
     let expected = (0..256).map(|n| {
         let (transposed, matrix, g, t) = (n >= 128, n % 128 / 32, n % 32 / 4, n % 4);
         let at = |row: u32, column: u32| matrix << 8 | row << 4 | column;
-        if transposed { at(2 * t, g) | at(2 * t + 1, g) << 16 } else { at(g, 2 * t) | at(g, 2 * t + 1) << 16 }
+        if transposed {
+            at(2 * t, g) | at(2 * t + 1, g) << 16
+        } else {
+            at(g, 2 * t) | at(g, 2 * t + 1) << 16
+        }
     });
     equal("matrices", &got, &expected.collect::<Vec<_>>())
 }
@@ -245,7 +295,13 @@ fn products(emulator: &Emulator) -> Result<(), String> {
     let c: Vec<f32> = (0..16 * 8).map(&mut random).collect();
     let mut inputs = Vec::new();
     for is_bf16 in [false, true] {
-        let bits = |x: f32| u32::from(if is_bf16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() });
+        let bits = |x: f32| {
+            u32::from(if is_bf16 {
+                bf16::from_f32(x).to_bits()
+            } else {
+                f16::from_f32(x).to_bits()
+            })
+        };
         let pair = |low, high| bits(low) | bits(high) << 16;
         let mut input = Vec::new();
         let mut expected = Vec::new();
@@ -266,9 +322,15 @@ fn products(emulator: &Emulator) -> Result<(), String> {
         inputs.push((input, expected));
     }
     // Twice half as deep, as on Turing: the halves of A lie behind each other, and B's words are its halves.
-    let body = body("multiply_add_16x8x8(c, a[0], a[1], in[8]); multiply_add_16x8x8(c, a[2], a[3], in[9]);");
+    let body = body(
+        "multiply_add_16x8x8(c, a[0], a[1], in[8]); multiply_add_16x8x8(c, a[2], a[3], in[9]);",
+    );
     let (input, expected) = &inputs[0];
-    equal("f16, twice 8 deep", &Kernel { body: &body, ..WARP }.run_all(emulator, input, 128)?, expected)
+    equal(
+        "f16, twice 8 deep",
+        &Kernel { body: &body, ..WARP }.run_all(emulator, input, 128)?,
+        expected,
+    )
 }
 
 const NAN: u32 = 0x7FE5_7FE5;
@@ -295,7 +357,8 @@ fn copies(emulator: &Emulator) -> Result<(), String> {
     let input: Vec<u32> = (1..=12).collect();
     let got = Kernel { body, ..WARP }.run_all(emulator, &input, 48)?;
     let (full, cut, none) = ([1, 2, 3, 4], [5, 6, 0, 8], [NAN; 4]);
-    let expected = [none, none, none, full, none, none, full, cut, none, full, cut, [0; 4]].concat();
+    let expected =
+        [none, none, none, full, none, none, full, cut, none, full, cut, [0; 4]].concat();
     equal("copies", &got, &expected)?;
     Kernel { body: "copy16(shared + thread * 4, params.in); copy_commit();", ..WARP }
         .fails_with(emulator, &["ends with copies under way"])
@@ -310,15 +373,22 @@ fn poison(emulator: &Emulator) -> Result<(), String> {
 /// Each thread reads what its neighbour wrote, across the edge of a warp. Without the barrier at least one order reads what is not there yet.
 fn missing_barrier(emulator: &Emulator) -> Result<(), String> {
     let kernel = |barrier: &str| {
-        format!("shared[thread] = params.in[thread]; {barrier} params.out[thread] = shared[(thread + 31) % 64];")
+        format!(
+            "shared[thread] = params.in[thread]; {barrier} params.out[thread] = shared[(thread + 31) % 64];"
+        )
     };
     let input: Vec<u32> = (0..64).map(|n| 1000 + n).collect();
     let expected: Vec<u32> = (0..64).map(|n| 1000 + (n + 31) % 64).collect();
     let with = kernel("barrier();");
-    equal("with it", &Kernel { body: &with, threads: [32, 2], ..WARP }.run_all(emulator, &input, 64)?, &expected)?;
+    equal(
+        "with it",
+        &Kernel { body: &with, threads: [32, 2], ..WARP }.run_all(emulator, &input, 64)?,
+        &expected,
+    )?;
     let without = kernel("");
     for order in ThreadOrder::ALL {
-        let got = Kernel { body: &without, threads: [32, 2], ..WARP }.run(emulator, order, &input, 64)?;
+        let got =
+            Kernel { body: &without, threads: [32, 2], ..WARP }.run(emulator, order, &input, 64)?;
         if got == expected || !got.contains(&NAN) {
             return Err(format!("{order:?} does not show it"));
         }
@@ -332,7 +402,11 @@ fn missing_barrier(emulator: &Emulator) -> Result<(), String> {
     };
     let (with, without) = (kernel("barrier();"), kernel(""));
     let expected: Vec<u32> = (0..64).map(|n| (n + 31) % 64).collect();
-    equal("with it", &Kernel { body: &with, threads: [32, 2], ..WARP }.run_all(emulator, &[], 64)?, &expected)?;
+    equal(
+        "with it",
+        &Kernel { body: &with, threads: [32, 2], ..WARP }.run_all(emulator, &[], 64)?,
+        &expected,
+    )?;
     match (Kernel { body: &without, threads: [32, 2], ..WARP }).run_all(emulator, &[], 64) {
         Ok(got) if got == expected => Err("no order shows it".into()),
         _ => Ok(()),
@@ -342,13 +416,25 @@ fn missing_barrier(emulator: &Emulator) -> Result<(), String> {
 fn divergence(emulator: &Emulator) -> Result<(), String> {
     let two_warps = |body| Kernel { body, threads: [32, 2], ..WARP };
     let cases: [(&str, &[&str]); 7] = [
-        ("if (thread < 32) { barrier(); }", &["threads of one block part", "waits for barrier", "thread 32 has ended"]),
-        ("if (thread != 40) { barrier(); }", &["threads of one warp part", "thread 40 has ended", "barrier();"]),
+        (
+            "if (thread < 32) { barrier(); }",
+            &["threads of one block part", "waits for barrier", "thread 32 has ended"],
+        ),
+        (
+            "if (thread != 40) { barrier(); }",
+            &["threads of one warp part", "thread 40 has ended", "barrier();"],
+        ),
         ("if (thread < 32) {\nbarrier();\n} else {\nbarrier();\n}", &["threads of one block part"]),
         ("if (thread < 32) { barrier(); } else { barrier_any(true); }", &["barrier_any"]),
         ("if (thread % 2 == 0) { shuffle(1, 0); }", &["waits for shuffle", "has ended"]),
-        ("if (thread % 2 == 0) { warp_any(true); } else { barrier(); }", &["waits for warp_any", "waits for barrier"]),
-        ("if (thread > 3) {\nshuffle(1, 0);\n} else {\nshuffle(1, 1);\n}", &["shuffle(1, 0);", "shuffle(1, 1);"]),
+        (
+            "if (thread % 2 == 0) { warp_any(true); } else { barrier(); }",
+            &["waits for warp_any", "waits for barrier"],
+        ),
+        (
+            "if (thread > 3) {\nshuffle(1, 0);\n} else {\nshuffle(1, 1);\n}",
+            &["shuffle(1, 0);", "shuffle(1, 1);"],
+        ),
     ];
     for (body, words) in cases {
         two_warps(body).fails_with(emulator, words)?;
@@ -356,15 +442,25 @@ fn divergence(emulator: &Emulator) -> Result<(), String> {
     // Warps may differ in what they do by themselves.
     let body = "u32 x = thread; if (thread < 32) { x = shuffle(x, 0); } params.out[thread] = barrier_any(x == 63);";
     equal("warps apart", &two_warps(body).run_all(emulator, &[], 64)?, &[1; 64])?;
-    Kernel { body: "", threads: [8, 2], ..WARP }.fails_with(emulator, &["16 threads are no number of whole warps"])
+    Kernel { body: "", threads: [8, 2], ..WARP }
+        .fails_with(emulator, &["16 threads are no number of whole warps"])
 }
 
 fn bounds(emulator: &Emulator) -> Result<(), String> {
     let cases: [(&str, &[&str]); 13] = [
-        ("shared[256 + thread] = 1;", &["memory behind the 1024 bytes of shared memory was written"]),
+        (
+            "shared[256 + thread] = 1;",
+            &["memory behind the 1024 bytes of shared memory was written"],
+        ),
         ("shared[-1] = 1;", &["memory in front of shared memory was written"]),
-        ("copy16(shared + 1, params.in);", &["a copy at byte 4 of shared memory, which is no multiple of 16"]),
-        ("copy16(shared + 256, params.in);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
+        (
+            "copy16(shared + 1, params.in);",
+            &["a copy at byte 4 of shared memory, which is no multiple of 16"],
+        ),
+        (
+            "copy16(shared + 256, params.in);",
+            &["a copy outside of shared memory, at byte 1024 of 1024"],
+        ),
         ("copy16(shared, params.in + 1);", &["a copy from an address that is no multiple of 16"]),
         (
             "copy16_padded(shared, params.in + 64, 4);",
@@ -375,17 +471,28 @@ fn bounds(emulator: &Emulator) -> Result<(), String> {
             "copy4_padded((u8*)shared + 2, params.in, 4);",
             &["a copy at byte 2 of shared memory, which is no multiple of 4"],
         ),
-        ("copy4_padded(shared, (const u8*)params.in + 2, 4);", &["a copy from an address that is no multiple of 4"]),
-        ("copy4_padded(shared + 256, params.in, 4);", &["a copy outside of shared memory, at byte 1024 of 1024"]),
+        (
+            "copy4_padded(shared, (const u8*)params.in + 2, 4);",
+            &["a copy from an address that is no multiple of 4"],
+        ),
+        (
+            "copy4_padded(shared + 256, params.in, 4);",
+            &["a copy outside of shared memory, at byte 1024 of 1024"],
+        ),
         ("copy4_padded(shared, params.in, 8);", &["a copy of 8 bytes"]),
         ("u32 x[4]; load_matrix4(x, shared + thread);", &["a row of a matrix at byte"]),
-        ("u32 x[4]; load_matrix4_transposed(x, shared + 8 * thread + 32);", &["a row of a matrix outside"]),
+        (
+            "u32 x[4]; load_matrix4_transposed(x, shared + 8 * thread + 32);",
+            &["a row of a matrix outside"],
+        ),
     ];
     for (body, words) in cases {
         Kernel { body, ..WARP }.fails_with(emulator, words)?;
     }
-    Kernel { body: "params.out[64 + thread] = 1;", ..WARP }.fails_with(emulator, &["memory behind the end of out"])?;
-    Kernel { body: "params.out[-1] = 1;", ..WARP }.fails_with(emulator, &["memory in front of out was written"])
+    Kernel { body: "params.out[64 + thread] = 1;", ..WARP }
+        .fails_with(emulator, &["memory behind the end of out"])?;
+    Kernel { body: "params.out[-1] = 1;", ..WARP }
+        .fails_with(emulator, &["memory in front of out was written"])
 }
 
 /// The fibers of machines that have no switch of their own.

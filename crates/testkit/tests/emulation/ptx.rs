@@ -7,7 +7,9 @@ mod mistakes;
 use super::conformance::{report, tile_cases};
 use flashtile_core::{DType, KernelKind};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
-use flashtile_testkit::{Case, EmulatedCudaBackend, PtxCompiler, ThreadOrder, chosen_cases, run_case};
+use flashtile_testkit::{
+    Case, EmulatedCudaBackend, PtxCompiler, ThreadOrder, chosen_cases, run_case,
+};
 
 /// The most that a case costs.
 const MOST_FLOPS: u64 = 400_000;
@@ -19,13 +21,17 @@ type PtxTest = (String, Arch, Box<dyn FnOnce(PtxCompiler) -> Result<(), String> 
 
 pub(super) fn tests() -> Vec<PtxTest> {
     let mut tests: Vec<PtxTest> = Vec::new();
-    let mut add = |name: String, arch, test: Box<dyn FnOnce(PtxCompiler) -> Result<(), String> + Send>| {
-        tests.push((format!("ptx: {name}"), arch, test));
-    };
+    let mut add =
+        |name: String, arch, test: Box<dyn FnOnce(PtxCompiler) -> Result<(), String> + Send>| {
+            tests.push((format!("ptx: {name}"), arch, test));
+        };
     let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
     let replay = cases.len() == 1;
-    let small: Vec<Case> =
-        cases.into_iter().map(|(_, case)| case).filter(|case| replay || case.flops() <= MOST_FLOPS).collect();
+    let small: Vec<Case> = cases
+        .into_iter()
+        .map(|(_, case)| case)
+        .filter(|case| replay || case.flops() <= MOST_FLOPS)
+        .collect();
     for kernel in KernelKind::ALL {
         for (arch, step) in ARCHS {
             let step = if replay { 1 } else { step };
@@ -48,7 +54,9 @@ pub(super) fn tests() -> Vec<PtxTest> {
         add(
             format!("sm_90 {tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns),
             90,
-            Box::new(move |c| run_all(&c, 90, Some(tiles), KernelKind::Flash, &tile_cases_of_few_types(&tiles))),
+            Box::new(move |c| {
+                run_all(&c, 90, Some(tiles), KernelKind::Flash, &tile_cases_of_few_types(&tiles))
+            }),
         );
     }
     let shapes = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).map(Some);
@@ -56,10 +64,18 @@ pub(super) fn tests() -> Vec<PtxTest> {
         let name = tiles.map_or("unfused".to_owned(), |tiles| {
             format!("{tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns)
         });
-        add(format!("no bank conflicts, {name}"), 90, Box::new(move |c| banks::no_conflicts(&c, 90, tiles)));
+        add(
+            format!("no bank conflicts, {name}"),
+            90,
+            Box::new(move |c| banks::no_conflicts(&c, 90, tiles)),
+        );
     }
     for (name, arch, mistakes) in mistakes::suspects() {
-        add(format!("mistakes in {name}"), arch, Box::new(move |c| mistakes::find_all(&c, arch, &mistakes)));
+        add(
+            format!("mistakes in {name}"),
+            arch,
+            Box::new(move |c| mistakes::find_all(&c, arch, &mistakes)),
+        );
     }
     tests
 }
@@ -82,7 +98,8 @@ fn run_all(
 ) -> Result<(), String> {
     let orders = ThreadOrder::ALL;
     report(cases.iter().enumerate().filter_map(|(n, case)| {
-        let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, orders[n % orders.len()]);
+        let backend =
+            EmulatedCudaBackend::with_ptx(compiler.clone(), arch, orders[n % orders.len()]);
         let backend = tiles.map_or(backend.clone(), |tiles| backend.with_tiles(tiles));
         run_case(&backend, kernel, case).err()
     }))

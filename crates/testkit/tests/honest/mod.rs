@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use flashtile_core::{
-    DType, Dropout, HostArgs, KernelKind, KeyTiles, MaskKind, Problem, ResolvedCall, TensorView, TileKind, Verdict,
-    check_host_args,
+    DType, Dropout, HostArgs, KernelKind, KeyTiles, MaskKind, Problem, ResolvedCall, TensorView,
+    TileKind, Verdict, check_host_args,
 };
 use flashtile_testkit::Backend;
 use half::{bf16, f16};
@@ -70,7 +70,8 @@ pub struct Honest {
 }
 
 impl Honest {
-    pub const PLAIN: Honest = Honest { tile: 32, stored_weights: false, functions: Functions::Exact, sabotage: None };
+    pub const PLAIN: Honest =
+        Honest { tile: 32, stored_weights: false, functions: Functions::Exact, sabotage: None };
 }
 
 impl Backend for Honest {
@@ -82,7 +83,12 @@ impl Backend for Honest {
         Verdict::Runs("float32, tile by tile".to_owned())
     }
 
-    fn run(&self, problem: &Problem, _: KernelKind, args: HostArgs<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn run(
+        &self,
+        problem: &Problem,
+        _: KernelKind,
+        args: HostArgs<'_>,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let call = check_host_args(problem, &args)?;
         let HostArgs { q, k, v, mask, kv_lens, out, mut lse, .. } = args;
         let inputs = Inputs {
@@ -130,7 +136,9 @@ impl Dense {
     fn new(view: &TensorView, bytes: &[u8]) -> Self {
         let [batch, heads, seq, dim] = view.shape;
         let mut values = Vec::new();
-        for (b, h, s) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..seq).map(move |s| (b, h, s)))) {
+        for (b, h, s) in
+            (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..seq).map(move |s| (b, h, s))))
+        {
             values.extend((0..dim).map(|d| view.dtype.read(bytes, view.index(b, h, s, d)) as f32));
         }
         Self { shape: view.shape, values }
@@ -186,7 +194,9 @@ impl Honest {
         if self.has(Sabotage::WrongKeyHead) {
             kv_head = (kv_head + 1) % problem.kv_heads();
         }
-        let last_key = (0..kv_len).rev().find(|&j| band.allows(i, j, call.seq_q, kv_len) && inputs.mask(at, j).0);
+        let last_key = (0..kv_len)
+            .rev()
+            .find(|&j| band.allows(i, j, call.seq_q, kv_len) && inputs.mask(at, j).0);
         let dtype = problem.dtype();
         let dropout = problem.dropout();
         let bh = (b * problem.heads() + h) as u32;
@@ -194,11 +204,14 @@ impl Honest {
         let (mut m, mut l) = (f32::NEG_INFINITY, 0f32);
         let mut o = vec![0f32; problem.head_dim_v()];
         let mut seen = false;
-        for tile in KeyTiles::new(band, problem.mask().is_some(), i..i + 1, self.tile, call.seq_q, kv_len) {
+        for tile in
+            KeyTiles::new(band, problem.mask().is_some(), i..i + 1, self.tile, call.seq_q, kv_len)
+        {
             let mut scores = Vec::new();
             for j in tile.keys.clone() {
                 let (mask_allows, added) = inputs.mask(at, j);
-                let allowed = tile.kind == TileKind::Full || (band.allows(i, j, call.seq_q, kv_len) && mask_allows);
+                let allowed = tile.kind == TileKind::Full
+                    || (band.allows(i, j, call.seq_q, kv_len) && mask_allows);
                 let skipped = self.has(Sabotage::SkippedKey) && Some(j) == last_key;
                 let score = self.score(inputs, at, kv_head, j, added);
                 if self.has(Sabotage::MaskByArithmetic) {
@@ -226,18 +239,24 @@ impl Honest {
             // The tile's sum first: one long sum would lose more the longer it gets.
             let mut tile_sum = 0.0;
             let mut tile_o = vec![0f32; o.len()];
-            if matches!(self.sabotage, Some(Sabotage::OneLongSum | Sabotage::F16Sums | Sabotage::Bf16Sums)) {
+            if matches!(
+                self.sabotage,
+                Some(Sabotage::OneLongSum | Sabotage::F16Sums | Sabotage::Bf16Sums)
+            ) {
                 std::mem::swap(&mut o, &mut tile_o);
             }
             for (j, score) in tile.keys.zip(scores) {
                 let Some(score) = score else { continue };
                 let p = self.exp(score - m);
-                let kept = dropout.is_none_or(|d: Dropout| d.keeps(call.seed, call.offset, bh, i as u32, j as u32));
+                let kept = dropout.is_none_or(|d: Dropout| {
+                    d.keeps(call.seed, call.offset, bh, i as u32, j as u32)
+                });
                 if kept || !self.has(Sabotage::DropoutInSum) {
                     tile_sum += p;
                 }
-                let keep_scale =
-                    dropout.map_or(1.0, |d| if self.has(Sabotage::DropoutUnscaled) { 1.0 } else { d.keep_scale });
+                let keep_scale = dropout.map_or(1.0, |d| {
+                    if self.has(Sabotage::DropoutUnscaled) { 1.0 } else { d.keep_scale }
+                });
                 let weight = self.stored(p * keep_scale, dtype);
                 if !kept {
                     continue;
@@ -264,7 +283,14 @@ impl Honest {
         (o, m + l.ln())
     }
 
-    fn score(&self, inputs: &Inputs<'_>, [b, h, i]: [usize; 3], kv_head: usize, j: usize, added: f32) -> f32 {
+    fn score(
+        &self,
+        inputs: &Inputs<'_>,
+        [b, h, i]: [usize; 3],
+        kv_head: usize,
+        j: usize,
+        added: f32,
+    ) -> f32 {
         let Inputs { problem, call, q, k, .. } = inputs;
         let mut dot = 0f32;
         for (q, k) in q.row(b, h, i).iter().zip(k.row(b, kv_head, j)) {

@@ -6,8 +6,13 @@ use flashtile_shaders::cuda::{Arch, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant, 
 use flashtile_testkit::{Case, EmulatedCudaBackend, PtxCompiler, ThreadOrder, run_case};
 
 /// Whole tiles of one shape, with nothing beside the main loop and the end. The unfused kernels have one shape: `None`.
-pub(super) fn no_conflicts(compiler: &PtxCompiler, arch: Arch, tiles: Option<CudaTiles>) -> Result<(), String> {
-    let CudaTiles { engine, rows, keys, head_dim, columns, .. } = tiles.unwrap_or(CUDA_UNFUSED_TILES);
+pub(super) fn no_conflicts(
+    compiler: &PtxCompiler,
+    arch: Arch,
+    tiles: Option<CudaTiles>,
+) -> Result<(), String> {
+    let CudaTiles { engine, rows, keys, head_dim, columns, .. } =
+        tiles.unwrap_or(CUDA_UNFUSED_TILES);
     let dtype = if engine == Engine::Mma { "f16" } else { "f32" };
     let line = format!("shape=1x1x{rows}x{head_dim} skv={} dv={columns} dtype={dtype}", 2 * keys);
     let case: Case = line.parse().unwrap();
@@ -15,13 +20,18 @@ pub(super) fn no_conflicts(compiler: &PtxCompiler, arch: Arch, tiles: Option<Cud
     let compiler = compiler.with_text(|text| text);
     let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, ThreadOrder::Forward);
     let (backend, kernel, operations) = match tiles {
-        Some(tiles) => (backend.with_tiles(tiles), KernelKind::Flash, vec![Operation::FlashForward]),
-        None => (backend, KernelKind::Unfused, vec![Operation::UnfusedScores, Operation::UnfusedValues]),
+        Some(tiles) => {
+            (backend.with_tiles(tiles), KernelKind::Flash, vec![Operation::FlashForward])
+        }
+        None => {
+            (backend, KernelKind::Unfused, vec![Operation::UnfusedScores, Operation::UnfusedValues])
+        }
     };
     run_case(&backend, kernel, &case).map_err(|e| e.to_string())?;
     let mut conflicts = Vec::new();
     for operation in operations {
-        let variant = CudaVariant::new(operation, case.dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
+        let variant =
+            CudaVariant::new(operation, case.dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
         let kernel = compiler.kernel(&variant, arch).map_err(|e| e.to_string())?;
         let mut turns = 0;
         for done in kernel.done() {

@@ -2,7 +2,9 @@
 
 use flashtile_core::{DType, KernelKind};
 use flashtile_shaders::Operation;
-use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant};
+use flashtile_shaders::cuda::{
+    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant,
+};
 use flashtile_testkit::{EmulatedCudaBackend, Prepared, PtxCompiler, ThreadOrder};
 use std::collections::HashSet;
 
@@ -17,10 +19,13 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
     let mma = CUDA_MMA_TILES.into_iter().find(|tiles| tiles.head_dim == 64 && tiles.rows == 64);
     let simt = CUDA_SIMT_TILES.into_iter().rev().find(|tiles| tiles.columns == 64);
     let suspect = |kernel, operation, dtype, tiles: Option<CudaTiles>, cases| {
-        let variant = CudaVariant::new(operation, dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
+        let variant =
+            CudaVariant::new(operation, dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
         Suspect { kernel, variant, cases }
     };
-    let flash = |dtype, tiles, cases| suspect(KernelKind::Flash, Operation::FlashForward, dtype, tiles, cases);
+    let flash = |dtype, tiles, cases| {
+        suspect(KernelKind::Flash, Operation::FlashForward, dtype, tiles, cases)
+    };
     // Rows at multiples of 16 bytes, of 4 and of 2; NaN behind masks and within.
     let halves = "
         shape=1x1x70x64 skv=140 dtype=f16 causal=yes align=bottom-right
@@ -71,16 +76,34 @@ enum Change {
 
 const CHANGES: [(&str, Change); 9] = [
     ("a barrier left out", Change::Each(|line| line.starts_with("bar.sync").then(String::new))),
-    ("a wait left out", Change::Each(|line| line.starts_with("cp.async.wait_group").then(String::new))),
-    ("a group left open", Change::Each(|line| line.starts_with("cp.async.commit_group").then(String::new))),
-    ("matrices not transposed", Change::All(|line| line.contains(".x4.trans.").then(|| line.replace(".trans.", ".")))),
+    (
+        "a wait left out",
+        Change::Each(|line| line.starts_with("cp.async.wait_group").then(String::new)),
+    ),
+    (
+        "a group left open",
+        Change::Each(|line| line.starts_with("cp.async.commit_group").then(String::new)),
+    ),
+    (
+        "matrices not transposed",
+        Change::All(|line| line.contains(".x4.trans.").then(|| line.replace(".trans.", "."))),
+    ),
     (
         "matrices transposed",
         Change::All(|line| line.contains(".x4.shared").then(|| line.replace(".x4.", ".x4.trans."))),
     ),
-    ("words of A exchanged", Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 1))),
-    ("words of B exchanged", Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 2))),
-    ("the halves of a word exchanged", Change::All(|line| line.starts_with("cvt.rn.f16x2").then(|| swap_last(line))?)),
+    (
+        "words of A exchanged",
+        Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 1)),
+    ),
+    (
+        "words of B exchanged",
+        Change::All(|line| exchange(line.starts_with("mma.sync").then_some(line)?, 2)),
+    ),
+    (
+        "the halves of a word exchanged",
+        Change::All(|line| line.starts_with("cvt.rn.f16x2").then(|| swap_last(line))?),
+    ),
     ("global memory one further", Change::Each(one_further)),
 ];
 
@@ -109,7 +132,9 @@ fn swap_last(line: &str) -> Option<String> {
 /// The last address of an access to global memory becomes that of the neighbour.
 fn one_further(line: &str) -> Option<String> {
     let name = line.split_whitespace().next()?;
-    let global = line.starts_with("ld.global") || line.starts_with("st.global") || line.starts_with("cp.async.c");
+    let global = line.starts_with("ld.global")
+        || line.starts_with("st.global")
+        || line.starts_with("cp.async.c");
     let end = line.rfind(']').filter(|_| global)?;
     let bytes = match name.rsplit('.').next()? {
         "u8" => 1,
@@ -120,21 +145,29 @@ fn one_further(line: &str) -> Option<String> {
     let bytes = if name.contains(".v4.") { 4 * bytes } else { bytes };
     // An offset that is there already lies in front.
     let (head, offset) =
-        line[..end].rsplit_once('+').map_or((&line[..end], 0), |(head, offset)| match offset.parse::<i64>() {
-            Ok(offset) => (head, offset),
-            Err(_) => (&line[..end], 0),
+        line[..end].rsplit_once('+').map_or((&line[..end], 0), |(head, offset)| {
+            match offset.parse::<i64>() {
+                Ok(offset) => (head, offset),
+                Err(_) => (&line[..end], 0),
+            }
         });
     Some(format!("{head}+{}{}", offset + bytes, &line[end..]))
 }
 
-pub(super) fn find_all(compiler: &PtxCompiler, arch: Arch, suspect: &Suspect) -> Result<(), String> {
+pub(super) fn find_all(
+    compiler: &PtxCompiler,
+    arch: Arch,
+    suspect: &Suspect,
+) -> Result<(), String> {
     let lines = suspect.cases.lines().map(str::trim).filter(|line| !line.is_empty());
-    let cases: Vec<Prepared> = lines.map(|line| Prepared::new(&line.parse().unwrap()).unwrap()).collect();
+    let cases: Vec<Prepared> =
+        lines.map(|line| Prepared::new(&line.parse().unwrap()).unwrap()).collect();
     // By itself, so that what others run does not count as done.
     let compiler = &compiler.with_text(|text| text);
     let find = |compiler: &PtxCompiler| {
         cases.iter().find_map(|case| {
-            let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, ThreadOrder::Shuffled(3));
+            let backend =
+                EmulatedCudaBackend::with_ptx(compiler.clone(), arch, ThreadOrder::Shuffled(3));
             let flash = suspect.kernel == KernelKind::Flash;
             let backend = if flash { backend.with_tiles(suspect.variant.tiles) } else { backend };
             case.check(&backend, suspect.kernel).err().map(|failure| failure.to_string())
@@ -187,5 +220,9 @@ pub(super) fn find_all(compiler: &PtxCompiler, arch: Arch, suspect: &Suspect) ->
         }
     }
     println!("{found} mistakes found");
-    if survivors.is_empty() { Ok(()) } else { Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n"))) }
+    if survivors.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n")))
+    }
 }
