@@ -1,4 +1,4 @@
-// What the kernels ask of the device: all that is not plain C++. The testkit's emulation stands in for this file where a CPU runs the kernels.
+// What the kernels ask of the device: all that is not plain C++. The emulation in crates/emulator/cpp stands in for this file where a CPU runs the kernels.
 #ifndef FLASHTILE_EMULATED
 typedef int i32;
 typedef unsigned int u32;

@@ -16,7 +16,6 @@
 //!   models' shapes for benchmarks.
 //! - [`Backend`] is what is tested. [`run_case`] and [`run_cases`] hold it to the oracle (promises 1 and 3, and that nothing else is
 //!   written), [`check_repeats`] and [`check_neighbours`] to the same bits (promise 4).
-//! - [`EmulatedCudaBackend`] runs the CUDA kernels without a card.
 //! - [`Prepared`] asks the oracle once for any number of backends.
 
 mod backend;
@@ -24,9 +23,7 @@ mod case;
 mod catalogue;
 mod check;
 mod cuda;
-mod emulator;
 mod inputs;
-mod ptx;
 mod random;
 mod rng;
 mod same_bits;
@@ -41,12 +38,7 @@ pub use case::{Case, KvLens, MaskContent, MaskSpec, Nan, Placement, Poison, Valu
 pub use catalogue::catalogue;
 pub use check::{Failure, Outcome, Prepared, Worst, Wrong, run_case};
 pub use cuda::CudaBackend;
-pub use emulator::{
-    BlockRun, CppCompiler, DeviceMemory, EmulatedCudaBackend, EmulatedKernel, Emulator,
-    EmulatorError, PtxCompiler, ThreadOrder,
-};
 pub use inputs::Tensors;
-pub use ptx::{LineDone, PtxKernel};
 pub use random::random_case;
 pub use rng::Rng;
 pub use same_bits::{check_neighbours, check_repeats};

@@ -1,6 +1,6 @@
 //! The CUDA kernels: the same algorithm as the WGSL ones, function by function, in `cuda/*.cu`.
 //!
-//! The texts include nothing, so that NVRTC compiles them without a toolkit's headers, and a C++ compiler does with the testkit's emulation of the
+//! The texts include nothing, so that NVRTC compiles them without a toolkit's headers, and a C++ compiler does with an emulation of the
 //! device in front.
 
 mod assemble;

@@ -17,7 +17,7 @@ mod primitives;
 mod ptx;
 
 use flashtile_cuda::compiler_version;
-use flashtile_testkit::{CppCompiler, Emulator, PtxCompiler};
+use flashtile_emulator::{CppCompiler, Emulator, PtxCompiler};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 

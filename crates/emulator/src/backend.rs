@@ -1,11 +1,13 @@
-use super::{BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, ThreadOrder};
-use crate::{Backend, PtxKernel};
+use crate::{
+    BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, PtxKernel, ThreadOrder,
+};
 use flashtile_core::{DType, HostArgs, KernelKind, Problem, TensorView, Verdict, check_host_args};
 use flashtile_cuda::{
     CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, compile_to_ptx,
     schedule,
 };
 use flashtile_shaders::cuda::Arch;
+use flashtile_testkit::Backend;
 use std::collections::HashMap;
 use std::error::Error;
 use std::hash::Hash;

@@ -1,5 +1,5 @@
-use super::{DeviceMemory, EmulatorError, quote};
-use crate::Rng;
+use crate::{DeviceMemory, EmulatorError, quote};
+use flashtile_testkit::Rng;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
@@ -39,7 +39,7 @@ pub struct BlockRun {
     pub mutant: u32,
 }
 
-/// `Launch` of `emulator/block.hpp`.
+/// `Launch` of `cpp/block.hpp`.
 #[repr(C)]
 struct Launch {
     blocks: *const u32,
@@ -62,7 +62,7 @@ struct Launch {
 
 type Entry = unsafe extern "C" fn(*mut Launch, *const c_void) -> i32;
 
-/// `STACK_BYTES` and `CANARY_BYTES` of `emulator/block.hpp`.
+/// `STACK_BYTES` and `CANARY_BYTES` of `cpp/block.hpp`.
 const STACK_BYTES: usize = 64 << 10;
 const CANARY_BYTES: usize = 4 << 10;
 

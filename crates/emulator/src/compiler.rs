@@ -1,4 +1,4 @@
-use super::EmulatorError;
+use crate::EmulatorError;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
 use std::hash::{Hash, Hasher};
@@ -9,12 +9,12 @@ use std::{env, fs, io, process};
 
 /// What stands in front of every kernel's text, in this order.
 const EMULATION: [&str; 6] = [
-    include_str!("../../emulator/numbers.hpp"),
-    include_str!("../../emulator/fiber.hpp"),
-    include_str!("../../emulator/block.hpp"),
-    include_str!("../../emulator/warp.hpp"),
-    include_str!("../../emulator/copy.hpp"),
-    include_str!("../../emulator/kernel.hpp"),
+    include_str!("../cpp/numbers.hpp"),
+    include_str!("../cpp/fiber.hpp"),
+    include_str!("../cpp/block.hpp"),
+    include_str!("../cpp/warp.hpp"),
+    include_str!("../cpp/copy.hpp"),
+    include_str!("../cpp/kernel.hpp"),
 ];
 
 /// Kernels are compiled about as often as they are run, and -O1 is the least sum of both. Contraction would round otherwise than a card, where

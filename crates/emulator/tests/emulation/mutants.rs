@@ -6,9 +6,10 @@
 
 use super::Test;
 use flashtile_core::KernelKind;
+use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant};
-use flashtile_testkit::{Backend, EmulatedCudaBackend, Emulator, Prepared, ThreadOrder};
+use flashtile_testkit::{Backend, Prepared};
 use std::sync::Arc;
 
 /// Statements that are taken out.

@@ -12,8 +12,8 @@ mod memory;
 mod parse;
 mod warp;
 
-use crate::Rng;
-use crate::emulator::{BlockRun, DeviceMemory, EmulatorError, ThreadOrder, quote};
+use crate::{BlockRun, DeviceMemory, EmulatorError, ThreadOrder, quote};
+use flashtile_testkit::Rng;
 use instruction::Program;
 use memory::{Global, Shared};
 use std::sync::atomic::Ordering;

@@ -2,10 +2,11 @@
 
 use super::Test;
 use flashtile_core::{HostArgs, KernelKind, Problem, Verdict};
+use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
 use flashtile_testkit::{
-    Backend, Case, EmulatedCudaBackend, Emulator, Failure, ThreadOrder, catalogue,
-    check_neighbours, check_repeats, chosen_cases, run_case, run_random,
+    Backend, Case, Failure, catalogue, check_neighbours, check_repeats, chosen_cases, run_case,
+    run_random,
 };
 use std::error::Error;
 use std::sync::Arc;

@@ -1,11 +1,12 @@
 //! What NVRTC wrote, with one mistake each: the interpreter and the bound have to find it. Mistakes in `device.cuh` would look like these.
 
 use flashtile_core::{DType, KernelKind};
+use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{
     Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant,
 };
-use flashtile_testkit::{EmulatedCudaBackend, Prepared, PtxCompiler, ThreadOrder};
+use flashtile_testkit::Prepared;
 use std::collections::HashSet;
 
 /// A kernel's text and what finds the mistakes in it.

@@ -1,8 +1,7 @@
 //! Memory under watch: every access lies within a tensor or within shared memory, at a multiple of its size, and no two warps, nor two blocks, touch
 //! the same place without a barrier between them where one of them writes.
 
-use crate::DeviceMemory;
-use crate::emulator::POISON;
+use crate::{DeviceMemory, POISON};
 
 /// Places that are watched are this many bytes long: the smallest numbers that kernels store.
 const PLACE: usize = 2;

@@ -1,9 +1,10 @@
 //! Whether lanes of a warp wait for each other at the banks of shared memory: padding and the order of threads are there so that they do not.
 
 use flashtile_core::KernelKind;
+use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{Arch, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant, Engine};
-use flashtile_testkit::{Case, EmulatedCudaBackend, PtxCompiler, ThreadOrder, run_case};
+use flashtile_testkit::{Case, run_case};
 
 /// Whole tiles of one shape, with nothing beside the main loop and the end. The unfused kernels have one shape: `None`.
 pub(super) fn no_conflicts(

@@ -6,10 +6,9 @@ mod mistakes;
 
 use super::conformance::{report, tile_cases};
 use flashtile_core::{DType, KernelKind};
+use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
-use flashtile_testkit::{
-    Case, EmulatedCudaBackend, PtxCompiler, ThreadOrder, chosen_cases, run_case,
-};
+use flashtile_testkit::{Case, chosen_cases, run_case};
 
 /// The most that a case costs.
 const MOST_FLOPS: u64 = 400_000;

@@ -1,7 +1,8 @@
 //! The emulation itself, by small kernels: what each primitive computes, and which mistakes are reported.
 
 use super::Test;
-use flashtile_testkit::{BlockRun, DeviceMemory, Emulator, Rng, ThreadOrder};
+use flashtile_emulator::{BlockRun, DeviceMemory, Emulator, ThreadOrder};
+use flashtile_testkit::Rng;
 use half::{bf16, f16};
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-use super::EmulatorError;
+use crate::EmulatorError;
 
 /// Bytes of NaN on both sides: a kernel that reads there shows in its result, one that writes there is found out.
 const MARGIN: usize = 16 << 10;
