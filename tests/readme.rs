@@ -1,6 +1,8 @@
-//! What the documents say and code decides: the tables of README.md and docs/ARCHITECTURE.md, and the README's example.
+//! The parts of documents that code decides: the README's example, the table of docs/SUPPORT.md and
+//! the binding table of docs/ARCHITECTURE.md.
 //!
-//! Each is made here and compared with what stands between its markers. `UPDATE_README=1 cargo test --test readme` writes it anew.
+//! Each part is generated here and compared with the text between its markers.
+//! `UPDATE_README=1 cargo test --test readme` rewrites them.
 #![cfg(all(feature = "wgpu", feature = "cuda"))]
 
 use flashtile::{
@@ -12,9 +14,9 @@ use flashtile::{
 use flashtile_shaders::{Access, Operation, Slot, Variant, cuda::Engine};
 use std::{env, fmt::Write as _, fs, path::Path};
 
-// ---- The README's example -----------------------------------------------------------------------------------------------
+// ---- The README's example -----------------------------------------------------------------------
 
-/// Compiled with the tests, so that it stays true; what it computes, examples/ run.
+/// Compiled but not run. The programs in examples/ run the same calls.
 #[expect(dead_code, reason = "it is shown, not called")]
 mod embed {
     // <example>
@@ -47,9 +49,9 @@ fn the_readme_shows_the_example_that_compiles() {
     compare("README.md", "example", &format!("```rust\n{text}```\n"));
 }
 
-// ---- What runs where ----------------------------------------------------------------------------------------------------
+// ---- What runs where ----------------------------------------------------------------------------
 
-/// Problems that differ from one plain one in the way that the label says.
+/// Problems that differ from one plain problem in the way that their label says.
 fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
     let dense = |dtype, layout, shape| TensorView::contiguous(dtype, layout, shape);
     let square =
@@ -135,8 +137,8 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
     rows.into_iter().map(|(label, problem)| Ok((label, problem.build()?))).collect()
 }
 
-/// What a backend says to a problem: wgpu for a device with WebGPU's default limits and no features, CUDA for a card of compute capability 8.6,
-/// the others as anywhere.
+/// A backend's verdict on a problem: wgpu on a device with WebGPU's default limits and no features,
+/// CUDA on a GPU of compute capability 8.6, the others as on any machine.
 fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdict {
     if backend == BackendKind::Wgpu {
         return match export_baseline(problem, kernel, &Call::default()) {
@@ -161,7 +163,7 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
             Err(reasons) => Verdict::Refused(reasons),
         };
     }
-    // Asked by name, so that no device is opened.
+    // Forced by name, so that no device is opened.
     let choice = Choice { backend: Some(backend), kernel: Some(kernel) };
     match Attention::new().explain_within(problem, choice).verdict(backend, kernel) {
         Some(Verdict::Refused(reasons)) => Verdict::Refused(reasons.clone()),
@@ -170,7 +172,7 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
 }
 
 #[test]
-fn the_readme_says_what_runs_where() {
+fn the_support_table_says_what_runs_where() {
     let problems = problems().expect("valid problems");
     let mut notes: Vec<String> = Vec::new();
     let mut columns: Vec<(String, Vec<String>)> = Vec::new();
@@ -193,7 +195,7 @@ fn the_readme_says_what_runs_where() {
                 });
             (kernel, cells.collect::<Vec<_>>())
         });
-        // A backend whose kernels always agree is one column.
+        // A backend whose kernels always agree gets one column.
         if of_backend[0].1 == of_backend[1].1 {
             columns.push((backend.to_string(), of_backend[0].1.clone()));
         } else {
@@ -201,7 +203,7 @@ fn the_readme_says_what_runs_where() {
                 .extend(of_backend.map(|(kernel, cells)| (format!("{backend} {kernel}"), cells)));
         }
     }
-    // A column that says the same no to everything is a line below the table.
+    // A column that refuses everything for the same reason becomes a line below the table.
     let refused =
         |cells: &[String]| cells[0].starts_with("no") && cells.iter().all(|cell| *cell == cells[0]);
     let (never, columns): (Vec<_>, Vec<_>) =
@@ -218,14 +220,14 @@ fn the_readme_says_what_runs_where() {
     for (n, (name, cells)) in never.iter().enumerate() {
         table += &format!("{} {name} {}", if n > 0 { "," } else { "" }, &cells[0]["no ".len()..]);
     }
-    table += ". The reasons are the program's own:\n\n";
+    table += ". The reasons are those that the program prints:\n\n";
     for (n, note) in notes.iter().enumerate() {
         writeln!(table, "{}. {note}", n + 1).expect("strings take all");
     }
-    compare("README.md", "what runs where", &table);
+    compare("docs/SUPPORT.md", "what runs where", &table);
 }
 
-// ---- Bindings -----------------------------------------------------------------------------------------------------------
+// ---- Bindings -----------------------------------------------------------------------------------
 
 #[test]
 fn the_binding_table_is_what_variants_bind() {
@@ -289,9 +291,9 @@ fn the_binding_table_is_what_variants_bind() {
     compare("docs/ARCHITECTURE.md", "bindings", &table);
 }
 
-// ---- Markers ------------------------------------------------------------------------------------------------------------
+// ---- Markers ------------------------------------------------------------------------------------
 
-/// Holds what stands between the markers `name` of a document to `text`, or writes it there.
+/// Fails if the text between the markers `name` of a document is not `text`, or writes it there.
 fn compare(document: &str, name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     let (begin, end) =
@@ -312,10 +314,10 @@ fn compare(document: &str, name: &str, text: &str) {
         return;
     }
     panic!(
-        "`{name}` in {document} is out of date: UPDATE_README=1 cargo test --test readme writes it anew.\n\
-         It should be:\n\n{text}"
+        "`{name}` in {document} is out of date; UPDATE_README=1 cargo test --test readme rewrites \
+         it.\nIt should be:\n\n{text}"
     );
 }
 
-/// Two tests write one document.
+/// Tests run in parallel, and several may write one document.
 static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
