@@ -237,7 +237,7 @@ fn the_binding_table_is_what_variants_bind() {
         (Slot::K, "k"),
         (Slot::V, "v"),
         (Slot::Mask, "mask"),
-        (Slot::Aux, "aux: small integer inputs, kv_lens so far"),
+        (Slot::Aux, "aux: small integer inputs (kv_lens)"),
         (Slot::Out, "out"),
         (Slot::Lse, "lse"),
         (Slot::Scores, "scores: workspace of the unfused kernels"),
@@ -271,7 +271,7 @@ fn the_binding_table_is_what_variants_bind() {
                     if uses.len() == of(operation).count() {
                         how.to_owned()
                     } else {
-                        format!("{how}, where asked for")
+                        format!("{how}, optional")
                     }
                 }
             };
