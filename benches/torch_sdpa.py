@@ -1,16 +1,22 @@
 #!/usr/bin/env python3
-"""Times torch's scaled_dot_product_attention, each of its kernels by itself, and prints the lines of `flashtile bench --json`.
+"""Times torch's scaled_dot_product_attention, each of its kernels by itself.
+
+Prints the lines of `flashtile bench --json`.
 
     benches/torch_sdpa.py 4x16x4096x128,f16,causal 1x8x8192x64,f32
     benches/torch_sdpa.py --kernel flash_attention --seconds 1 4x16x4096x128,bf16
-    benches/torch_sdpa.py --versions
-    benches/torch_sdpa.py -         cases from stdin, one a line; a line of `{}` ends the answer to each
+    benches/torch_sdpa.py -         questions from stdin, one per line
 
-A case is BxHxSxD,dtype[,causal]. What flashtile does, this does: inputs spread evenly over -1..1 from one seed, (B, H, S, D) in memory,
-the forward pass alone, warmed up, the median of as many repetitions as --seconds holds. Times are those of CUDA events. Nothing flushes
-the caches, neither here nor there: shapes of which that matters are smaller than the L2 cache, and are so for both.
+A case is BxHxSxD,dtype[,causal]. A question is a case, or `versions`: what runs here. A line of
+`{}` ends the answer to each; `flashtile bench --json --cases -` answers in the same way.
 
-A kernel that refuses a case is a line on stderr. Exit status 77: there is no torch, or no card that it sees.
+The method is that of flashtile: inputs spread evenly over -1..1 from one seed, (B, H, S, D) in
+memory, the forward pass alone, warmed up, and the median of as many repetitions as --seconds holds.
+Times are those of CUDA events. Nothing flushes the caches, neither here nor in flashtile: shapes
+for which that matters are smaller than the L2 cache for both.
+
+A kernel that refuses a case is a line on stderr. Exit status 77: there is no torch, or no GPU that
+it sees.
 """
 
 import argparse
@@ -21,7 +27,10 @@ import time
 import warnings
 
 ABSENT = 77
+# MATH comes last: it stores all scores, 70 GB of them at 16k keys.
 KERNELS = ["flash_attention", "cudnn_attention", "efficient_attention", "math"]
+# Keys beyond which MATH is left out.
+MOST_MATH_KEYS = 8192
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 MOST_RUNS = 200
 FEWEST_RUNS = 5
@@ -41,12 +50,17 @@ def parse_case(text):
         shape = ()
     dtype, causal = (words + [""])[0], words[1:] == ["causal"]
     if len(shape) != 4 or min(shape) < 1 or dtype not in DTYPES or len(words) - causal != 1:
-        raise argparse.ArgumentTypeError(f"expected BxHxSxD,dtype[,causal], such as 4x16x4096x128,f16,causal, but got `{text}`")
+        raise argparse.ArgumentTypeError(
+            f"expected BxHxSxD,dtype[,causal], such as 4x16x4096x128,f16,causal, but got `{text}`"
+        )
     return shape, dtype, causal
 
 
 def cost(shape, size, causal):
-    """FLOP of the pairs that a query sees, and bytes of q, k, v and out, each once: flashtile's own count."""
+    """FLOP and bytes, as flashtile counts them.
+
+    FLOP of the pairs of a query and a key that it sees; bytes of q, k, v and out, each once.
+    """
     batch, heads, seq, head_dim = shape
     pairs = seq * (seq + 1) // 2 if causal else seq * seq
     return 4 * batch * heads * pairs * head_dim, 4 * batch * heads * seq * head_dim * size
@@ -55,10 +69,14 @@ def cost(shape, size, causal):
 def repeat(torch, run, budget):
     """Milliseconds of each of as many runs as `budget` seconds hold."""
     times = []
-    begin = time.monotonic()
-    while len(times) < MOST_RUNS and (len(times) < FEWEST_RUNS or time.monotonic() - begin < budget):
-        # A few at a time, so that the card does not wait for the host between them.
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(FEWEST_RUNS)]
+    started = time.monotonic()
+    while len(times) < MOST_RUNS and (
+        len(times) < FEWEST_RUNS or time.monotonic() - started < budget
+    ):
+        # A few at a time, so that the GPU does not wait for the host between them.
+        events = [
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(FEWEST_RUNS)
+        ]
         for start, end in events:
             start.record()
             run()
@@ -69,20 +87,22 @@ def repeat(torch, run, budget):
 
 
 def measure(torch, case, kernel, budget):
-    """One line, or RuntimeError where the kernel refuses."""
+    """One measurement, or RuntimeError if the kernel refuses."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     shape, dtype, causal = case
     if not hasattr(SDPBackend, kernel.upper()):
         raise RuntimeError("this torch does not have it")
-    torch.cuda.empty_cache()
+    if kernel == "math" and shape[2] > MOST_MATH_KEYS:
+        raise RuntimeError(f"its scores take too much memory beyond {MOST_MATH_KEYS} keys")
     before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
     generator = torch.Generator("cuda").manual_seed(SEED)
-    q, k, v = (
-        torch.rand(shape, generator=generator, device="cuda", dtype=torch.float32).mul_(2).sub_(1).to(getattr(torch, DTYPES[dtype]))
-        for _ in range(3)
-    )
+
+    def tensor():
+        values = torch.rand(shape, generator=generator, device="cuda", dtype=torch.float32)
+        return values.mul_(2).sub_(1).to(getattr(torch, DTYPES[dtype]))
+
+    q, k, v = tensor(), tensor(), tensor()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
 
@@ -90,10 +110,10 @@ def measure(torch, case, kernel, budget):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     with torch.inference_mode(), sdpa_kernel(getattr(SDPBackend, kernel.upper())):
-        begin = time.monotonic()
+        started = time.monotonic()
         run()
         torch.cuda.synchronize()
-        first_ms = (time.monotonic() - begin) * 1e3
+        first_ms = (time.monotonic() - started) * 1e3
         repeat(torch, run, 0)
         ms = statistics.median(repeat(torch, run, budget))
     flops, size = cost(shape, q.element_size(), causal)
@@ -114,24 +134,65 @@ def measure(torch, case, kernel, budget):
 
 
 def answer(torch, case, kernels, budget):
+    """Measures one case by each of `kernels`."""
+    shape, dtype, causal = case
     for kernel in kernels:
-        what = f"{'x'.join(map(str, case[0]))} {case[1]}{' causal' if case[2] else ''}, {kernel}"
-        with warnings.catch_warnings(record=True) as told:
+        what = f"{'x'.join(map(str, shape))} {dtype}{' causal' if causal else ''}, {kernel}"
+        with warnings.catch_warnings(record=True) as given:
             warnings.simplefilter("always")
             try:
                 print(json.dumps(measure(torch, case, kernel, budget)), flush=True)
             except RuntimeError as error:  # Out of memory is one too.
                 # torch warns of each reason and then says that there is no kernel.
-                reasons = [str(warning.message).split(" (Triggered")[0] for warning in told]
+                reasons = [str(warning.message).split(" (Triggered")[0] for warning in given]
                 complain(f"skipped {what}: {'; '.join(reasons[:3]) or error}")
+        # torch keeps memory that was freed, and the other competitors need it. Not in `except`:
+        # there the error still holds the tensors.
+        torch.cuda.empty_cache()
+
+
+def versions(torch):
+    print(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda,
+                "cudnn": str(torch.backends.cudnn.version()),
+                "gpu": torch.cuda.get_device_name(),
+            }
+        )
+    )
+
+
+def serve(torch, questions, kernels, budget):
+    """Answers lines until there are no more."""
+    for line in questions:
+        if line.strip() == "versions":
+            versions(torch)
+        else:
+            try:
+                answer(torch, parse_case(line), kernels, budget)
+            except argparse.ArgumentTypeError as error:
+                complain(error)
+        print("{}", flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="BxHxSxD,dtype[,causal], or - for stdin")
-    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this one; may be repeated")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that the repetitions of one case may take together [default: 1]")
-    parser.add_argument("--versions", action="store_true", help="print what would run, as JSON, and nothing else")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help="BxHxSxD,dtype[,causal], or - for stdin"
+    )
+    parser.add_argument(
+        "--kernel", action="append", choices=KERNELS, help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="time for the repetitions of one case [default: 1]",
+    )
     args = parser.parse_args()
     try:
         cases = [parse_case(text) for text in args.cases if text != "-"]
@@ -144,24 +205,15 @@ def main():
         complain(f"no torch: {error}")
         return ABSENT
     if not torch.cuda.is_available():
-        complain(f"torch {torch.__version__} sees no card")
+        complain(f"torch {torch.__version__} sees no GPU")
         return ABSENT
-    if args.versions:
-        versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-        print(json.dumps(versions | {"gpu": torch.cuda.get_device_name()}))
-        return 0
-    # Memory cannot be asked about before.
+    # Before this, torch does not know how much memory is in use.
     torch.cuda.init()
     kernels = args.kernel or KERNELS
     for case in cases:
         answer(torch, case, kernels, args.seconds)
     if "-" in args.cases:
-        for line in sys.stdin:
-            try:
-                answer(torch, parse_case(line), kernels, args.seconds)
-            except argparse.ArgumentTypeError as error:
-                complain(error)
-            print("{}", flush=True)
+        serve(torch, sys.stdin, kernels, args.seconds)
     return 0
 
 

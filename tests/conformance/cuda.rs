@@ -1,6 +1,6 @@
 //! CUDA kernels, on the first NVIDIA card of this machine.
 //!
-//! The names of these tests begin with `cuda`: scripts/on-card runs each in a process of its own.
+//! The names of these tests begin with `cuda`: scripts/on-gpu runs each in a process of its own.
 
 mod memory;
 mod packed;

@@ -1,0 +1,141 @@
+"""benches/torch_sdpa.py on a torch that is made up: there is no other without an NVIDIA GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+from .fakes import SCRIPTS, Scene
+
+TORCH = """
+    import types
+
+    __version__ = "2.99"
+    float16, bfloat16, float32 = "float16", "bfloat16", "float32"
+    version = types.SimpleNamespace(cuda="13.0")
+    backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(version=lambda: 91900))
+    log = []
+
+    class Tensor:
+        def mul_(self, _): return self
+        def sub_(self, _): return self
+        def to(self, dtype): return self
+        def element_size(self): return 2
+
+    class Generator:
+        def __init__(self, device): pass
+        def manual_seed(self, seed): return self
+
+    class Event:
+        def __init__(self, enable_timing): pass
+        def record(self): pass
+        def elapsed_time(self, end): return 2.0
+
+    def rand(*_, **__): return Tensor()
+
+    def inference_mode(): return torch_attention.sdpa_kernel(None)
+
+    def attend(q, k, v, is_causal):
+        if torch_attention.chosen == "CUDNN_ATTENTION":
+            import warnings
+            warnings.warn("cuDNN wants sm_80 (Triggered internally)")
+            raise RuntimeError("No available kernel")
+
+    nn = types.SimpleNamespace(functional=types.SimpleNamespace(
+        scaled_dot_product_attention=attend))
+
+    def empty_cache():
+        import sys
+        print("emptied", file=sys.stderr)
+
+    cuda = types.SimpleNamespace(
+        is_available=lambda: True, init=lambda: None, Event=Event, synchronize=lambda: None,
+        memory_allocated=lambda: 100, max_memory_allocated=lambda: 700, empty_cache=empty_cache,
+        reset_peak_memory_stats=lambda: None, get_device_name=lambda: "Made Up 1")
+    from . import torch_attention
+    import sys
+    sys.modules["torch.nn"] = types.ModuleType("torch.nn")
+    sys.modules["torch.nn.attention"] = torch_attention
+"""
+
+ATTENTION = """
+    import contextlib
+    chosen = None
+
+    class SDPBackend:
+        FLASH_ATTENTION, MATH = "FLASH_ATTENTION", "MATH"
+        CUDNN_ATTENTION = "CUDNN_ATTENTION"
+
+    @contextlib.contextmanager
+    def sdpa_kernel(kernel):
+        global chosen
+        chosen = kernel or chosen
+        yield
+"""
+
+
+class TorchTest(Scene):
+    def ask(self, *arguments, text="", torch=TORCH):
+        from textwrap import dedent
+
+        package = self.folder / "site/torch"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(dedent(torch))
+        (package / "torch_attention.py").write_text(dedent(ATTENTION))
+        return subprocess.run(
+            [sys.executable, "-B", str(SCRIPTS.parent / "benches/torch_sdpa.py"), *arguments],
+            input=text,
+            env=dict(os.environ, PYTHONPATH=str(package.parent)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    def test_questions_and_answers(self):
+        text = "versions\n2x3x8192x64,f16,causal\nnonsense\n1x2x8193x64,f16\n"
+        done = self.ask("--seconds", "0", "-", text=text)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        ends = [n for n, line in enumerate(lines) if line == {}]
+        self.assertEqual(len(ends), 4, "one for each question")
+        self.assertEqual(lines[0]["torch"], "2.99")
+        first = lines[ends[0] + 1 : ends[1]]
+        self.assertEqual([row["kernel"] for row in first], ["flash_attention", "math"])
+        row = first[0]
+        self.assertEqual((row["case"], row["dtype"], row["causal"]), ("2x3x8192x64", "f16", True))
+        self.assertEqual((row["ms"], row["peak_bytes"]), (2.0, 600))
+        flops = 4 * 2 * 3 * 64 * (8192 * 8193 // 2)
+        self.assertAlmostEqual(row["gflops"], flops / 2e-3 / 1e9)
+        self.assertIn("expected BxHxSxD", done.stderr)
+
+        # Beyond 8k keys, MATH is left out.
+        last = lines[ends[2] + 1 : ends[3]]
+        self.assertEqual([row["kernel"] for row in last], ["flash_attention"])
+        self.assertIn("skipped 1x2x8193x64 f16, math: its scores take too much", done.stderr)
+        self.assertIn("cudnn_attention: cuDNN wants sm_80\n", done.stderr)
+        self.assertIn("efficient_attention: this torch does not have it", done.stderr)
+        # Four kernels in two cases, whether they ran or refused.
+        self.assertEqual(done.stderr.count("emptied"), 8)
+
+    def test_without_torch_or_a_gpu_it_is_absent(self):
+        for torch, why in [
+            ("raise ImportError('broken')", "no torch: broken"),
+            (TORCH.replace("lambda: True", "lambda: False"), "sees no GPU"),
+        ]:
+            with self.subTest(why):
+                done = self.ask("-", torch=torch)
+                self.assertEqual(done.returncode, 77)
+                self.assertIn(why, done.stderr)
+            import shutil
+
+            shutil.rmtree(self.folder / "site")
+
+    def test_a_wrong_case_is_a_usage_error(self):
+        for case in ("1x2x3,f16", "1x2x3x4", "1x2x3x4,f8", "1x2x3x4,f16,acausal", "1x0x3x4,f16"):
+            with self.subTest(case):
+                import shutil
+
+                done = self.ask(case)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(f"but got `{case}`", done.stderr)
+                shutil.rmtree(self.folder / "site")
