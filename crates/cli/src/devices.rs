@@ -3,9 +3,9 @@ use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
 
-/// Lists the cards that CUDA finds, the adapters that wgpu finds, and the backends that need none.
+/// Lists the GPUs that CUDA finds, wgpu's adapters, and the backends that need neither.
 pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
-    cards(args, out)?;
+    gpus(args, out)?;
     let adapters = flashtile::wgpu::adapters_blocking();
     for (n, adapter) in adapters.iter().enumerate() {
         let info = &adapter.info;
@@ -13,12 +13,12 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
         if args.json {
             let driver = format!("{} {}", info.driver, info.driver_info);
             let line = json!({
-                "backend": "wgpu", "index": n, "name": info.name, "api": api, "type": kind, "driver": driver.trim(),
-                "bus": info.device_pci_bus_id,
+                "backend": "wgpu", "index": n, "name": info.name, "api": api, "type": kind,
+                "driver": driver.trim(), "bus": info.device_pci_bus_id,
             });
             writeln!(out, "{line}")?;
         } else {
-            // Where the card sits is what tells twins apart.
+            // The bus address distinguishes two GPUs of the same name.
             let bus = if info.device_pci_bus_id.is_empty() { "" } else { ", bus " };
             let (name, driver, version, at) =
                 (&info.name, &info.driver, &info.driver_info, &info.device_pci_bus_id);
@@ -37,31 +37,39 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn cards(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
-    let cards = match flashtile::cuda::devices() {
-        Ok(cards) => cards,
+fn gpus(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
+    let gpus = match flashtile::cuda::devices() {
+        Ok(gpus) => gpus,
         Err(e) if !args.json => return Ok(writeln!(out, "cuda       {e}")?),
         Err(_) => return Ok(()),
     };
-    for card in &cards {
-        let (index, name, machine) = (card.index, &card.name, &card.machine);
+    for gpu in &gpus {
+        let (index, name, machine) = (gpu.index, &gpu.name, &gpu.machine);
         let capability = format!("{}.{}", machine.arch / 10, machine.arch % 10);
+        let compiler = gpu.compiler_version();
         if args.json {
+            let nvrtc = compiler.ok().map(|(major, minor)| format!("{major}.{minor}"));
             let line = json!({
                 "backend": "cuda", "index": index, "name": name, "compute_capability": capability,
                 "memory_bytes": machine.memory, "multiprocessors": machine.multiprocessors,
+                "nvrtc": nvrtc,
             });
             writeln!(out, "{line}")?;
         } else {
             let (memory, units) = (text::bytes(machine.memory), machine.multiprocessors);
             writeln!(
                 out,
-                "cuda       {index}: {name} (compute capability {capability}, {units} multiprocessors, {memory})"
+                "cuda       {index}: {name} (compute capability {capability}, \
+                 {units} multiprocessors, {memory})"
             )?;
+            match compiler {
+                Ok((major, minor)) => writeln!(out, "           compiler: NVRTC {major}.{minor}")?,
+                Err(e) => writeln!(out, "           {e}")?,
+            }
         }
     }
-    if cards.is_empty() && !args.json {
-        writeln!(out, "cuda       no card: the driver finds none")?;
+    if gpus.is_empty() && !args.json {
+        writeln!(out, "cuda       no GPU: the driver finds none")?;
     }
     Ok(())
 }

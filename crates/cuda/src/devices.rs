@@ -1,4 +1,4 @@
-use crate::{Context, Error, Machine, driver, error::describe};
+use crate::{Context, Error, Machine, compiler, driver, error::describe};
 use cudarc::driver::{CudaContext, DriverError, result, sys::CUdevice_attribute as Attribute};
 use flashtile_shaders::cuda::Arch;
 use std::fmt;
@@ -66,6 +66,17 @@ pub(crate) fn machine(
     })
 }
 
+impl DeviceEntry {
+    /// Major and minor version of the NVRTC that compiles for this GPU and its driver.
+    ///
+    /// # Errors
+    /// [`Error::NoCompiler`].
+    pub fn compiler_version(&self) -> Result<(u32, u32), Error> {
+        let driver = driver::check()?.map(|version| version / 1000);
+        Ok(compiler::find(self.machine.arch, driver)?.version)
+    }
+}
+
 impl DeviceChoice {
     fn allows(&self, device: &DeviceEntry) -> bool {
         let part = |wanted: &String| device.name.to_lowercase().contains(&wanted.to_lowercase());
@@ -87,7 +98,8 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Opens a card for a program that owns no context: its primary context, which other libraries of the process use too, and the default stream.
+/// Opens a GPU for a program that owns no context: on its primary context, which other libraries
+/// of the process use too, and on the default stream.
 ///
 /// # Errors
 /// [`Error::NoDriver`], [`Error::OldDriver`], [`Error::NoDevice`].

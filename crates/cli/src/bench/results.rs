@@ -1,4 +1,4 @@
-//! Results that were measured before: read from the lines that `--json` wrote, told as tables.
+//! Earlier results: read from the lines that `--json` wrote, and printed as tables.
 
 use super::{cases::Case, measure::Row, plot, target::Clock};
 use crate::{args, text};
@@ -7,32 +7,35 @@ use flashtile::DType;
 use serde_json::Value;
 use std::{fmt, fs, path::Path};
 
-/// What `scripts/gpu-check` holds fixed over the lengths of its curves, as FlashAttention's own benchmark does: batch * seq, and heads * head_dim.
+/// batch * seq and heads * head_dim of every point on the curves of `scripts/gpu-check`. They are
+/// those of FlashAttention's own benchmark.
 const CURVE: [usize; 2] = [16_384, 2048];
-/// The widths of heads that have curves.
+/// The head dims that have curves.
 const HEAD_DIMS: [usize; 2] = [64, 128];
 
 /// The lines of one file.
 #[derive(Debug)]
 pub(crate) struct Results {
-    /// The first line, where it tells of the machine: what it tells, in the order in which it is written below.
+    /// What the first line says about the machine, in the order of [`HEADER`]: a prefix and a
+    /// value.
     header: Vec<(&'static str, String)>,
     rows: Vec<Row>,
 }
 
-/// What the first line may tell, and how it is told.
-const HEADER: [(&str, &str); 8] = [
+/// The keys that the first line may have, and the prefix of each value in print.
+const HEADER: [(&str, &str); 9] = [
     ("gpu", ""),
     ("date", ""),
     ("driver", "driver "),
-    ("cuda", "CUDA "),
+    ("nvrtc", "NVRTC "),
     ("clocks", "SM clock "),
     ("flashtile", "flashtile "),
     ("torch", "torch "),
+    ("cuda", "CUDA "),
     ("cudnn", "cuDNN "),
 ];
 
-/// One column: who ran it.
+/// One column: a kernel of a backend.
 #[derive(Clone, PartialEq)]
 struct Column<'a> {
     backend: &'a str,
@@ -51,8 +54,8 @@ fn parse(text: &str) -> Result<Results> {
         let wrong = || format!("line {}", n + 1);
         let value: Value = serde_json::from_str(line).with_context(wrong)?;
         if n == 0 && value.get("case").is_none() {
-            let told = |(key, before)| Some((before, value.get(key)?.as_str()?.to_owned()));
-            results.header = HEADER.into_iter().filter_map(told).collect();
+            let known = |(key, prefix)| Some((prefix, value.get(key)?.as_str()?.to_owned()));
+            results.header = HEADER.into_iter().filter_map(known).collect();
         } else {
             results.rows.push(row(&value).with_context(wrong)?);
         }
@@ -64,8 +67,9 @@ fn parse(text: &str) -> Result<Results> {
 /// The inverse of `json_line`.
 fn row(value: &Value) -> Result<Row> {
     let field = |key: &str| value.get(key).ok_or_else(|| anyhow!("`{key}` is missing"));
-    let text =
-        |key| field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no text"));
+    let text = |key| {
+        field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no string"))
+    };
     let number = |key| {
         let number = field(key)?.as_f64().filter(|n| n.is_finite() && *n >= 0.0);
         number.ok_or_else(|| anyhow!("`{key}` is no positive number"))
@@ -102,7 +106,7 @@ fn row(value: &Value) -> Result<Row> {
 }
 
 impl Results {
-    /// Speed against length at both widths of heads.
+    /// Plots speed against length for both head dims.
     pub(crate) fn svg(&self, dtype: DType, causal: bool) -> Result<String> {
         let shown =
             |row: &&Row| row.case.on_curve && row.case.dtype == dtype && row.case.causal == causal;
@@ -110,7 +114,7 @@ impl Results {
         plot::speed_svg(&rows, dtype, causal, HEAD_DIMS)
     }
 
-    /// Who ran anything of `dtype`: flashtile first, and flash first.
+    /// The kernels that ran anything of `dtype`: flashtile first, and flash first.
     fn columns(&self, dtype: DType) -> Vec<Column<'_>> {
         let mut columns: Vec<Column<'_>> = Vec::new();
         for row in self.rows.iter().filter(|row| row.case.dtype == dtype) {
@@ -131,7 +135,7 @@ impl Results {
         self.rows.iter().rev().find(is)
     }
 
-    /// The cases of `dtype`: those of the curves by width and length, then the others by size.
+    /// The cases of `dtype`: those of the curves by head dim and length, then the others by size.
     fn cases(&self, dtype: DType) -> Vec<Case> {
         let mut cases: Vec<Case> = Vec::new();
         for row in self.rows.iter().filter(|row| row.case.dtype == dtype) {
@@ -149,7 +153,7 @@ impl Results {
 
     fn table(&self, dtype: DType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.columns(dtype);
-        // What flashtile is compared with: torch's fused kernel; for f32 it has another one.
+        // flashtile is compared with torch's fused kernel, which is another one for f32.
         let cuda = |kernel| columns.iter().find(|c| c.backend == "cuda" && c.kernel == kernel);
         let torch = ["flash_attention", "efficient_attention"]
             .into_iter()
@@ -165,7 +169,7 @@ impl Results {
         .into_iter()
         .flatten()
         .collect();
-        // A GPU's figures, or those of one made of software.
+        // TFLOP/s for a GPU, GFLOP/s for a software adapter.
         let fastest = self.rows.iter().map(|row| row.gflops).fold(0.0, f64::max);
         let (unit, scale) = if fastest < 1e3 { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) };
         write!(f, "| {dtype}, {unit} | causal |")?;
@@ -220,13 +224,13 @@ impl fmt::Display for Column<'_> {
     }
 }
 
-/// Markdown: what the machine is, then a table of each dtype.
+/// Markdown: the machine, then one table per dtype.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let told: Vec<String> =
-            self.header.iter().map(|(before, value)| format!("{before}{value}")).collect();
-        if !told.is_empty() {
-            writeln!(f, "{}.\n", told.join(", "))?;
+        let header: Vec<String> =
+            self.header.iter().map(|(prefix, value)| format!("{prefix}{value}")).collect();
+        if !header.is_empty() {
+            writeln!(f, "{}.\n", header.join(", "))?;
         }
         let dtypes = [DType::F16, DType::BF16, DType::F32];
         let present =
@@ -248,15 +252,19 @@ mod tests {
 
     fn line(case: &str, backend: &str, kernel: &str, dtype: &str, ms: f64) -> String {
         json!({
-            "case": case, "backend": backend, "kernel": kernel, "dtype": dtype, "causal": true, "ms": ms, "clock": "gpu",
-            "gflops": 2e6 / ms, "gbps": 1.0, "peak_bytes": 4096, "first_ms": 9.5, "device": "a card",
+            "case": case, "backend": backend, "kernel": kernel, "dtype": dtype, "causal": true,
+            "ms": ms, "clock": "gpu", "gflops": 2e6 / ms, "gbps": 1.0, "peak_bytes": 4096,
+            "first_ms": 9.5, "device": "a GPU",
         })
         .to_string()
     }
 
     #[test]
-    fn results_are_told_as_tables_beside_torch() {
-        let header = json!({ "gpu": "A Card", "date": "2026-01-02", "driver": "1.2", "clocks": "5 MHz", "other": 1 });
+    fn results_become_tables_beside_torch() {
+        let header = json!({
+            "gpu": "A GPU", "date": "2026-01-02", "driver": "1.2", "nvrtc": "12.9", "cuda": "13.0",
+            "clocks": "5 MHz", "torch": "2.9", "other": 1,
+        });
         let lines = [
             header.to_string(),
             line("1x16x16384x128", "torch", "flash_attention", "f16", 10.0),
@@ -271,12 +279,14 @@ mod tests {
         let results = parse(&lines.join("\n")).expect("results");
         assert_eq!(
             results.to_string(),
-            "A Card, 2026-01-02, driver 1.2, SM clock 5 MHz.\n\n\
-             | f16, TFLOP/s | causal | cuda flash | cuda unfused | wgpu flash | torch flash | torch math | cuda flash : torch flash | cuda flash : unfused |\n\
+            "A GPU, 2026-01-02, driver 1.2, NVRTC 12.9, SM clock 5 MHz, torch 2.9, CUDA 13.0.\n\n\
+             | f16, TFLOP/s | causal | cuda flash | cuda unfused | wgpu flash | \
+             torch flash | torch math | cuda flash : torch flash | cuda flash : unfused |\n\
              | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n\
              | 4x16x4096x128 | yes | 1000 | 250 | | | | | 4.00 |\n\
              | 1x16x16384x128 | yes | 160 | | 50.0 | 200 | 10.0 | 0.80 | |\n\n\
-             | f32, TFLOP/s | causal | cuda flash | torch efficient | cuda flash : torch efficient |\n\
+             | f32, TFLOP/s | causal | cuda flash | torch efficient | \
+             cuda flash : torch efficient |\n\
              | --- | --- | ---: | ---: | ---: |\n\
              | 1x4x256x64 | yes | 2000 | 1333 | 1.50 |\n"
         );
@@ -284,8 +294,8 @@ mod tests {
         for text in [
             "Forward attention, f16, causal",
             "head_dim 128, TFLOP/s",
-            "cuda flash, a card",
-            "torch math, a card",
+            "cuda flash, a GPU",
+            "torch math, a GPU",
         ] {
             assert!(svg.contains(text), "{text}");
         }
@@ -300,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_line_and_the_key() {
         let good = line("1x2x3x4", "wgpu", "flash", "f32", 1.0);
         for (text, error) in [
             (String::new(), "nothing was measured"),
@@ -312,8 +322,8 @@ mod tests {
             (good.replace("\"ms\":1.0", "\"ms\":-1.0"), "`ms` is no positive number"),
             (good.replace("true", "1"), "`causal`"),
         ] {
-            let told = format!("{:#}", parse(&text).expect_err("refused"));
-            assert!(told.contains(error), "{told}");
+            let message = format!("{:#}", parse(&text).expect_err("refused"));
+            assert!(message.contains(error), "{message}");
         }
     }
 }

@@ -112,6 +112,7 @@ fn cards() {
         (cards[1].machine.arch, cards[1].machine.shared_limit, cards[1].index),
         (86, 99 << 10, 1)
     );
+    assert_eq!(cards[1].compiler_version(), Ok((12, 4)));
     let second = open(&DeviceChoice { index: Some(1), name: None }).unwrap();
     assert_eq!(
         (second.name(), second.cuda().ordinal(), second.driver_version()),
@@ -381,6 +382,8 @@ fn no_compiler() {
 }
 
 fn new_compiler() {
+    // The driver decides which compiler is of use, also for who only lists devices.
+    assert!(matches!(devices().unwrap()[0].compiler_version(), Err(Error::NoCompiler { .. })));
     let context = first();
     let refused = context.verdict(&problem(4), KernelKind::Flash);
     assert!(
