@@ -71,7 +71,7 @@ fn bench(
     seq_q: usize,
     seq_kv: usize,
 ) -> Result<Bench, Box<dyn Error>> {
-    let view = |seq| TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, seq, 32]);
+    let view = |seq| TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 1, seq, 32]);
     let (q, kv) = (view(seq_q)?, view(seq_kv)?);
     let problem = Problem::builder(q, kv, kv).causal(true).align(Align::BottomRight).build()?;
     let buffer = |view: &TensorView| {
@@ -98,7 +98,7 @@ impl Bench {
     fn args(&self, call: u64) -> Args<'_> {
         let problem = self.plan.problem();
         let seq_kv = Some(problem.seq_kv() - (call as usize % 8));
-        let call = Call { seq_kv, ..Call::default() };
+        let call = Call::new().seq_kv(seq_kv);
         Args::new(&self.q, &self.k, BufferView::new(&self.v, 0), &self.out).call(call)
     }
 

@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut group = criterion.benchmark_group(shape.0);
         // An element is a floating-point operation: criterion's Gelem/s reads as GFLOP/s.
         group.throughput(Throughput::Elements(cost.flops));
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             let run = upload(&context, &problem, kernel)?;
             group.bench_function(BenchmarkId::from_parameter(kernel), |b| {
                 b.iter_custom(|runs| {
@@ -60,8 +60,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn problem((_, [b, h, seq_q, d], seq_kv, dtype, causal): Shape) -> Result<Problem, Box<dyn Error>> {
-    let q = TensorView::contiguous(dtype, Layout::Bshd, [b, h, seq_q, d])?;
-    let kv = TensorView::contiguous(dtype, Layout::Bshd, [b, h, seq_kv, d])?;
+    let q = TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [b, h, seq_q, d])?;
+    let kv = TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [b, h, seq_kv, d])?;
     Ok(Problem::builder(q, kv, kv).causal(causal).align(Align::BottomRight).build()?)
 }
 
@@ -70,7 +70,7 @@ fn upload(
     problem: &Problem,
     kernel: KernelKind,
 ) -> Result<HostRun, Box<dyn Error>> {
-    let plan = context.plan_blocking(problem, &PlanOptions::kernel(kernel))?;
+    let plan = context.plan_blocking(problem, &PlanOptions::new().kernel(kernel))?;
     let numbers = |view: &TensorView| {
         let mut bytes = vec![0; view.byte_span().unwrap_or(0)];
         let count = bytes.len() / view.dtype.size();
@@ -79,15 +79,6 @@ fn upload(
     };
     let [q, k, v] = [problem.q(), problem.k(), problem.v()].map(numbers);
     let mut out = zeroed_bytes(problem)?;
-    let args = HostArgs {
-        q: &q,
-        k: &k,
-        v: &v,
-        mask: None,
-        kv_lens: None,
-        out: &mut out,
-        lse: None,
-        call: Call::default(),
-    };
+    let args = HostArgs::new(&q, &k, &v, &mut out);
     Ok(pollster::block_on(HostRun::upload(&plan, &args))?)
 }

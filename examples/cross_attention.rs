@@ -27,13 +27,13 @@ const CUT: usize = 10;
 fn main() -> Result<(), Box<dyn Error>> {
     // Positions outside heads (bshd), as projections write them. Shapes are always told as (B, H, S, D).
     let tensor = |heads, seq, width| {
-        TensorView::contiguous(DType::F32, Layout::Bshd, [BATCH, heads, seq, width])
+        TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [BATCH, heads, seq, width])
     };
     let q_view = tensor(HEADS, QUERIES, WIDTH)?;
     let k_view = tensor(KV_HEADS, KEYS, WIDTH)?;
     let v_view = tensor(KV_HEADS, KEYS, WIDTH_V)?;
     let out_view =
-        TensorView::contiguous(DType::F32, Layout::Bhsd, [BATCH, HEADS, QUERIES, WIDTH_V])?;
+        TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [BATCH, HEADS, QUERIES, WIDTH_V])?;
     // One row for each sentence, the same for every head and query.
     let mask_kind = MaskKind::Additive(DType::F32);
     let mask_view = Mask::contiguous(mask_kind, &[BATCH, 1, 1, KEYS])?;
@@ -59,16 +59,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `from` is the first key; the views say how many follow it.
     let run = |problem: &Problem, from: usize| -> Result<_, Box<dyn Error>> {
         let (mut out, mut lse) = (vec![0f32; rows * WIDTH_V], vec![0f32; rows]);
-        let args = HostArgs {
-            q: bytes_of(&q),
-            k: bytes_of(&k[from * KV_HEADS * WIDTH..]),
-            v: bytes_of(&v[from * KV_HEADS * WIDTH_V..]),
-            mask: Some(bytes_of(&mask[from..])),
-            kv_lens: None,
-            out: bytemuck::cast_slice_mut(&mut out),
-            lse: Some(&mut lse),
-            call: Call::default(),
-        };
+        let args = HostArgs::new(
+            bytes_of(&q),
+            bytes_of(&k[from * KV_HEADS * WIDTH..]),
+            bytes_of(&v[from * KV_HEADS * WIDTH_V..]),
+            bytemuck::cast_slice_mut(&mut out),
+        )
+        .mask(bytes_of(&mask[from..]))
+        .lse(&mut lse);
         // For the oracle; the same but for the outputs.
         let expected = attention(problem, &args.inputs())?;
         let report = session.run(problem, args, Choice::AUTO)?;
@@ -102,9 +100,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The keys in two parts, as two machines might hold them. A part is the same tensors with another length and begin.
     let part = |from: usize, to: usize| -> Result<_, Box<dyn Error>> {
-        let cut = |view: TensorView| TensorView {
-            shape: [BATCH, KV_HEADS, to - from, view.shape[3]],
-            ..view
+        let cut = |view: TensorView| {
+            TensorView::strided(
+                view.dtype,
+                [BATCH, KV_HEADS, to - from, view.shape[3]],
+                view.strides,
+            )
         };
         let mask = Mask::strided(mask_kind, &[BATCH, 1, 1, to - from], &[KEYS, 0, 0, 1])?;
         let problem = Problem::builder(q_view, cut(k_view), cut(v_view))

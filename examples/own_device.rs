@@ -43,14 +43,16 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let (device, queue) = adapter.request_device(&wgpu::DeviceDescriptor::default()).await?;
 
     // One token is [q of all heads, k of all heads, v of all heads]. A view of one of the three steps over the other two.
-    let view = |seq| TensorView {
-        dtype: DType::F32,
-        shape: [1, HEADS, seq, WIDTH],
-        strides: [TOKENS * 3 * HEADS * WIDTH, WIDTH, 3 * HEADS * WIDTH, 1],
+    let view = |seq| {
+        TensorView::strided(
+            DType::F32,
+            [1, HEADS, seq, WIDTH],
+            [TOKENS * 3 * HEADS * WIDTH, WIDTH, 3 * HEADS * WIDTH, 1],
+        )
     };
     // What attention is, checked without a device.
     let prompt = Problem::builder(view(TOKENS), view(TOKENS), view(TOKENS))
-        .out(TensorView::contiguous(DType::F32, Layout::Bshd, [1, HEADS, TOKENS, WIDTH])?)
+        .out(TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, HEADS, TOKENS, WIDTH])?)
         .causal(true)
         .build()?;
     let token = Problem::builder(view(1), view(TOKENS), view(TOKENS))
@@ -85,7 +87,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             .encode_in_pass(&mut pass, &Args::new(at(&qkv, q), at(&qkv, k), at(&qkv, v), &out))?;
         for (n, length) in lengths.into_iter().enumerate() {
             // The last of `length` tokens looks back on all of them.
-            let call = Call { seq_kv: Some(length), ..Call::default() };
+            let call = Call::new().seq_kv(length);
             let result = at(&out, prompt_len + n * HEADS * WIDTH);
             let args = Args::new(at(&qkv, query_of(length - 1)), at(&qkv, k), at(&qkv, v), result)
                 .call(call);
@@ -106,19 +108,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
     // The same in float64. Each row has a bound on its error, and must keep it.
     let (of_prompt, of_tokens) = got.split_at(prompt_len);
     let slice = |element: usize| bytes_of(&numbers[element..]);
-    let inputs = |query: usize, call| HostInputs {
-        q: slice(query),
-        k: slice(k),
-        v: slice(v),
-        mask: None,
-        kv_lens: None,
-        call,
-    };
+    let inputs = |query: usize, call| HostInputs::new(slice(query), slice(k), slice(v)).call(call);
     let share = largest_share(&prompt, &inputs(q, Call::default()), of_prompt)?;
     println!("prompt of {TOKENS}: largest error is {share:.2} of the bound");
     assert!(share <= 1.0);
     for (length, got) in lengths.into_iter().zip(of_tokens.chunks_exact(HEADS * WIDTH)) {
-        let call = Call { seq_kv: Some(length), ..Call::default() };
+        let call = Call::new().seq_kv(length);
         let share = largest_share(&token, &inputs(query_of(length - 1), call), got)?;
         println!("token {}: largest error is {share:.2} of the bound", length - 1);
         assert!(share <= 1.0);

@@ -43,11 +43,11 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let x = random(1, TOKENS * EMBED, 1.0);
 
     // The projection writes q, k and v of a token side by side; attention reads them there and writes (token, head, width).
-    let view = TensorView {
-        dtype: DType::F32,
-        shape: [1, HEADS, TOKENS, WIDTH],
-        strides: [TOKENS * 3 * EMBED, WIDTH, 3 * EMBED, 1],
-    };
+    let view = TensorView::strided(
+        DType::F32,
+        [1, HEADS, TOKENS, WIDTH],
+        [TOKENS * 3 * EMBED, WIDTH, 3 * EMBED, 1],
+    );
     let problem = Problem::builder(view, view, view).causal(true).build()?;
     let context = Context::new(device.clone(), queue.clone()).await?;
     let attention = context.plan(&problem, &PlanOptions::default()).await?;

@@ -130,7 +130,8 @@ impl Attention {
     pub fn explain_within(&self, problem: &Problem, choice: Choice) -> Explanation {
         let mut backends = BackendKind::ALL;
         backends.sort_by_key(|&backend| self.own != Some(backend));
-        let pairs = backends.into_iter().flat_map(|b| KernelKind::ALL.map(|k| (b, k)));
+        let pairs =
+            backends.into_iter().flat_map(|b| KernelKind::ALL.iter().copied().map(|k| (b, k)));
         let asked = pairs.filter(|&(b, k)| choice.allows(b, k));
         Explanation { verdicts: asked.map(|(b, k)| (b, k, self.verdict(problem, b, k))).collect() }
     }
@@ -279,21 +280,12 @@ mod tests {
     use flashtile_core::{Call, DType, Layout, TensorView};
 
     fn run(choice: Choice) -> Result<Report, Error> {
-        let x = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
+        let x = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
         let problem = Problem::builder(x, x, x).build().expect("valid");
         let mut out = [0; 4];
         let one = crate::bytes_of(&[1.0f32]);
         let (mask, kv_lens, lse) = (None, None, None);
-        let args = HostArgs {
-            q: one,
-            k: one,
-            v: one,
-            mask,
-            kv_lens,
-            out: &mut out,
-            lse,
-            call: Call::default(),
-        };
+        let args = HostArgs::new(one, one, one, &mut out).mask(mask).kv_lens(kv_lens).lse(lse);
         let report = Attention::global().run(&problem, args, choice)?;
         assert_eq!(out, one);
         Ok(report)
@@ -322,7 +314,7 @@ mod tests {
 
     #[test]
     fn every_pair_is_explained() {
-        let x = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
+        let x = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 1, 1]).expect("small");
         let problem = Problem::builder(x, x, x).build().expect("valid");
         let explanation = Attention::global().explain(&problem);
         assert_eq!(explanation.verdicts.len(), BackendKind::ALL.len() * KernelKind::ALL.len());

@@ -54,8 +54,8 @@
 //! use flashtile::{Attention, BackendKind, DType, KernelKind, Layout, Problem, TensorView};
 //!
 //! # fn main() -> Result<(), flashtile::Error> {
-//! let q = TensorView::contiguous(DType::F16, Layout::Bshd, [2, 8, 128, 64])?;
-//! let kv = TensorView::contiguous(DType::F16, Layout::Bshd, [2, 2, 300, 64])?;
+//! let q = TensorView::from_bhsd_sizes(DType::F16, Layout::Bshd, [2, 8, 128, 64])?;
+//! let kv = TensorView::from_bhsd_sizes(DType::F16, Layout::Bshd, [2, 2, 300, 64])?;
 //! let problem = Problem::builder(q, kv, kv).causal(true).build()?;
 //! let explanation = Attention::new().explain(&problem);
 //! println!("{explanation}");
@@ -71,7 +71,7 @@
 //! use flashtile::{Attention, BackendKind, Call, Choice, DType, HostArgs, Layout, Problem, TensorView, bytes_of, zeroed_bytes};
 //!
 //! # fn main() -> Result<(), flashtile::Error> {
-//! let x = TensorView::contiguous(DType::F32, Layout::Bshd, [2, 1, 3, 1])?;
+//! let x = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [2, 1, 3, 1])?;
 //! let problem = Problem::builder(x, x, x).kv_lens(true).lse(true).build()?;
 //! let data = [0.0f32, 0.0, 0.0, 2.0, 2.0, 2.0];
 //! let mut out = zeroed_bytes(&problem)?;

@@ -13,8 +13,8 @@ use flashtile_core::{Argument, Layout, ProblemError, TensorView};
 /// use flashtile::{Argument, DType, Layout, TensorView, bytes_of, concat_past};
 ///
 /// # fn main() -> Result<(), flashtile::Error> {
-/// let past = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 2, 1, 1])?;
-/// let new = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 2, 2, 1])?; // positions outside heads
+/// let past = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 1, 1])?;
+/// let new = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 2, 2, 1])?; // positions outside heads
 /// let (bytes, both) = concat_past(
 ///     Argument::PastKey,
 ///     (bytes_of(&[1.0f32, -1.0]), &past),
@@ -65,7 +65,7 @@ pub fn concat_past(
     }
     let [b, h, s, d] = fresh.shape;
     let seq = s.checked_add(old.shape[2]).ok_or(ProblemError::Overflow { argument })?;
-    let both = TensorView::contiguous(fresh.dtype, layout, [b, h, seq, d])
+    let both = TensorView::from_bhsd_sizes(fresh.dtype, layout, [b, h, seq, d])
         .map_err(|_| ProblemError::Overflow { argument: newer })?;
     let mut bytes =
         zeroed(newer, both.byte_span().ok_or(ProblemError::Overflow { argument: newer })?)?;
@@ -106,14 +106,18 @@ mod tests {
     use flashtile_core::DType;
 
     fn view(layout: Layout, shape: [usize; 4]) -> TensorView {
-        TensorView::contiguous(DType::F32, layout, shape).expect("small")
+        TensorView::from_bhsd_sizes(DType::F32, layout, shape).expect("small")
     }
 
     #[test]
     fn every_layout_and_strides() {
         let past = view(Layout::Bhsd, [2, 3, 2, 4]);
         let numbers: Vec<f32> = (0..1000).map(|n| n as f32).collect();
-        let strided = TensorView { strides: [200, 50, 9, 2], ..view(Layout::Bhsd, [2, 3, 5, 4]) };
+        let strided = TensorView::strided(
+            view(Layout::Bhsd, [2, 3, 5, 4]).dtype,
+            view(Layout::Bhsd, [2, 3, 5, 4]).shape,
+            [200, 50, 9, 2],
+        );
         for new in [view(Layout::Bshd, [2, 3, 5, 4]), view(Layout::Hbsd, [2, 3, 5, 4]), strided] {
             for layout in [Layout::Bshd, Layout::Bhsd, Layout::Hbsd] {
                 let bytes = bytes_of(&numbers);
@@ -147,7 +151,7 @@ mod tests {
     fn broken_rules_have_errors() {
         let new = view(Layout::Bhsd, [2, 3, 5, 4]);
         let data = [0u8; 480];
-        let f16 = TensorView { dtype: DType::F16, ..new };
+        let f16 = TensorView::strided(DType::F16, new.shape, new.strides);
         for (past, bytes, message) in [
             (f16, 480, "past_key must be f32 like q, but is f16"),
             (

@@ -58,27 +58,29 @@ pub fn scaled_dot_product_attention<T: Element>(
     let (seed, offset) = if problem.dropout_p() > 0.0 { next_draw() } else { (0, 0) };
     let shape = problem.out().shape.to_vec();
     let mut out = zeroed::<T>(Argument::Out, shape.iter().product())?;
-    let args = HostArgs {
-        q: bytemuck::cast_slice(query.data),
-        k: bytemuck::cast_slice(key.data),
-        v: bytemuck::cast_slice(value.data),
-        mask: attn_mask.map(|mask| match mask {
-            AttnMask::Bool(mask) => bytemuck::cast_slice(mask.data),
-            AttnMask::Additive(mask) => bytemuck::cast_slice(mask.data),
-        }),
-        kv_lens: None,
-        out: bytemuck::cast_slice_mut(&mut out),
-        lse: None,
-        call: Call { scale, seed, offset, ..Call::default() },
-    };
+    let args = HostArgs::new(
+        bytemuck::cast_slice(query.data),
+        bytemuck::cast_slice(key.data),
+        bytemuck::cast_slice(value.data),
+        bytemuck::cast_slice_mut(&mut out),
+    )
+    .mask(attn_mask.map(|mask| match mask {
+        AttnMask::Bool(mask) => bytemuck::cast_slice(mask.data),
+        AttnMask::Additive(mask) => bytemuck::cast_slice(mask.data),
+    }))
+    .call(Call::new().scale(scale).seed(seed).offset(offset));
     Attention::global().run(&problem, args, Choice::AUTO)?;
     Ok(OwnedTensor { data: out, shape })
 }
 
 /// The result lies as (B, H, Sq, Dv), whatever axes of q are 1.
 fn out_view(q: &TensorView, v: &TensorView) -> Result<TensorView, ProblemError> {
-    TensorView::contiguous(q.dtype, Layout::Bhsd, [q.shape[0], q.shape[1], q.shape[2], v.shape[3]])
-        .map_err(|_| ProblemError::Overflow { argument: Argument::Out })
+    TensorView::from_bhsd_sizes(
+        q.dtype,
+        Layout::Bhsd,
+        [q.shape[0], q.shape[1], q.shape[2], v.shape[3]],
+    )
+    .map_err(|_| ProblemError::Overflow { argument: Argument::Out })
 }
 
 fn view_of_mask<T: Element>(mask: &AttnMask<'_, T>) -> Result<Mask, Error> {

@@ -28,7 +28,7 @@ mod embed {
         encoder: &mut wgpu::CommandEncoder,
         [q, k, v, out]: [&wgpu::Buffer; 4],
     ) -> Result<(), Box<dyn std::error::Error>> {
-        let view = TensorView::contiguous(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?; // always (B, H, S, D)
+        let view = TensorView::from_bhsd_sizes(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?; // always (B, H, S, D)
         let problem = Problem::builder(view, view, view).causal(true).build()?;
         let plan = context.plan_blocking(&problem, &PlanOptions::default())?; // keep it: one a kind of attention
         plan.encode(encoder, &Args::new(q, k, v, out))?; // every call: records, does not wait
@@ -53,7 +53,7 @@ fn the_readme_shows_the_example_that_compiles() {
 
 /// Problems that differ from one plain problem in the way that their label says.
 fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
-    let dense = |dtype, layout, shape| TensorView::contiguous(dtype, layout, shape);
+    let dense = |dtype, layout, shape| TensorView::from_bhsd_sizes(dtype, layout, shape);
     let square =
         |dtype, shape| dense(dtype, Layout::Bhsd, shape).map(|x| Problem::builder(x, x, x));
     let plain = || square(DType::F16, [2, 8, 1024, 64]);
@@ -70,11 +70,7 @@ fn problems() -> Result<Vec<(&'static str, Problem)>, ProblemError> {
     let bhsd = |sizes| shaped(Layout::Bhsd, sizes);
     let mask = |kind, dims: &[usize]| Mask::contiguous(kind, dims);
     // Rows of an odd number of 16-bit elements, gaps between them, and every second head left out.
-    let odd = TensorView {
-        dtype: DType::F16,
-        shape: [2, 8, 33, 5],
-        strides: [8 * 2 * 33 * 7, 2 * 33 * 7, 7, 1],
-    };
+    let odd = TensorView::strided(DType::F16, [2, 8, 33, 5], [8 * 2 * 33 * 7, 2 * 33 * 7, 7, 1]);
     let everything = bhsd([2, 8, 2, 1000, 1024, 80, 96])?
         .causal(true)
         .align(Align::BottomRight)
@@ -178,7 +174,7 @@ fn the_support_table_says_what_runs_where() {
     let mut columns: Vec<(String, Vec<String>)> = Vec::new();
     for backend in [BackendKind::Wgpu, BackendKind::Cuda, BackendKind::Reference, BackendKind::Cpu]
     {
-        let of_backend = KernelKind::ALL.map(|kernel| {
+        let of_backend = KernelKind::ALL.iter().copied().map(|kernel| {
             let cells =
                 problems.iter().map(|(_, problem)| match verdict(problem, backend, kernel) {
                     Verdict::Runs(how) => how,
@@ -250,7 +246,7 @@ fn the_binding_table_is_what_variants_bind() {
     let of = |operation| all.iter().filter(move |variant| variant.operation == operation);
     for (slot, what) in slots {
         table += &format!("\n| {} | {what} |", slot as u32);
-        for operation in Operation::ALL {
+        for &operation in Operation::ALL {
             let uses: Vec<Access> = of(operation)
                 .filter_map(|variant| {
                     variant.bindings().into_iter().find(|b| b.slot == slot).map(|b| b.access)
@@ -279,7 +275,7 @@ fn the_binding_table_is_what_variants_bind() {
         }
     }
     table += "\n| | storage buffers at most |";
-    for operation in Operation::ALL {
+    for &operation in Operation::ALL {
         let storage = |variant: &Variant| {
             variant.bindings().iter().filter(|b| b.access != Access::Uniform).count()
         };

@@ -78,13 +78,7 @@ impl<'a> Arbitrary<'a> for Given {
             },
             lse: u.arbitrary()?,
             kv_lens: u.arbitrary()?,
-            call: Call {
-                scale: maybe(u, f32::arbitrary)?,
-                seed: u.arbitrary()?,
-                offset: u.arbitrary()?,
-                seq_q: maybe(u, size)?,
-                seq_kv: maybe(u, size)?,
-            },
+            call: Call::new().scale(maybe(u, f32::arbitrary)?).seed(u.arbitrary()?).offset(u.arbitrary()?).seq_q(maybe(u, size)?).seq_kv(maybe(u, size)?),
             tiles: [u.int_in_range(1..=70)?, u.int_in_range(1..=70)?],
             data: u.bytes(u.len().min(256))?.to_vec(),
         })
@@ -120,7 +114,7 @@ fn view(u: &mut Unstructured<'_>, dtype: DType, mut shape: [usize; 4]) -> Result
         *n = spoil(u, *n)?;
     }
     let dtype = if u.ratio(63, 64)? { dtype } else { *u.choose(&DType::ALL)? };
-    let mut strides = match TensorView::contiguous(dtype, *u.choose(&Layout::ALL)?, shape) {
+    let mut strides = match TensorView::from_bhsd_sizes(dtype, *u.choose(&Layout::ALL)?, shape) {
         Ok(view) => view.strides,
         Err(_) => [0; 4],
     };
@@ -129,7 +123,7 @@ fn view(u: &mut Unstructured<'_>, dtype: DType, mut shape: [usize; 4]) -> Result
             *stride = if u.arbitrary()? { stride.saturating_add(size(u)?) } else { size(u)? };
         }
     }
-    Ok(TensorView { dtype, shape, strides })
+    Ok(TensorView::strided(dtype, shape, strides))
 }
 
 impl Given {
@@ -198,7 +192,7 @@ fn product(sizes: &[usize]) -> usize {
 /// Planned without a device, for each kernel. A refusal has reasons; a plan has dispatches that the limits allow.
 fn plan(problem: &Problem, call: &Call) {
     let limits = flashtile_wgpu::wgpu::Limits::default();
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         match export_baseline(problem, kernel, call) {
             Err(error) => assert!(!error.to_string().is_empty()),
             Ok(export) => {

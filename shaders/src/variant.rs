@@ -148,7 +148,7 @@ impl Variant {
     /// Every variant that any plan can choose.
     pub fn all() -> impl Iterator<Item = Variant> {
         let flags = || [(false, false), (false, true), (true, false), (true, true)];
-        let masks = || std::iter::once(None).chain(MaskKind::ALL.map(Some));
+        let masks = || std::iter::once(None).chain(MaskKind::ALL.iter().copied().map(Some));
         let tiles = |operation| match operation {
             Operation::FlashForward => {
                 FLASH_TILES.into_iter().chain(ROW_LANES.into_iter().flat_map(row_tiles)).collect()
@@ -157,9 +157,9 @@ impl Variant {
             Operation::UnfusedScores | Operation::UnfusedValues => vec![UNFUSED_TILES],
         };
         let mut all = Vec::new();
-        for operation in Operation::ALL {
+        for &operation in Operation::ALL {
             for tiles in tiles(operation) {
-                for dtype in DType::ALL {
+                for &dtype in DType::ALL {
                     for mask in masks() {
                         for (kv_lens, lse) in flags() {
                             let variant = Variant::new(operation, dtype, mask, kv_lens, lse, tiles);

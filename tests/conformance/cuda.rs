@@ -66,7 +66,7 @@ fn tests() -> Vec<Test<CudaBackend>> {
     tests.push(Test::new("cuda same bits beside other batch entries", |card: &CudaBackend| {
         same_bits(card, check_neighbours)
     }));
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         tests.push(Test::new(
             format!("cuda random problems: {kernel}"),
             move |card: &CudaBackend| random(card, kernel),
@@ -103,7 +103,7 @@ fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> 
         let scheduled = schedule(
             &problem,
             KernelKind::Flash,
-            &PlanOptions::tiles(tiles),
+            &PlanOptions::new().kernel(KernelKind::Flash).tiles(tiles),
             card.context().machine(),
         );
         if !scheduled

@@ -71,7 +71,7 @@ pub(crate) fn same_bits(
         .collect();
     assert!(!cases.is_empty());
     report(
-        KernelKind::ALL.into_iter().flat_map(|kernel| {
+        KernelKind::ALL.iter().copied().flat_map(|kernel| {
             cases.iter().filter_map(move |case| check(backend, kernel, case).err())
         }),
     )
@@ -99,7 +99,7 @@ pub(crate) fn bytes(floats: &[f32]) -> Vec<u8> {
 }
 
 pub(crate) fn dense(shape: [usize; 4]) -> TensorView {
-    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+    TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("small")
 }
 
 /// Holds results to the oracle's bound.

@@ -68,7 +68,7 @@ fn tests() -> Vec<Test<Devices>> {
     tests.push(Test::new("same bits beside other batch entries", |d: &Devices| {
         same_bits(&d.full, check_neighbours)
     }));
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| {
             random(&d.full, kernel)
         }));

@@ -48,7 +48,7 @@ fn compile_shape(
     operation: Operation,
     tiles: Tiles,
 ) -> Result<(), String> {
-    let masks = [None].into_iter().chain(MaskKind::ALL.map(Some));
+    let masks = [None].into_iter().chain(MaskKind::ALL.iter().copied().map(Some));
     let whole: Vec<(Variant, Constants)> = masks
         .zip(number..)
         .map(|(mask, n)| {

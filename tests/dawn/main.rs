@@ -52,7 +52,7 @@ fn trials(tally: &Arc<Mutex<Tally>>) -> Vec<(String, Test)> {
         trials.push((format!("{kernel}: {group}"), test));
     };
     if std::env::var_os("FLASHTILE_CASE").is_some() {
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
             add(kernel, "replayed", cases.into_iter().map(|(_, case)| case).collect());
         }

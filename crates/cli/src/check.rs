@@ -150,12 +150,14 @@ fn sessions(args: &CheckArgs) -> Result<Vec<Session>> {
 /// Every kernel that exists; where there is none, the reasons.
 fn tallies(args: &CheckArgs, sessions: &[Session]) -> Result<Vec<Tally>> {
     let choice = args.choice.choice();
-    let x = TensorView::contiguous(DType::F32, Layout::Bshd, [1; 4])?;
+    let x = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1; 4])?;
     let problem = Problem::builder(x, x, x).build()?;
     let mut tallies = Vec::new();
     for (session, backend) in sessions.iter().enumerate() {
-        for kernel in
-            KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted))
+        for kernel in KernelKind::ALL
+            .iter()
+            .copied()
+            .filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted))
         {
             if backend.verdict(&problem, kernel).runs() {
                 let worst_case = String::new();

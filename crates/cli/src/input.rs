@@ -63,7 +63,7 @@ impl<'a> Input<'a> {
         let (v, v_view) = with_past(&file, Argument::PastValue, v, v_view, layout.layout)?;
 
         let [batch, heads, seq_q, _] = q_view.shape;
-        let out = TensorView::contiguous(
+        let out = TensorView::from_bhsd_sizes(
             q_view.dtype,
             layout.layout,
             [batch, heads, seq_q, v_view.shape[3]],
@@ -83,12 +83,7 @@ impl<'a> Input<'a> {
             .lse(options.lse)
             .kv_lens(lens.is_some())
             .build()?;
-        let call = Call {
-            scale: options.scale,
-            seed: options.seed,
-            offset: options.offset,
-            ..Call::default()
-        };
+        let call = Call::new().scale(options.scale).seed(options.seed).offset(options.offset);
         call.resolve(&problem)?;
         let kv_lens = lens.as_ref().map(|lens| read_lens(lens, &problem)).transpose()?;
         let mask = mask.as_ref().map(Stored::data);
@@ -98,22 +93,17 @@ impl<'a> Input<'a> {
     /// The arguments of a call that writes to `out` and `lse`.
     pub fn args<'b>(&'b self, out: &'b mut [u8], lse: Option<&'b mut [f32]>) -> HostArgs<'b> {
         let kv_lens = self.kv_lens.as_deref();
-        HostArgs {
-            q: &self.q,
-            k: &self.k,
-            v: &self.v,
-            mask: self.mask,
-            kv_lens,
-            out,
-            lse,
-            call: self.call,
-        }
+        HostArgs::new(&self.q, &self.k, &self.v, out)
+            .mask(self.mask)
+            .kv_lens(kv_lens)
+            .lse(lse)
+            .call(self.call)
     }
 
     /// The inputs alone, as the oracle takes them.
     pub fn inputs(&self) -> HostInputs<'_> {
         let kv_lens = self.kv_lens.as_deref();
-        HostInputs { q: &self.q, k: &self.k, v: &self.v, mask: self.mask, kv_lens, call: self.call }
+        HostInputs::new(&self.q, &self.k, &self.v).mask(self.mask).kv_lens(kv_lens).call(self.call)
     }
 
     /// Bytes that the scores would take in f32, were they stored.

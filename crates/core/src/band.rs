@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, ops::Range};
 
 /// Where query `i` stands among the keys: what causal masks and windows measure from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,12 +91,40 @@ impl Band {
         if self.bottom_right { kv_len as i64 - seq_q as i64 } else { 0 }
     }
 
+    /// The keys that query `i` sees, of `kv_len` valid keys: the one rule of visibility.
+    ///
+    /// Both ends never decrease from one query to the next, so the keys of a tile of queries reach
+    /// from the first query's start to the last one's end. `visible_keys` of the kernels is this
+    /// function.
+    pub fn visible(&self, i: usize, seq_q: usize, kv_len: usize) -> Range<usize> {
+        let row = i as i64 + self.diagonal(seq_q, kv_len);
+        let clamp = |key: i64| key.clamp(0, kv_len as i64) as usize;
+        let end = clamp(row + i64::from(self.hi) + 1);
+        clamp(row + i64::from(self.lo)).min(end)..end
+    }
+
     /// Whether query `i` sees key `j`, of `kv_len` valid keys.
     pub fn allows(&self, i: usize, j: usize, seq_q: usize, kv_len: usize) -> bool {
-        let row = i as i64 + self.diagonal(seq_q, kv_len);
-        let j = j as i64;
-        j < kv_len as i64 && j >= row + i64::from(self.lo) && j <= row + i64::from(self.hi)
+        self.visible(i, seq_q, kv_len).contains(&j)
     }
+
+    /// How many pairs of query and key the queries `rows` see, of `kv_len` valid keys.
+    pub fn pairs(&self, rows: Range<usize>, seq_q: usize, kv_len: usize) -> u64 {
+        let diagonal = self.diagonal(seq_q, kv_len);
+        let sum = |end: i32| clamped_sum(&rows, diagonal + i64::from(end), kv_len as i64);
+        (sum(self.hi.saturating_add(1)) - sum(self.lo)).max(0) as u64
+    }
+}
+
+/// The sum of `clamp(i + shift, 0, limit)` over `rows`, in constant time.
+fn clamped_sum(rows: &Range<usize>, shift: i64, limit: i64) -> i128 {
+    let (start, end) = (rows.start as i64, rows.end.max(rows.start) as i64);
+    // Below `rising` the terms are 0, from `full` on they are `limit`.
+    let rising = (-shift).clamp(start, end);
+    let full = (limit - shift).clamp(rising, end);
+    let [first, count, shift] = [rising, full - rising, shift].map(i128::from);
+    let ramp = count * (first + shift) + count * (count - 1) / 2;
+    ramp + i128::from(end - full) * i128::from(limit)
 }
 
 #[cfg(test)]
@@ -138,6 +166,24 @@ mod tests {
         assert!(
             Band::new(Align::TopLeft, false, Some(usize::MAX), Some(usize::MAX)).is_unbounded()
         );
+    }
+
+    #[test]
+    fn pairs_are_counted_in_constant_time() {
+        let widths = [None, Some(0), Some(2), Some(50)];
+        for align in [Align::TopLeft, Align::BottomRight, Align::Offset(-4), Align::Offset(9)] {
+            for (left, right) in widths.into_iter().flat_map(|l| widths.map(|r| (l, r))) {
+                let band = Band::new(align, false, left, right);
+                for (rows, seq_q, kv_len) in
+                    [(0..7, 7, 9), (2..11, 13, 5), (3..3, 9, 9), (0..9, 9, 0)]
+                {
+                    let one_by_one: usize =
+                        rows.clone().map(|i| band.visible(i, seq_q, kv_len).len()).sum();
+                    let pairs = band.pairs(rows.clone(), seq_q, kv_len);
+                    assert_eq!(pairs, one_by_one as u64, "{band:?} {rows:?} {kv_len}");
+                }
+            }
+        }
     }
 
     #[test]

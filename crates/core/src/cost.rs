@@ -88,30 +88,22 @@ fn count(
         let tiles = call.seq_q.div_ceil(rows) * kv_len.div_ceil(keys);
         return ((call.seq_q * kv_len) as u64, (tiles * rows * keys) as u64);
     }
-    let diagonal = band.diagonal(call.seq_q, kv_len);
-    let (mut pairs, mut tile_pairs) = (0, 0);
+    let mut tile_pairs = 0;
     for start in (0..call.seq_q).step_by(rows) {
-        let visited =
-            KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len).len();
-        tile_pairs += (visited * rows * keys) as u64;
-        for i in start..(start + rows).min(call.seq_q) {
-            let row = i as i64 + diagonal;
-            let begin = (row + i64::from(band.lo)).max(0);
-            let end = (row + i64::from(band.hi) + 1).min(kv_len as i64);
-            pairs += (end - begin).max(0) as u64;
-        }
+        let tiles = KeyTiles::new(band, masked, start..start + rows, keys, call.seq_q, kv_len);
+        tile_pairs += (tiles.len() * rows * keys) as u64;
     }
-    (pairs, tile_pairs)
+    (band.pairs(0..call.seq_q, call.seq_q, kv_len), tile_pairs)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Call, DType, Layout, TensorView};
+    use crate::{Call, DType, TensorView};
 
     #[test]
     fn causal_halves_the_work() {
-        let q = TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 4, 64, 32]).expect("small");
+        let q = TensorView::bhsd(DType::F16, [2, 4, 64, 32]).expect("small");
         let problem = Problem::builder(q, q, q).causal(true).build().expect("valid");
         let call = Call::default().resolve(&problem).expect("valid");
         let cost = Cost::new(&problem, &call, 16, 16, None);
@@ -125,13 +117,13 @@ mod tests {
 
     #[test]
     fn problems_without_end_saturate() {
-        let row = |shape| TensorView { dtype: DType::F32, shape, strides: [0, 0, 0, 1] };
+        let row = |shape| TensorView::strided(DType::F32, shape, [0, 0, 0, 1]);
         let (q, kv) = (row([1, 1 << 36, 1, 8]), row([1, 1 << 36, (1 << 29) - 1, 8]));
         let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");
         let call = Call::default().resolve(&problem).expect("valid");
         let cost = Cost::new(&problem, &call, 16, 16, None);
         assert_eq!([cost.pairs, cost.flops, cost.tile_flops, cost.bytes], [u64::MAX; 4]);
-        let none = Call { seq_kv: Some(0), ..Call::default() }.resolve(&problem).expect("valid");
+        let none = Call::new().seq_kv(0).resolve(&problem).expect("valid");
         assert_eq!(Cost::new(&problem, &none, 16, 16, None).flops, 0);
     }
 }

@@ -14,7 +14,7 @@ pub enum DType {
 
 impl DType {
     /// Every storage type.
-    pub const ALL: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+    pub const ALL: &[DType] = &[DType::F32, DType::F16, DType::BF16];
 
     /// Bytes an element takes.
     pub const fn size(self) -> usize {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn elements_survive_a_round_trip() {
-        for dtype in DType::ALL {
+        for &dtype in DType::ALL {
             let mut bytes = vec![0; 3 * dtype.size()];
             dtype.write(&mut bytes, 1, -1.5);
             assert_eq!(

@@ -1,24 +1,24 @@
-use crate::{Argument, DType};
+use crate::Argument;
 use std::fmt;
 
-/// Who runs a problem.
+/// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendKind {
     /// Any GPU through wgpu: Vulkan, Metal, DX12, WebGPU.
     Wgpu,
-    /// NVIDIA cards through CUDA.
+    /// NVIDIA GPUs through CUDA.
     Cuda,
     /// Fast kernels on the CPU.
     Cpu,
-    /// The float64 oracle on the CPU: slow, and right.
+    /// The float64 oracle on the CPU: exact and slow.
     Reference,
 }
 
 impl BackendKind {
-    /// Every backend, in the order in which `auto` asks them.
-    pub const ALL: [BackendKind; 4] =
-        [BackendKind::Cuda, BackendKind::Wgpu, BackendKind::Cpu, BackendKind::Reference];
+    /// Every backend, in the order in which `auto` tries them.
+    pub const ALL: &[BackendKind] =
+        &[BackendKind::Cuda, BackendKind::Wgpu, BackendKind::Cpu, BackendKind::Reference];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -37,9 +37,8 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// How a backend runs a problem.
+/// How a backend runs a problem. Every backend runs or refuses each of them by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum KernelKind {
     /// Fused and tiled: the scores are never stored.
     Flash,
@@ -48,8 +47,8 @@ pub enum KernelKind {
 }
 
 impl KernelKind {
-    /// Every kernel, in the order in which `auto` asks them.
-    pub const ALL: [KernelKind; 2] = [KernelKind::Flash, KernelKind::Unfused];
+    /// Every kernel, in the order in which `auto` tries them.
+    pub const ALL: &[KernelKind] = &[KernelKind::Flash, KernelKind::Unfused];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -99,17 +98,18 @@ pub enum Reason {
     /// No compiler for the kernels was found that can compile for the device.
     #[error("{0}")]
     NoCompiler(String),
-    /// Heads are wider than the kernels' registers allow, or than they can count.
-    #[error("{axis} is {given}, over the {max} that the kernels reach")]
-    HeadDim {
-        /// `head_dim` or `head_dim_v`.
+    /// An axis is longer than the kernel supports: heads wider than its registers hold, or sizes
+    /// that it cannot count.
+    #[error("{axis} is {given}; the kernel supports at most {max}")]
+    Axis {
+        /// Its name: `head_dim_v`, say.
         axis: &'static str,
         /// Its size.
         given: usize,
-        /// The kernels' limit.
+        /// The largest size that the kernel supports.
         max: usize,
     },
-    /// One row of work needs more of a tensor than one binding can hold, and it cannot be split further.
+    /// The smallest part that the work can be cut into needs more of a tensor than one binding holds.
     #[error("{argument} needs {needed} bytes in one binding, over the device's {limit}")]
     BindingSize {
         /// Which tensor.
@@ -139,15 +139,24 @@ pub enum Reason {
         /// Elements it spans.
         needed: u64,
     },
-    /// Cut to what one binding and one dispatch may hold, the work would be in too many pieces to keep a list of.
-    #[error(
-        "the work would take more than {limit} dispatches: {argument} is too large for the device's bindings"
-    )]
-    Pieces {
-        /// The tensor that is cut, or the workspace where it is the work itself.
-        argument: Argument,
+    /// Split to fit the device's bindings, grids and budgets, the work takes more dispatches than a
+    /// plan lists.
+    #[error("the work would take more than {limit} dispatches, the most that a plan lists")]
+    TooManyDispatches {
         /// The most that a plan lists.
-        limit: usize,
+        limit: u64,
+    },
+    /// The driver ends the loops of an invocation early, and the kernel needs more iterations. Results
+    /// would be wrong without any error.
+    #[error(
+        "one invocation needs up to {needed} loop iterations; this driver ends loops silently after \
+         {limit} (llvmpipe before Mesa 25)"
+    )]
+    LoopBudget {
+        /// Iterations of all loops of one invocation together, at most.
+        needed: u64,
+        /// The driver's limit.
+        limit: u64,
     },
     /// The device's limits are below the smallest tiles.
     #[error("the device's {limit} is {given}, below the {needed} that the smallest tiles need")]
@@ -159,49 +168,28 @@ pub enum Reason {
         /// What is needed.
         needed: u64,
     },
-    /// The card is older than the kernels.
+    /// The GPU is older than the kernels.
     #[error("compute capability {}.{} is below the {}.{} that the kernels need", given / 10, given % 10, needed / 10, needed % 10)]
     ComputeCapability {
-        /// Ten times the card's major version, plus the minor one.
+        /// Ten times the major version, plus the minor one.
         given: u32,
         /// What is needed, counted in the same way.
         needed: u32,
     },
-    /// The tile shape that was asked for does not serve.
-    #[error("the tiles that were asked for ({tiles}) do not serve: {because}")]
+    /// The tile shape that was requested cannot be used.
+    #[error("the requested tiles ({tiles}) cannot be used: {because}")]
     Tiles {
         /// The tile shape.
         tiles: String,
-        /// What it lacks.
+        /// Why not.
         because: String,
     },
-    /// An axis is longer than the kernels can count.
-    #[error("{axis} is {given}, over the {max} that the kernels can count")]
-    Axis {
-        /// Its name.
-        axis: &'static str,
-        /// Its size.
-        given: usize,
-        /// The kernels' limit.
-        max: usize,
-    },
-    /// Cut to what one launch may do, the work would be in too many pieces to keep a list of.
-    #[error("the work would take {given} launches, over the {max} that a plan lists")]
-    Launches {
-        /// How many it would take.
-        given: u64,
-        /// The most that a plan lists.
-        max: u64,
-    },
-    /// The storage type has no kernel here.
-    #[error("{0} tensors have no kernel here")]
-    DType(DType),
 }
 
 /// Whether one kernel of one backend will run a problem.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// It runs; the text says how (tiles, adapter).
+    /// It runs; the string says how (device, tiles).
     Runs(String),
     /// It cannot, for each of these reasons.
     Refused(Vec<Reason>),
@@ -226,33 +214,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What `schedule` makes of the kernel that is wanted, or of the first that it does not refuse; and why it is that kernel.
-///
-/// # Errors
-/// The first kernel that was asked, with its reasons.
-pub fn choose_kernel<S>(
-    wanted: Option<KernelKind>,
-    mut schedule: impl FnMut(KernelKind) -> Result<S, Vec<Reason>>,
-) -> Result<(S, String), (KernelKind, Vec<Reason>)> {
-    if let Some(kernel) = wanted {
-        let made = schedule(kernel).map_err(|reasons| (kernel, reasons))?;
-        return Ok((made, format!("{kernel}: asked for")));
-    }
-    let [first, second] = KernelKind::ALL;
-    let refused = match schedule(first) {
-        Ok(made) => return Ok((made, format!("{first}: the first choice wherever it runs"))),
-        Err(reasons) => reasons,
-    };
-    match schedule(second) {
-        Ok(made) => {
-            let reasons: Vec<_> = refused.iter().map(Reason::to_string).collect();
-            Ok((made, format!("{second}: {first} cannot run this ({})", reasons.join("; "))))
-        }
-        Err(_) => Err((first, refused)),
-    }
-}
-
-/// What every backend and kernel has to say to a problem.
+/// The verdict of every backend and kernel on a problem.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
     /// One entry for each backend and kernel.

@@ -1,7 +1,17 @@
 use crate::{Argument, Call, Problem, ProblemError, ResolvedCall};
 
-/// Tensors in host memory, as little-endian bytes that the problem's views describe.
+/// The tensors and values of one call in host memory: little-endian bytes that the problem's views
+/// describe.
+///
+/// ```
+/// use flashtile_core::{Call, HostArgs};
+///
+/// let (q, k, v, mut out) = ([0u8; 64], [0u8; 64], [0u8; 64], [0u8; 64]);
+/// let args = HostArgs::new(&q, &k, &v, &mut out).call(Call::new().scale(0.5));
+/// assert!(args.mask.is_none());
+/// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct HostArgs<'a> {
     /// Queries.
     pub q: &'a [u8],
@@ -13,16 +23,19 @@ pub struct HostArgs<'a> {
     pub mask: Option<&'a [u8]>,
     /// Valid keys of each batch entry, where the problem has them.
     pub kv_lens: Option<&'a [i32]>,
-    /// Receives the output; memory between its strides keeps what it holds.
+    /// Receives the output; memory between its strides keeps its contents.
     pub out: &'a mut [u8],
-    /// Receives the log-sum-exp (B, H, Sq), where the problem asks for it.
+    /// Receives the log-sum-exp (batch, heads, seq_q), where the problem asks for it.
     pub lse: Option<&'a mut [f32]>,
     /// The values that may change from call to call.
     pub call: Call,
 }
 
 /// The inputs among [`HostArgs`]: what is read, and the values of the call.
+///
+/// The oracle needs no more: `HostInputs::new(q, k, v)` with `mask`, `kv_lens` and `call` added.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct HostInputs<'a> {
     /// Queries.
     pub q: &'a [u8],
@@ -38,17 +51,73 @@ pub struct HostInputs<'a> {
     pub call: Call,
 }
 
-impl HostArgs<'_> {
+impl<'a> HostArgs<'a> {
+    /// The four tensors that every call has.
+    pub fn new(q: &'a [u8], k: &'a [u8], v: &'a [u8], out: &'a mut [u8]) -> Self {
+        let call = Call::new();
+        Self { q, k, v, mask: None, kv_lens: None, out, lse: None, call }
+    }
+
+    /// Adds an attention mask.
+    #[must_use]
+    pub fn mask(mut self, mask: impl Into<Option<&'a [u8]>>) -> Self {
+        self.mask = mask.into();
+        self
+    }
+
+    /// Adds the counts of valid keys.
+    #[must_use]
+    pub fn kv_lens(mut self, kv_lens: impl Into<Option<&'a [i32]>>) -> Self {
+        self.kv_lens = kv_lens.into();
+        self
+    }
+
+    /// Adds the memory that receives the log-sum-exp.
+    #[must_use]
+    pub fn lse(mut self, lse: impl Into<Option<&'a mut [f32]>>) -> Self {
+        self.lse = lse.into();
+        self
+    }
+
+    /// Sets the values that may change from call to call.
+    #[must_use]
+    pub fn call(mut self, call: Call) -> Self {
+        self.call = call;
+        self
+    }
+
     /// The inputs alone.
     pub fn inputs(&self) -> HostInputs<'_> {
-        HostInputs {
-            q: self.q,
-            k: self.k,
-            v: self.v,
-            mask: self.mask,
-            kv_lens: self.kv_lens,
-            call: self.call,
-        }
+        let (mask, kv_lens) = (self.mask, self.kv_lens);
+        HostInputs::new(self.q, self.k, self.v).mask(mask).kv_lens(kv_lens).call(self.call)
+    }
+}
+
+impl<'a> HostInputs<'a> {
+    /// The three tensors that every call has.
+    pub fn new(q: &'a [u8], k: &'a [u8], v: &'a [u8]) -> Self {
+        Self { q, k, v, mask: None, kv_lens: None, call: Call::new() }
+    }
+
+    /// Adds an attention mask.
+    #[must_use]
+    pub fn mask(mut self, mask: impl Into<Option<&'a [u8]>>) -> Self {
+        self.mask = mask.into();
+        self
+    }
+
+    /// Adds the counts of valid keys.
+    #[must_use]
+    pub fn kv_lens(mut self, kv_lens: impl Into<Option<&'a [i32]>>) -> Self {
+        self.kv_lens = kv_lens.into();
+        self
+    }
+
+    /// Sets the values that may change from call to call.
+    #[must_use]
+    pub fn call(mut self, call: Call) -> Self {
+        self.call = call;
+        self
     }
 }
 
@@ -62,13 +131,22 @@ pub fn check_host_args(
     args: &HostArgs<'_>,
 ) -> Result<ResolvedCall, ProblemError> {
     let call = check_host_inputs(problem, &args.inputs())?;
+    check_host_outputs(problem, args)?;
+    Ok(call)
+}
+
+/// As [`check_host_args`], of the outputs alone.
+///
+/// # Errors
+/// Those of [`check_host_args`].
+pub fn check_host_outputs(problem: &Problem, args: &HostArgs<'_>) -> Result<(), ProblemError> {
     long_enough(Argument::Out, problem.out().byte_span(), args.out.len())?;
     present(Argument::Lse, problem.lse(), args.lse.is_some())?;
     if let Some(lse) = &args.lse {
-        let rows: usize = problem.lse_shape().iter().product();
-        long_enough(Argument::Lse, Some(rows * 4), lse.len() * 4)?;
+        let bytes = usize::try_from(problem.lse_bytes()).ok();
+        long_enough(Argument::Lse, bytes, lse.len().saturating_mul(4))?;
     }
-    Ok(call)
+    Ok(())
 }
 
 /// As [`check_host_args`], of the inputs alone.
@@ -116,7 +194,7 @@ fn present(argument: Argument, wanted: bool, given: bool) -> Result<(), ProblemE
     }
 }
 
-/// Whether a call brings the optional tensors that `problem` has, and no others.
+/// Checks that a call has the optional tensors that `problem` has, and no others.
 ///
 /// # Errors
 /// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected).

@@ -1,29 +1,41 @@
-//! What attention is, before any device: the words, checks, tiles and bounds that every flashtile backend shares.
+//! The vocabulary that every flashtile backend shares, before any device: problems, tensor views,
+//! masks, the error bound, and the [`Backend`] trait.
 //!
 //! ```
-//! use flashtile_core::{DType, Layout, Problem, TensorView};
+//! use flashtile_core::{DType, Problem, TensorView};
 //!
 //! # fn main() -> Result<(), flashtile_core::ProblemError> {
-//! let q = TensorView::contiguous(DType::F16, Layout::Bshd, [2, 8, 128, 64])?; // always (B, H, S, D)
-//! let kv = TensorView::contiguous(DType::F16, Layout::Bshd, [2, 2, 300, 64])?;
+//! let q = TensorView::bshd(DType::F16, [2, 128, 8, 64])?; // batch 2, 128 queries, 8 heads of 64
+//! let kv = TensorView::bshd(DType::F16, [2, 300, 2, 64])?; // 300 keys, 2 key heads
 //! let problem = Problem::builder(q, kv, kv).causal(true).lse(true).build()?;
 //! assert_eq!(problem.group_size(), 4); // query heads per key head
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! - [`Problem`] describes one kind of attention and is checked once; [`Call`] holds what may change from call to call.
-//! - [`TensorView`] is a shape with strides; [`Layout`] names the common orders of axes.
-//! - [`Band`] and [`KeyTiles`] decide which keys a query sees and which tiles a kernel visits.
-//! - [`bound`] is the error rule that every result is held to.
-//! - [`Reason`], [`Verdict`] and [`Explanation`] say what will run, and why the rest will not.
+//! # The nouns
 //!
-//! This crate knows no GPU and does no I/O.
+//! - [`Problem`] is one attention configuration, checked once. [`Call`] holds what may change from
+//!   call to call; [`Args`] and [`HostArgs`] add the memory.
+//! - [`TensorView`] is a shape with strides; [`Layout`] names common orders of axes; [`Mask`] is an
+//!   attention mask.
+//! - [`Backend`] plans and runs problems on one device. [`PlanOptions`] force a kernel or a tile
+//!   shape; [`PlanCache`] keeps plans.
+//! - [`Verdict`], [`Reason`] and [`Explanation`] say what will run, and why the rest will not.
+//! - [`Band`] and [`KeyTiles`] decide which keys a query sees and which tiles a kernel visits.
+//! - [`bound`] is the error rule that every result is held to; [`Cost`] counts FLOPs and bytes.
+//! - [`planning`] is what the planners of several backends share.
+//!
+//! This crate uses no GPU and does no I/O.
 
+mod args;
+mod backend;
 mod band;
 pub mod bound;
+mod cache;
 mod call;
 mod cost;
+mod device;
 mod dropout;
 mod dtype;
 mod error;
@@ -31,21 +43,30 @@ mod explain;
 mod host;
 mod mask;
 mod merge;
+mod options;
+pub mod planning;
 mod problem;
 mod tiles;
 mod timing;
 mod view;
 
+pub use args::Args;
+pub use backend::{Backend, BackendError, BackendPlan, BackendRun};
 pub use band::{Align, Band};
+pub use cache::{CachedPlan, PlanCache};
 pub use call::{Call, ResolvedCall};
 pub use cost::Cost;
+pub use device::DeviceChoice;
 pub use dropout::{Dropout, philox4x32_10};
 pub use dtype::DType;
 pub use error::{Argument, ProblemError};
-pub use explain::{BackendKind, Explanation, KernelKind, Reason, Verdict, choose_kernel};
-pub use host::{HostArgs, HostInputs, check_host_args, check_host_inputs, check_presence};
+pub use explain::{BackendKind, Explanation, KernelKind, Reason, Verdict};
+pub use host::{
+    HostArgs, HostInputs, check_host_args, check_host_inputs, check_host_outputs, check_presence,
+};
 pub use mask::{Mask, MaskKind};
 pub use merge::{Partial, merge};
+pub use options::{AnyTiles, PlanOptions};
 pub use problem::{MAX_SEQ, Problem, ProblemBuilder};
 pub use tiles::{KeyTiles, Tile, TileKind, key_range};
 pub use timing::{HostStats, Timing};

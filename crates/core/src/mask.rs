@@ -12,7 +12,7 @@ pub enum MaskKind {
 
 impl MaskKind {
     /// Every kind.
-    pub const ALL: [MaskKind; 4] = [
+    pub const ALL: &[MaskKind] = &[
         MaskKind::Bool,
         MaskKind::Additive(DType::F32),
         MaskKind::Additive(DType::F16),
@@ -39,12 +39,13 @@ impl fmt::Display for MaskKind {
 
 /// An attention mask: its kind, and its shape and strides as broadcast against (B, H, Sq, Skv).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Mask {
     /// What its numbers mean.
     pub kind: MaskKind,
     /// Sizes of its axes, 1 where it is broadcast (missing leading axes are 1).
     pub shape: [usize; 4],
-    /// Steps, in elements, along (B, H, Sq, Skv); a problem takes 0 along axes of size 1.
+    /// Strides along (B, H, Sq, Skv), in elements; 0 along axes of size 1.
     pub strides: [usize; 4],
 }
 
@@ -84,7 +85,7 @@ impl Mask {
         Ok(mask.with_still_axes())
     }
 
-    /// With no step along axes of size 1. The fields are public, and a step left there would be taken for every query and key.
+    /// Sets the strides of axes of size 1 to 0: kernels apply them for every query and key.
     pub(crate) fn with_still_axes(mut self) -> Self {
         for (stride, _) in self.strides.iter_mut().zip(self.shape).filter(|(_, n)| *n == 1) {
             *stride = 0;
@@ -92,7 +93,7 @@ impl Mask {
         self
     }
 
-    /// The place of the mask's entry for score (b, h, i, j), in elements.
+    /// The index of the mask's entry for score (b, h, i, j), in elements.
     pub fn index(&self, b: usize, h: usize, i: usize, j: usize) -> usize {
         b * self.strides[0] + h * self.strides[1] + i * self.strides[2] + j * self.strides[3]
     }
@@ -126,8 +127,8 @@ mod tests {
         assert_eq!(m.index(1, 9, 9, 3), 10);
         assert!(m.check([2, 4, 6, 7]).is_ok());
         assert!(m.check([3, 4, 6, 7]).is_err());
-        let by_hand = Mask { kind: MaskKind::Bool, shape: [1, 1, 5, 7], strides: [99, 35, 7, 1] };
-        assert_eq!(by_hand.with_still_axes().strides, [0, 0, 7, 1]);
+        let m = Mask::strided(MaskKind::Bool, &[1, 1, 5, 7], &[99, 35, 7, 1]).expect("rank 4");
+        assert_eq!(m.strides, [0, 0, 7, 1], "axes of size 1 have no stride");
         assert!(Mask::contiguous(MaskKind::Bool, &[]).is_err());
         assert!(Mask::contiguous(MaskKind::Bool, &[1, 1, 1, 1, 1]).is_err());
     }

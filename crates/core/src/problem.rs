@@ -4,33 +4,57 @@ use std::fmt;
 /// The longest sequence: positions, offsets and windows then add up without overflow in i32.
 pub const MAX_SEQ: usize = (1 << 29) - 1;
 
-/// One kind of attention, described and checked once; what changes from call to call is in [`Call`](crate::Call).
+/// One attention configuration, checked once. [`Call`](crate::Call) holds what changes per call.
 ///
-/// For every batch entry, head and query: s = scale * q.k; with softcap c, s = c * tanh(s / c); then s += additive mask;
-/// p = softmax over the allowed keys; dropout on p; out = p v. A row that no key is allowed to has output 0 and lse -inf.
+/// For every batch entry, head and query: s = scale * q.k; with softcap c, s = c * tanh(s / c);
+/// then s += additive mask; p = softmax over the allowed keys; dropout on p; out = p v. A score
+/// beyond f32's range saturates at its largest finite number. A row without allowed keys has output
+/// 0 and lse -inf.
 ///
-/// Sequence lengths are capacities: a call may use fewer.
-#[derive(Clone, Debug, PartialEq)]
+/// Sequence lengths are capacities: a call may use fewer. Problems compare and hash by value, so
+/// they serve as keys of a [`PlanCache`](crate::PlanCache).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     q: TensorView,
     k: TensorView,
     v: TensorView,
     out: TensorView,
+    options: Options,
+}
+
+/// Everything about a problem but its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Options {
     mask: Option<Mask>,
     causal: bool,
     align: Align,
     window_left: Option<usize>,
     window_right: Option<usize>,
-    softcap: Option<f32>,
-    dropout_p: f64,
+    softcap: Option<Float>,
+    dropout_p: Float,
     lse: bool,
     kv_lens: bool,
 }
 
+/// A number that compares and hashes by its bits. f32 and f64 pass through unchanged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Float(u64);
+
+impl Float {
+    fn new(value: f64) -> Self {
+        // -0 is 0 in every formula.
+        Self((value + 0.0).to_bits())
+    }
+
+    fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
 impl Problem {
-    /// Begins the description of attention of `q` (B, H, Sq, D) over `k` (B, Hkv, Skv, D) and `v` (B, Hkv, Skv, Dv).
+    /// Starts the description of attention of `q` (B, H, Sq, D) over `k` (B, Hkv, Skv, D) and `v` (B, Hkv, Skv, Dv).
     pub fn builder(q: TensorView, k: TensorView, v: TensorView) -> ProblemBuilder {
-        ProblemBuilder { q, k, v, out: None, rest: Rest::default() }
+        ProblemBuilder { q, k, v, out: None, options: Options::default() }
     }
 
     /// Storage type of q, k, v and out.
@@ -87,51 +111,56 @@ impl Problem {
     }
     /// The attention mask, if there is one.
     pub fn mask(&self) -> Option<&Mask> {
-        self.mask.as_ref()
+        self.options.mask.as_ref()
     }
     /// Whether keys after the query's position are masked.
     pub fn causal(&self) -> bool {
-        self.causal
+        self.options.causal
     }
     /// Where queries stand among the keys.
     pub fn align(&self) -> Align {
-        self.align
+        self.options.align
     }
     /// Keys seen before the query's position; `None` for all.
     pub fn window_left(&self) -> Option<usize> {
-        self.window_left
+        self.options.window_left
     }
     /// Keys seen after the query's position; `None` for all.
     pub fn window_right(&self) -> Option<usize> {
-        self.window_right
+        self.options.window_right
     }
     /// The softcap c.
     pub fn softcap(&self) -> Option<f32> {
-        self.softcap
+        self.options.softcap.map(|c| c.get() as f32)
     }
     /// The probability that a weight is dropped; 0 for none.
     pub fn dropout_p(&self) -> f64 {
-        self.dropout_p
+        self.options.dropout_p.get()
     }
     /// Whether the log-sum-exp of each row is wanted.
     pub fn lse(&self) -> bool {
-        self.lse
+        self.options.lse
     }
     /// Whether each batch entry has its own count of valid keys.
     pub fn kv_lens(&self) -> bool {
-        self.kv_lens
+        self.options.kv_lens
     }
     /// The band of keys that causal, windows and align leave.
     pub fn band(&self) -> Band {
-        Band::new(self.align, self.causal, self.window_left, self.window_right)
+        Band::new(self.align(), self.causal(), self.window_left(), self.window_right())
     }
     /// The dropout generator's constants; `None` where `dropout_p` is 0.
     pub fn dropout(&self) -> Option<Dropout> {
-        Dropout::new(self.dropout_p)
+        Dropout::new(self.dropout_p())
     }
     /// Sizes of the log-sum-exp output, f32, densely packed: (B, H, Sq) with Sq the capacity.
     pub fn lse_shape(&self) -> [usize; 3] {
         [self.batch(), self.heads(), self.seq_q()]
+    }
+    /// Bytes of the log-sum-exp output; 0 where the problem does not ask for it.
+    pub fn lse_bytes(&self) -> u64 {
+        let rows = || self.lse_shape().iter().fold(4, |n: u64, &m| n.saturating_mul(m as u64));
+        if self.lse() { rows() } else { 0 }
     }
     /// True where there is nothing to write: no batch entries or no queries.
     pub fn is_empty(&self) -> bool {
@@ -159,31 +188,31 @@ impl fmt::Display for Problem {
         if self.kv_heads() != self.heads() {
             write!(f, ", {} kv heads", self.kv_heads())?;
         }
-        if self.causal {
+        if self.causal() {
             f.write_str(", causal")?;
         }
-        if self.align != Align::TopLeft {
-            write!(f, ", align {}", self.align)?;
+        if self.align() != Align::TopLeft {
+            write!(f, ", align {}", self.align())?;
         }
-        if let Some(n) = self.window_left {
+        if let Some(n) = self.window_left() {
             write!(f, ", window left {n}")?;
         }
-        if let Some(n) = self.window_right {
+        if let Some(n) = self.window_right() {
             write!(f, ", window right {n}")?;
         }
-        if let Some(c) = self.softcap {
+        if let Some(c) = self.softcap() {
             write!(f, ", softcap {c}")?;
         }
-        if let Some(mask) = &self.mask {
+        if let Some(mask) = self.mask() {
             write!(f, ", {} mask", mask.kind)?;
         }
-        if self.dropout_p > 0.0 {
-            write!(f, ", dropout {}", self.dropout_p)?;
+        if self.dropout_p() > 0.0 {
+            write!(f, ", dropout {}", self.dropout_p())?;
         }
-        if self.kv_lens {
+        if self.kv_lens() {
             f.write_str(", kv_lens")?;
         }
-        if self.lse {
+        if self.lse() {
             f.write_str(", lse")?;
         }
         Ok(())
@@ -198,71 +227,60 @@ pub struct ProblemBuilder {
     k: TensorView,
     v: TensorView,
     out: Option<TensorView>,
-    rest: Rest,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Rest {
-    mask: Option<Mask>,
-    causal: bool,
-    align: Align,
-    window_left: Option<usize>,
-    window_right: Option<usize>,
-    softcap: Option<f32>,
-    dropout_p: f64,
-    lse: bool,
-    kv_lens: bool,
+    options: Options,
 }
 
 impl ProblemBuilder {
-    /// Where the output goes. Default: densely packed, axes in the order of q's strides.
+    /// The placement of the output. Default: densely packed, axes in the order of q's strides.
     pub fn out(mut self, out: TensorView) -> Self {
         self.out = Some(out);
         self
     }
     /// Masks keys after the query's position.
     pub fn causal(mut self, causal: bool) -> Self {
-        self.rest.causal = causal;
+        self.options.causal = causal;
         self
     }
-    /// Where queries stand among the keys; causal masks and windows measure from there.
+    /// The position of queries among the keys, from which causal masks and windows measure. A decode
+    /// step over a key-value cache wants [`Align::BottomRight`]: with the default, top-left, its only
+    /// query sees key 0 alone.
     pub fn align(mut self, align: Align) -> Self {
-        self.rest.align = align;
+        self.options.align = align;
         self
     }
     /// Keys seen before the query's position; `None` for all.
     pub fn window_left(mut self, keys: impl Into<Option<usize>>) -> Self {
-        self.rest.window_left = keys.into();
+        self.options.window_left = keys.into();
         self
     }
     /// Keys seen after the query's position; `None` for all.
     pub fn window_right(mut self, keys: impl Into<Option<usize>>) -> Self {
-        self.rest.window_right = keys.into();
+        self.options.window_right = keys.into();
         self
     }
     /// Bounds scores smoothly to ±c, as Gemma 2 does; `None` for no bound.
     pub fn softcap(mut self, c: impl Into<Option<f32>>) -> Self {
-        self.rest.softcap = c.into();
+        self.options.softcap = c.into().map(|c| Float::new(c.into()));
         self
     }
     /// An attention mask.
     pub fn mask(mut self, mask: impl Into<Option<Mask>>) -> Self {
-        self.rest.mask = mask.into();
+        self.options.mask = mask.into();
         self
     }
     /// The probability that a weight is dropped, in [0, 1]; 0 for no dropout.
     pub fn dropout_p(mut self, p: f64) -> Self {
-        self.rest.dropout_p = p;
+        self.options.dropout_p = Float::new(p);
         self
     }
     /// Asks for the log-sum-exp of each row.
     pub fn lse(mut self, lse: bool) -> Self {
-        self.rest.lse = lse;
+        self.options.lse = lse;
         self
     }
     /// Gives each batch entry its own count of valid keys.
     pub fn kv_lens(mut self, kv_lens: bool) -> Self {
-        self.rest.kv_lens = kv_lens;
+        self.options.kv_lens = kv_lens;
         self
     }
 
@@ -271,7 +289,7 @@ impl ProblemBuilder {
     /// # Errors
     /// A [`ProblemError`] that names the argument, what was expected and what was given.
     pub fn build(self) -> Result<Problem, ProblemError> {
-        let Self { q, k, v, out, rest } = self;
+        let Self { q, k, v, out, mut options } = self;
         let [batch, heads, seq_q, head_dim] = q.shape;
         let [_, kv_heads, seq_kv, _] = k.shape;
         let head_dim_v = v.shape[3];
@@ -324,44 +342,20 @@ impl ProblemBuilder {
             .filter(|&n| n <= isize::MAX as usize)
             .ok_or(ProblemError::Overflow { argument: Argument::Lse })?;
 
-        let mask = rest.mask.map(Mask::with_still_axes);
-        if let Some(mask) = &mask {
+        options.mask = options.mask.map(Mask::with_still_axes);
+        if let Some(mask) = &options.mask {
             mask.check([batch, heads, seq_q, seq_kv])?;
         }
-        if let Some(c) = rest.softcap
+        if let Some(c) = options.softcap.map(Float::get)
             && !(c.is_finite() && c > 0.0)
         {
-            return Err(ProblemError::Softcap { given: c });
+            return Err(ProblemError::Softcap { given: c as f32 });
         }
-        if !(0.0..=1.0).contains(&rest.dropout_p) {
-            return Err(ProblemError::DropoutP { given: rest.dropout_p });
+        let dropout_p = options.dropout_p.get();
+        if !(0.0..=1.0).contains(&dropout_p) {
+            return Err(ProblemError::DropoutP { given: dropout_p });
         }
-        let Rest {
-            mask: _,
-            causal,
-            align,
-            window_left,
-            window_right,
-            softcap,
-            dropout_p,
-            lse,
-            kv_lens,
-        } = rest;
-        Ok(Problem {
-            q,
-            k,
-            v,
-            out,
-            mask,
-            causal,
-            align,
-            window_left,
-            window_right,
-            softcap,
-            dropout_p,
-            lse,
-            kv_lens,
-        })
+        Ok(Problem { q, k, v, out, options })
     }
 }
 
@@ -384,7 +378,7 @@ fn like_order_of(q: &TensorView, shape: [usize; 4]) -> Result<TensorView, Proble
         axes.sort_by_key(|&axis| layout.axes()[axis]);
         axes.windows(2).all(|pair| q.strides[pair[0]] >= q.strides[pair[1]])
     });
-    TensorView::contiguous(q.dtype, layout.unwrap_or_default(), shape)
+    TensorView::from_bhsd_sizes(q.dtype, layout.unwrap_or_default(), shape)
         .map_err(|_| ProblemError::Overflow { argument: Argument::Out })
 }
 
@@ -394,17 +388,18 @@ mod tests {
     use crate::MaskKind;
 
     fn view(shape: [usize; 4]) -> TensorView {
-        TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+        TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("small")
     }
 
     #[test]
     fn out_follows_the_layout_of_q() {
         for layout in [Layout::Bshd, Layout::Bhsd, Layout::Hbsd] {
-            let q = TensorView::contiguous(DType::F32, layout, [2, 4, 5, 8]).expect("small");
-            let k = TensorView::contiguous(DType::F32, layout, [2, 2, 7, 8]).expect("small");
-            let v = TensorView::contiguous(DType::F32, layout, [2, 2, 7, 3]).expect("small");
+            let q = TensorView::from_bhsd_sizes(DType::F32, layout, [2, 4, 5, 8]).expect("small");
+            let k = TensorView::from_bhsd_sizes(DType::F32, layout, [2, 2, 7, 8]).expect("small");
+            let v = TensorView::from_bhsd_sizes(DType::F32, layout, [2, 2, 7, 3]).expect("small");
             let problem = Problem::builder(q, k, v).build().expect("valid");
-            let expected = TensorView::contiguous(DType::F32, layout, [2, 4, 5, 3]).expect("small");
+            let expected =
+                TensorView::from_bhsd_sizes(DType::F32, layout, [2, 4, 5, 3]).expect("small");
             assert_eq!(*problem.out(), expected, "{layout}");
         }
     }
@@ -415,8 +410,8 @@ mod tests {
         let kv = view([2, 2, 7, 8]);
         let b = |q, k, v| Problem::builder(q, k, v);
         let ok = || b(q, kv, kv);
-        let f16 = TensorView { dtype: DType::F16, ..kv };
-        let wide = TensorView { strides: [usize::MAX / 2, 1, 1, 1], ..kv };
+        let f16 = TensorView::strided(DType::F16, kv.shape, kv.strides);
+        let wide = TensorView::strided(kv.dtype, kv.shape, [usize::MAX / 2, 1, 1, 1]);
         let cases: Vec<(&str, ProblemBuilder)> = vec![
             (
                 "q has 4 heads, which is not a multiple of the 3 heads of k",
@@ -430,7 +425,7 @@ mod tests {
             ("v must have head_dim of at least 1, but has 0", b(q, kv, view([2, 2, 7, 0]))),
             ("v must be f32 like q, but is f16", b(q, kv, f16)),
             ("the extent of k overflows", b(q, wide, kv)),
-            ("out overlaps itself", ok().out(TensorView { strides: [0, 40, 8, 1], ..q })),
+            ("out overlaps itself", ok().out(TensorView::strided(q.dtype, q.shape, [0, 40, 8, 1]))),
             (
                 "out must have head_dim_v 8 (the head_dim of v), but has 7",
                 ok().out(view([2, 4, 5, 7])),
@@ -446,7 +441,7 @@ mod tests {
             ),
             (
                 "q has a sequence of 536870912, but",
-                b(TensorView { shape: [2, 4, MAX_SEQ + 1, 8], strides: [0; 4], ..q }, kv, kv),
+                b(TensorView::strided(q.dtype, [2, 4, MAX_SEQ + 1, 8], [0; 4]), kv, kv),
             ),
         ];
         let mut wrong = Vec::new();
@@ -458,6 +453,23 @@ mod tests {
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
         assert!(ok().build().is_ok());
+    }
+
+    #[test]
+    fn equal_problems_hash_alike() {
+        use std::hash::{BuildHasher, RandomState};
+        let state = RandomState::new();
+        let build = |p: f64, c: Option<f32>| {
+            let x = view([1, 2, 3, 4]);
+            Problem::builder(x, x, x).dropout_p(p).softcap(c).build().expect("valid")
+        };
+        let (a, b) = (build(0.0, Some(30.0)), build(-0.0, Some(30.0)));
+        assert_eq!(a, b);
+        assert_eq!(state.hash_one(&a), state.hash_one(&b));
+        assert_eq!(a.softcap(), Some(30.0));
+        for other in [build(0.5, Some(30.0)), build(0.0, None), build(0.0, Some(30.000002))] {
+            assert_ne!(a, other);
+        }
     }
 
     #[test]

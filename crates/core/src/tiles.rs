@@ -26,12 +26,8 @@ pub fn key_range(band: &Band, rows: &Range<usize>, seq_q: usize, kv_len: usize) 
     if rows.is_empty() {
         return 0..0;
     }
-    let diagonal = band.diagonal(seq_q, kv_len);
-    let first = rows.start as i64 + diagonal + i64::from(band.lo);
-    let last = rows.end as i64 - 1 + diagonal + i64::from(band.hi);
-    let end = (last + 1).clamp(0, kv_len as i64) as usize;
-    let begin = (first.clamp(0, kv_len as i64) as usize).min(end);
-    begin..end
+    let end = band.visible(rows.end - 1, seq_q, kv_len).end;
+    band.visible(rows.start, seq_q, kv_len).start.min(end)..end
 }
 
 /// The tiles of `width` keys that a tile of queries visits, in order: the one visitor that kernels and [`Cost`](crate::Cost) follow.

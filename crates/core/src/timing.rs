@@ -5,7 +5,8 @@ use std::time::Duration;
 pub struct Timing {
     /// From submission to completion, by the host's clock: submitting, queueing and waking up are in it.
     pub host: Duration,
-    /// From the begin of the first kernel to the end of the last, by the device's own clock. `None` where it has none, and where nothing was launched.
+    /// From the start of the first kernel to the end of the last, by the device's own clock. `None`
+    /// where it has none, and where nothing was launched.
     pub gpu: Option<Duration>,
 }
 

@@ -259,7 +259,8 @@ mod tests {
     use flashtile_core::{DType, Layout};
 
     fn problem() -> Problem {
-        let view = TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 1, 4, 8]).expect("small");
+        let view =
+            TensorView::from_bhsd_sizes(DType::F16, Layout::Bhsd, [2, 1, 4, 8]).expect("small");
         Problem::builder(view, view, view).kv_lens(true).lse(true).build().expect("valid")
     }
 

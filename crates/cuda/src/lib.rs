@@ -7,7 +7,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stream = CudaContext::new(0)?.new_stream()?;
 //! let context = Context::new(stream.clone())?; // once: keeps compiled kernels
-//! let view = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 8, 1024, 64])?;
+//! let view = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 8, 1024, 64])?;
 //! let problem = Problem::builder(view, view, view).causal(true).build()?;
 //! let plan = context.plan(&problem, &PlanOptions::default())?; // once a kind of attention
 //!

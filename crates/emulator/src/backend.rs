@@ -167,7 +167,7 @@ impl EmulatedCudaBackend {
     }
 
     fn schedule(&self, problem: &Problem, kernel: KernelKind) -> Result<Schedule, EmulatorError> {
-        let mut options = PlanOptions::kernel(kernel);
+        let mut options = PlanOptions::new().kernel(kernel);
         options.tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
         schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
     }

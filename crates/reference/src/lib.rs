@@ -1,58 +1,61 @@
 //! The float64 oracle: attention exactly as the formula says, one score at a time, never optimised.
 //!
 //! ```
-//! use flashtile_core::{Call, DType, Layout, Problem, TensorView};
-//! use flashtile_reference::{Inputs, attention};
+//! use flashtile_core::{DType, HostInputs, Problem, TensorView};
+//! use flashtile_reference::attention;
 //!
 //! # fn main() -> Result<(), flashtile_core::ProblemError> {
 //! // One query, two keys with equal scores: the mean of their values.
-//! let q = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, 1, 1])?;
-//! let kv = TensorView::contiguous(DType::F32, Layout::Bshd, [1, 1, 2, 1])?;
+//! let q = TensorView::bshd(DType::F32, [1, 1, 1, 1])?;
+//! let kv = TensorView::bshd(DType::F32, [1, 2, 1, 1])?;
 //! let problem = Problem::builder(q, kv, kv).build()?;
 //! let [zeros, values] = [[0f32, 0.0], [1f32, 4.0]].map(|x| x.map(f32::to_le_bytes).concat());
-//! let inputs = Inputs { q: &zeros, k: &zeros, v: &values, mask: None, kv_lens: None, call: Call::default() };
+//! let inputs = HostInputs::new(&zeros, &zeros, &values);
 //! assert_eq!(attention(&problem, &inputs)?.out, [2.5]);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Every kernel is held to this crate, so it shares nothing with them: it reads numbers through core's views, and has its own rule of which
-//! keys a query sees, its own broadcasting and its own dropout generator. [`attention`] also gives what the error bound of each row is made
-//! of ([`RowTerms`]); [`run`] is the `reference` backend.
+//! Every kernel is held to this crate, so it shares nothing with them: it reads numbers through
+//! core's views, and has its own rule of which keys a query sees, its own broadcasting and its own
+//! dropout generator. [`attention`] also returns the terms of each row's error bound ([`RowTerms`]);
+//! [`Reference`] is the `reference` backend.
 
 mod backend;
 mod dropout;
 mod tensors;
 mod visible;
 
-pub use backend::run;
-pub use flashtile_core::HostInputs as Inputs;
+pub use backend::{Reference, run};
 
 use dropout::Dropout;
 use flashtile_core::bound::RowTerms;
-use flashtile_core::{Problem, ProblemError, ResolvedCall, check_host_inputs};
+use flashtile_core::{HostInputs, Problem, ProblemError, ResolvedCall, check_host_inputs};
 use tensors::{Dense, MaskValues};
 use visible::Visible;
 
-/// What attention is, in float64, for the lengths of one call: Sq is the call's, not the capacity.
+/// The results of one call in float64. Sq is the call's number of queries, not the capacity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// The output, densely packed (B, H, Sq, Dv).
     pub out: Vec<f64>,
-    /// The natural logarithm of the sum of exponentials of the scores, (B, H, Sq); -inf where no key is allowed.
+    /// The natural logarithm of the sum of exponentials of the scores, (B, H, Sq); -inf where no key
+    /// is allowed.
     pub lse: Vec<f64>,
-    /// What the error bound of each row is made of, (B, H, Sq).
+    /// The terms of each row's error bound, (B, H, Sq).
     pub rows: Vec<RowTerms>,
 }
 
 /// Attention in float64.
 ///
-/// s = scale * q.k; with softcap c, s = c * tanh(s / c); then s += additive mask; p = softmax over the allowed keys; dropout on p;
-/// o = p v. The scale is the call's f32, and so is the factor 1 / (1 - dropout_p) of kept weights.
+/// s = scale * q.k; with softcap c, s = c * tanh(s / c); then s += additive mask; p = softmax over
+/// the allowed keys; dropout on p; o = p v. The scale is the call's f32, and so is the factor
+/// 1 / (1 - dropout_p) of kept weights. Scores saturate at the largest finite f32, both after the
+/// multiplication by the scale and after the mask: two keys beyond it tie.
 ///
 /// # Errors
 /// Those of [`check_host_args`](flashtile_core::check_host_args).
-pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Answer, ProblemError> {
+pub fn attention(problem: &Problem, inputs: &HostInputs<'_>) -> Result<Answer, ProblemError> {
     let call = check_host_inputs(problem, inputs)?;
     let oracle = Oracle {
         problem,
@@ -166,7 +169,7 @@ impl Oracle<'_> {
                 dot += q * k;
                 size += (q * k).abs();
             }
-            let mut score = scale * dot;
+            let mut score = saturate(scale * dot);
             size *= scale.abs();
             if let Some(cap) = problem.softcap().map(f64::from) {
                 score = cap * (score / cap).tanh();
@@ -176,7 +179,7 @@ impl Oracle<'_> {
                 // errors. Left in, it would make the bound of a row that holds only such numbers void.
                 let absorbs = added.abs() >= ABSORBING && score + added == added;
                 size += if absorbs { 0.0 } else { added.abs() };
-                score += added;
+                score = saturate(score + added);
             }
             let factor =
                 self.dropout.as_ref().map_or(1.0, |d| d.factor(b * problem.heads() + h, i, j));
@@ -184,6 +187,11 @@ impl Oracle<'_> {
         }
         keys
     }
+}
+
+/// A score beyond f32's range counts as its largest finite number. NaN stays NaN.
+fn saturate(score: f64) -> f64 {
+    score.clamp(f32::MIN.into(), f32::MAX.into())
 }
 
 /// 2^100: beyond any mask that is meant as a number, and below the lowest of f32 and bf16.

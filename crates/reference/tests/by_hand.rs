@@ -127,7 +127,7 @@ fn lengths_of_a_call_count_for_bottom_right() {
         (Some(2), Some(3), 2, vec![1, 11]),
         (Some(2), Some(3), 0, vec![0, 0]),
     ] {
-        case.call = Call { seq_q, seq_kv, ..case.call };
+        case.call = case.call.seq_q(seq_q).seq_kv(seq_kv);
         case.kv_lens = Some(vec![valid]);
         assert_eq!(spell(&case), expected, "{seq_q:?} {seq_kv:?} {valid}");
     }
@@ -296,7 +296,7 @@ fn the_bound_is_made_of_what_it_says() {
 #[test]
 fn the_backend_writes_its_rows_and_nothing_else() {
     // Capacity of two queries, one of them in this call; out has gaps of one element.
-    let out = TensorView { dtype: DType::F32, shape: [1, 2, 2, 1], strides: [8, 4, 2, 1] };
+    let out = TensorView::strided(DType::F32, [1, 2, 2, 1], [8, 4, 2, 1]);
     let mut case =
         Case::new([[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]], [&[0.; 4], &[0.25], &[6.0]], |b| {
             b.out(out).lse(true)
@@ -314,19 +314,19 @@ fn bad_arguments_are_refused_as_core_refuses_them() {
         |inputs| flashtile_reference::attention(&case.problem, &inputs).expect_err("refused");
     assert!(matches!(error(case.inputs()), ProblemError::Missing { .. }));
     let long = [3];
-    let inputs = flashtile_reference::Inputs { kv_lens: Some(&long), ..case.inputs() };
+    let inputs = case.inputs().kv_lens(&long[..]);
     assert_eq!(error(inputs).to_string(), "kv_lens[0] must lie in 0..=2, but is 3");
-    let inputs =
-        flashtile_reference::Inputs { kv_lens: Some(&[1]), q: &case.q[..4], ..case.inputs() };
+    let mut inputs = case.inputs().kv_lens(&[1][..]);
+    inputs.q = &case.q[..4];
     assert_eq!(error(inputs).to_string(), "q needs 8 bytes, but 4 were given");
 }
 
 #[test]
 fn strides_and_dtypes_are_followed() {
     // k repeats one row for both keys (stride 0); v is bf16 read backwards in head and sequence order.
-    let q = TensorView::contiguous(DType::BF16, Layout::Bhsd, [1, 2, 1, 1]).expect("small");
-    let k = TensorView { shape: [1, 2, 2, 1], strides: [0; 4], ..q };
-    let v = TensorView { shape: [1, 2, 2, 1], strides: [0, 1, 2, 1], ..q };
+    let q = TensorView::from_bhsd_sizes(DType::BF16, Layout::Bhsd, [1, 2, 1, 1]).expect("small");
+    let k = TensorView::strided(q.dtype, [1, 2, 2, 1], [0; 4]);
+    let v = TensorView::strided(q.dtype, [1, 2, 2, 1], [0, 1, 2, 1]);
     let problem = Problem::builder(q, k, v).build().expect("valid");
     let write = |values: &[f64]| {
         let mut bytes = vec![0; 2 * values.len()];

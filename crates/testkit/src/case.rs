@@ -105,8 +105,8 @@ impl Placement {
 
     fn view(self, dtype: DType, shape: [usize; 4]) -> Result<TensorView, ProblemError> {
         match self {
-            Self::Layout(layout) => TensorView::contiguous(dtype, layout, shape),
-            Self::Strides(strides) => Ok(TensorView { dtype, shape, strides }),
+            Self::Layout(layout) => TensorView::from_bhsd_sizes(dtype, layout, shape),
+            Self::Strides(strides) => Ok(TensorView::strided(dtype, shape, strides)),
         }
     }
 }
@@ -324,7 +324,7 @@ impl Case {
             call_kv: seq_kv,
             ..
         } = *self;
-        Call { scale, seed, offset, seq_q, seq_kv }
+        Call::new().scale(scale).seed(seed).offset(offset).seq_q(seq_q).seq_kv(seq_kv)
     }
 
     /// Floating-point operations that the case takes, masks and kv_lens not counted out; 0 for a case that does not build.

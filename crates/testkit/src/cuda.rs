@@ -36,7 +36,7 @@ impl CudaBackend {
     }
 
     fn options(&self, kernel: KernelKind) -> PlanOptions {
-        let mut options = PlanOptions::kernel(kernel);
+        let mut options = PlanOptions::new().kernel(kernel);
         options.tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
         options
     }

@@ -28,13 +28,13 @@ impl Tensors {
     /// The inputs alone.
     pub fn inputs(&self) -> HostInputs<'_> {
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
-        HostInputs { q, k, v, mask: mask.as_deref(), kv_lens: kv_lens.as_deref(), call: *call }
+        HostInputs::new(q, k, v).mask(mask.as_deref()).kv_lens(kv_lens.as_deref()).call(*call)
     }
 
     /// The inputs with places for the results.
     pub fn args<'a>(&'a self, out: &'a mut [u8], lse: Option<&'a mut [f32]>) -> HostArgs<'a> {
         let HostInputs { q, k, v, mask, kv_lens, call } = self.inputs();
-        HostArgs { q, k, v, mask, kv_lens, out, lse, call }
+        HostArgs::new(q, k, v, out).mask(mask).kv_lens(kv_lens).lse(lse).call(call)
     }
 }
 

@@ -92,9 +92,12 @@ impl Tensors {
     /// Batch entry `b` as a problem of its own.
     fn entry(&self, b: usize) -> Result<Tensors, ProblemError> {
         let problem = &self.problem;
-        let one = |view: &TensorView| TensorView {
-            shape: [1, view.shape[1], view.shape[2], view.shape[3]],
-            ..*view
+        let one = |view: &TensorView| {
+            TensorView::strided(
+                view.dtype,
+                [1, view.shape[1], view.shape[2], view.shape[3]],
+                view.strides,
+            )
         };
         // An empty tensor may have steps beyond its buffer.
         let cut = |bytes: &[u8], stride: usize, size: usize| {

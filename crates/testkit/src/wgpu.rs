@@ -61,7 +61,7 @@ impl Backend for WgpuBackend {
         kernel: KernelKind,
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let mut options = PlanOptions::kernel(kernel);
+        let mut options = PlanOptions::new().kernel(kernel);
         options.tiles = self.tiles;
         let plan = self.context.plan_blocking(problem, &options)?;
         self.context.run_host_blocking(&plan, args)?;

@@ -31,8 +31,11 @@ impl<F: Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync> Backend for M
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let HostArgs { q, k, v, mask, kv_lens, out, mut lse, call } = args;
-        let inner =
-            HostArgs { q, k, v, mask, kv_lens, out: &mut *out, lse: lse.as_deref_mut(), call };
+        let inner = HostArgs::new(q, k, v, &mut *out)
+            .mask(mask)
+            .kv_lens(kv_lens)
+            .lse(lse.as_deref_mut())
+            .call(call);
         ReferenceBackend.run(problem, kernel, inner)?;
         (self.0)(problem, out, lse);
         Ok(())

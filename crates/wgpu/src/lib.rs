@@ -7,7 +7,7 @@
 //! # async fn f(device: wgpu::Device, queue: wgpu::Queue, q: wgpu::Buffer, k: wgpu::Buffer, v: wgpu::Buffer, out: wgpu::Buffer)
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! let context = Context::new(device.clone(), queue.clone()).await?; // once: caches pipelines
-//! let view = TensorView::contiguous(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?;
+//! let view = TensorView::from_bhsd_sizes(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?;
 //! let problem = Problem::builder(view, view, view).causal(true).build()?;
 //! let plan = context.plan(&problem, &PlanOptions::default()).await?; // once a kind of attention
 //! let mut encoder = device.create_command_encoder(&Default::default());

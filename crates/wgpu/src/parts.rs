@@ -247,10 +247,13 @@ mod tests {
     use flashtile_core::{DType, Layout, TensorView};
 
     fn problem(layout: Layout, shape: [usize; 4], kv_heads: usize) -> Problem {
-        let q = TensorView::contiguous(DType::F32, layout, shape).expect("small");
-        let kv =
-            TensorView::contiguous(DType::F32, layout, [shape[0], kv_heads, shape[2], shape[3]])
-                .expect("small");
+        let q = TensorView::from_bhsd_sizes(DType::F32, layout, shape).expect("small");
+        let kv = TensorView::from_bhsd_sizes(
+            DType::F32,
+            layout,
+            [shape[0], kv_heads, shape[2], shape[3]],
+        )
+        .expect("small");
         Problem::builder(q, kv, kv).lse(true).build().expect("valid")
     }
 
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn parts_cover_the_problem_and_fit() {
-        for layout in Layout::ALL {
+        for &layout in Layout::ALL {
             let p = problem(layout, [2, 4, 64, 16], 2);
             // K of one head takes 4 KiB densely, four times that between the heads of bshd.
             let limit = 17 << 10;

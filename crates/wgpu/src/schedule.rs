@@ -347,7 +347,7 @@ mod tests {
     use flashtile_core::{DType, Layout, TensorView};
 
     fn flash(shape: [usize; 4], machine: &Machine) -> Schedule {
-        let view = TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("small");
+        let view = TensorView::from_bhsd_sizes(DType::F16, Layout::Bhsd, shape).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
         schedule(&problem, KernelKind::Flash, &PlanOptions::default(), machine).expect("runs")
     }
@@ -377,7 +377,8 @@ mod tests {
 
     #[test]
     fn heads_wider_than_registers_are_refused() {
-        let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 4, 513]).expect("small");
+        let view =
+            TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 4, 513]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
         let refused =
             schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &Machine::baseline())
@@ -391,12 +392,12 @@ mod tests {
 
     #[test]
     fn rows_beyond_counting_are_refused() {
-        let wide =
-            |rows| TensorView { dtype: DType::F32, shape: [1, 1, rows, 1 << 33], strides: [0; 4] };
-        let v = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 3, 4]).expect("small");
-        let out = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 2, 4]).expect("small");
+        let wide = |rows| TensorView::strided(DType::F32, [1, 1, rows, 1 << 33], [0; 4]);
+        let v = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 3, 4]).expect("small");
+        let out =
+            TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 2, 4]).expect("small");
         let problem = Problem::builder(wide(2), wide(3), v).out(out).build().expect("valid");
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             let refused = schedule(&problem, kernel, &PlanOptions::default(), &Machine::baseline());
             assert!(matches!(
                 refused.expect_err("too wide")[..],
@@ -412,9 +413,9 @@ mod tests {
             [[1 << 50, 1, 1, 64], [1, 1 << 40, 1 << 16, 1], [1 << 20, 1 << 20, 1 << 10, 16]]
         {
             let view =
-                TensorView::contiguous(DType::F16, Layout::Bhsd, shape).expect("addressable");
+                TensorView::from_bhsd_sizes(DType::F16, Layout::Bhsd, shape).expect("addressable");
             let problem = Problem::builder(view, view, view).build().expect("valid");
-            for kernel in KernelKind::ALL {
+            for &kernel in KernelKind::ALL {
                 let refused = schedule(&problem, kernel, &PlanOptions::default(), &machine);
                 assert!(
                     matches!(refused.expect_err("too many")[..], [Reason::Pieces { .. }]),
@@ -427,7 +428,8 @@ mod tests {
     #[test]
     fn grids_over_the_limit_fold() {
         let machine = Machine { grid: 7, ..Machine::baseline() };
-        let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 5, 64, 8]).expect("small");
+        let view =
+            TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [3, 5, 64, 8]).expect("small");
         let problem = Problem::builder(view, view, view).build().expect("valid");
         let plan =
             schedule(&problem, KernelKind::Flash, &PlanOptions::default(), &machine).expect("runs");

@@ -43,9 +43,9 @@ impl CudaVariant {
             Operation::UnfusedScores | Operation::UnfusedValues => vec![CUDA_UNFUSED_TILES],
         };
         let mut all = Vec::new();
-        for operation in Operation::ALL {
+        for &operation in Operation::ALL {
             for tiles in tiles(operation) {
-                for dtype in DType::ALL {
+                for &dtype in DType::ALL {
                     for general in [false, true] {
                         let variant = CudaVariant::new(operation, dtype, general, tiles);
                         let flash = operation == Operation::FlashForward;

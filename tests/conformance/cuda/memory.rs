@@ -61,8 +61,8 @@ type Hidden = fn(usize) -> bool;
 /// Promise 3 to the bit: what stands in keys and values that nobody sees is never looked at, whether a mask hides them or causal does, and in tiles
 /// with keys that are seen. On f32 units and on tensor cores.
 fn unseen_nan_bits(context: &Context) -> Result<(), AnyError> {
-    for dtype in DType::ALL {
-        let view = |seq| TensorView::contiguous(dtype, Layout::Bhsd, [1, 2, seq, WIDTH]);
+    for &dtype in DType::ALL {
+        let view = |seq| TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, [1, 2, seq, WIDTH]);
         let (q, kv) = (view(QUERIES)?, view(KEYS)?);
         let masked = Problem::builder(q, kv, kv)
             .lse(true)
@@ -104,7 +104,7 @@ fn run_hiding(
     let mask = plan.problem().mask().map(|_| &mask[..]);
     let (mut out, mut lse) = (vec![0; q.len()], vec![0.0; 2 * QUERIES]);
     let (to, call) = (Some(&mut lse[..]), Call::default());
-    let args = HostArgs { q: &q, k: &k, v: &v, mask, kv_lens: None, out: &mut out, lse: to, call };
+    let args = HostArgs::new(&q, &k, &v, &mut out).mask(mask).lse(to).call(call);
     plan.context().run_host(plan, args)?;
     Ok((out, lse.into_iter().map(f32::to_bits).collect()))
 }
@@ -113,9 +113,9 @@ fn run_hiding(
 fn engines() -> [PlanOptions; 3] {
     let any_card = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];
     [
-        PlanOptions::kernel(KernelKind::Flash),
-        PlanOptions::tiles(any_card),
-        PlanOptions::kernel(KernelKind::Unfused),
+        PlanOptions::new().kernel(KernelKind::Flash),
+        PlanOptions::new().kernel(KernelKind::Flash).tiles(any_card),
+        PlanOptions::new().kernel(KernelKind::Unfused),
     ]
 }
 
@@ -144,11 +144,11 @@ fn large_strides(context: &Context) -> Result<(), AnyError> {
     let dtype = DType::F16;
     // SAFETY: what is read was written before; the rest is never looked at.
     let mut memory = unsafe { stream.alloc::<u8>(LARGE) }?;
-    let dense = TensorView::contiguous(dtype, Layout::Bhsd, SMALL)?;
+    let dense = TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, SMALL)?;
     let expected = Problem::builder(dense, dense, dense).build()?;
     let host = [1, 2, 3].map(|seed| numbers(dtype, seed, SMALL.iter().product()));
     let [q, k, v] = &host;
-    let inputs = HostInputs { q, k, v, mask: None, kv_lens: None, call: Call::default() };
+    let inputs = HostInputs::new(q, k, v);
     for options in engines() {
         for (tensor, axis) in (0..4).flat_map(|tensor| (0..4).map(move |axis| (tensor, axis))) {
             let large = large_view(dtype, axis);
@@ -172,7 +172,7 @@ fn large_view(dtype: DType, axis: usize) -> TensorView {
         step *= SMALL[other];
     }
     strides[axis] = (1_usize << 31).div_ceil(SMALL[axis] - 1) + 8;
-    TensorView { dtype, shape: SMALL, strides }
+    TensorView::strided(dtype, SMALL, strides)
 }
 
 /// One call in which one tensor (q, k, v or out) lies in `memory` as `large` says, and the others densely.

@@ -223,7 +223,7 @@ impl Drop for Packed {
 
 /// In every storage type.
 pub(super) fn packed_cases() -> Vec<Case> {
-    let lines = DType::ALL.map(|dtype| {
+    let lines = DType::ALL.iter().copied().map(|dtype| {
         [
             // Rows of whole 16 bytes, which here begin at none.
             format!("shape=1x2x70x64 skv=130 dtype={dtype} causal=yes"),
@@ -261,7 +261,7 @@ impl Backend for PackedBackend<'_> {
         kernel: KernelKind,
         mut args: HostArgs<'_>,
     ) -> Result<(), AnyError> {
-        let plan = self.context.plan(problem, &PlanOptions::kernel(kernel))?;
+        let plan = self.context.plan(problem, &PlanOptions::new().kernel(kernel))?;
         let expected = by_themselves(self.context, &plan, &args)?;
         let mut packed = Packed::upload(&plan, &self.stream, &args)?;
         if self.own_workspace {
@@ -283,7 +283,11 @@ pub(super) fn by_themselves(
     let (mut out, mut lse) = (args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec));
     context.run_host(
         plan,
-        HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse.as_deref_mut(), call },
+        HostArgs::new(q, k, v, &mut out)
+            .mask(mask)
+            .kv_lens(kv_lens)
+            .lse(lse.as_deref_mut())
+            .call(call),
     )?;
     Ok((out, lse))
 }

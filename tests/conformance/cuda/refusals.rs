@@ -23,7 +23,7 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
     let plain = Problem::builder(view, view, view).build()?;
     let mask = Mask::contiguous(MaskKind::Bool, &[8, 8])?;
     let full = Problem::builder(view, view, view).mask(mask).lse(true).kv_lens(true).build()?;
-    let plan = |problem, kernel| context.plan(problem, &PlanOptions::kernel(kernel));
+    let plan = |problem, kernel| context.plan(problem, &PlanOptions::new().kernel(kernel));
     let (flash, full) = (plan(&plain, KernelKind::Flash)?, plan(&full, KernelKind::Flash)?);
     let unfused = plan(&plain, KernelKind::Unfused)?;
     let (x, lens) = (stream.clone_htod(&[0_f32; 64])?, stream.clone_htod(&[8])?);
@@ -46,7 +46,7 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
         Error::from(ProblemError::TooShort { argument, expected, given })
     };
     let missing = |argument| Error::from(ProblemError::Missing { argument });
-    let beyond = Call { seq_kv: Some(9), ..Call::default() };
+    let beyond = Call::new().seq_kv(9);
     use Argument::{AttnMask, K, KvLens, Lse, Out, Q, V, Workspace};
     let cases = [
         (&flash, Args { out: to(x_at, 256), ..args() }, aliased(Out, Q)),
@@ -97,7 +97,7 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
             other => return Err(format!("case {n}: expected {expected:?}, got {other:?}").into()),
         }
     }
-    let nan = Call { scale: Some(f32::NAN), ..Call::default() };
+    let nan = Call::new().scale(f32::NAN);
     match flash.launch(stream, &mut args().call(nan)) {
         Err(Error::Problem(ProblemError::Scale { .. })) => {}
         other => return Err(format!("a NaN scale gave {other:?}").into()),
@@ -127,7 +127,7 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
 fn foreign_memory(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 1, 8, 8]);
     let problem = Problem::builder(view, view, view).kv_lens(true).lse(true).build()?;
-    let plan = context.plan(&problem, &PlanOptions::kernel(KernelKind::Unfused))?;
+    let plan = context.plan(&problem, &PlanOptions::new().kernel(KernelKind::Unfused))?;
     let told = with_foreign_memory(&plan);
     // The foreign context was the thread's current one and is gone.
     context.cuda().bind_to_thread()?;
@@ -181,7 +181,7 @@ fn expect_foreign(what: &str, launched: Result<(), Error>) -> Result<(), String>
 fn refused(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 1, 2, 600]);
     let problem = Problem::builder(view, view, view).build()?;
-    match context.plan(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
+    match context.plan(&problem, &PlanOptions::new().kernel(KernelKind::Flash)) {
         Err(Error::Refused { reasons, .. })
             if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}").into()),

@@ -26,7 +26,7 @@ pub(super) const CHECKS: [(&str, Check); 6] = [
 ];
 
 fn both_kernels() -> [PlanOptions; 2] {
-    KernelKind::ALL.map(PlanOptions::kernel)
+    KernelKind::ALL.iter().copied().map(PlanOptions::kernel)
 }
 
 /// Not the primary one, and a stream that is not the default.
@@ -37,7 +37,7 @@ fn own_context(context: &Context) -> Result<(), AnyError> {
         "shape=2x4x39x24 hkv=2 skv=141 causal=yes align=2 mask=f32:b11k:blocks kv_lens=random",
         "shape=1x2x130x64 dtype=f16 causal=yes",
     ]);
-    KernelKind::ALL.into_iter().try_for_each(|kernel| run_all(&card, kernel, &cases))?;
+    KernelKind::ALL.iter().copied().try_for_each(|kernel| run_all(&card, kernel, &cases))?;
     Ok(())
 }
 
@@ -65,8 +65,7 @@ fn chained(context: &Context) -> Result<(), AnyError> {
             let out = after.clone_dtoh(&out)?;
             let between = stream.clone_dtoh(&between)?;
             let [x, k, v, between, out] = [&x, &k, &v, &between, &out].map(|floats| bytes(floats));
-            let inputs =
-                |q, k, v| HostInputs { q, k, v, mask: None, kv_lens: None, call: Call::default() };
+            let inputs = |q, k, v| HostInputs::new(q, k, v);
             hold(&first, &inputs(&x, &k, &v), &between)
                 .map_err(|e| format!("the first plan: {e}"))?;
             hold(&second, &inputs(&between, &v, &k), &out)
@@ -112,8 +111,7 @@ fn in_a_thread(plan: &Plan, seed: u64) -> Result<(), AnyError> {
         .map(|out| stream.clone_dtoh(out).map(|out| bytes(&out)))
         .collect::<Result<Vec<_>, _>>()?;
     let [q, k, v] = host.map(|floats| bytes(&floats));
-    let inputs =
-        HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
+    let inputs = HostInputs::new(&q, &k, &v);
     hold(problem, &inputs, &outs[0])?;
     if outs.iter().any(|out| *out != outs[0]) {
         return Err("calls in threads gave other bits".into());
@@ -128,8 +126,9 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
     let context = &Context::new(context.stream().clone())?;
     let stream = context.stream();
     let (heads, kv_heads, capacity, dim) = (4, 2, 70, 64);
-    for dtype in DType::ALL {
-        let view = |heads, seq| TensorView::contiguous(dtype, Layout::Bshd, [1, heads, seq, dim]);
+    for &dtype in DType::ALL {
+        let view =
+            |heads, seq| TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [1, heads, seq, dim]);
         let (one, all, cache) =
             (view(heads, 1)?, view(heads, capacity)?, view(kv_heads, capacity)?);
         let step = Problem::builder(one, cache, cache)
@@ -141,8 +140,7 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
         let [q, k, v] = [(1, heads), (2, kv_heads), (3, kv_heads)]
             .map(|(seed, n)| numbers(dtype, seed, capacity * n * dim));
         let (row, kv_row) = (heads * dim * dtype.size(), kv_heads * dim * dtype.size());
-        let inputs =
-            HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call: Call::default() };
+        let inputs = HostInputs::new(&q, &k, &v);
         for options in both_kernels() {
             let plan = context.plan(&step, &options)?;
             let kernels = context.kernel_count();
@@ -155,7 +153,7 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
                     (token * row..(token + 1) * row, token * kv_row..(token + 1) * kv_row);
                 stream.memcpy_htod(&k[kv_at.clone()], &mut gpu_k.slice_mut(kv_at.clone()))?;
                 stream.memcpy_htod(&v[kv_at.clone()], &mut gpu_v.slice_mut(kv_at))?;
-                let call = Call { seq_kv: Some(token + 1), ..Call::default() };
+                let call = Call::new().seq_kv(token + 1);
                 let (of_token, mut place) = (gpu_q.slice(at.clone()), out.slice_mut(at));
                 plan.launch(
                     stream,
@@ -176,8 +174,8 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
 fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
     let stream = context.stream();
     let (lens, capacity) = ([-3, 1000, 5, i32::MIN, i32::MAX, 33], 75);
-    for dtype in DType::ALL {
-        let view = |seq| TensorView::contiguous(dtype, Layout::Bhsd, [lens.len(), 2, seq, 24]);
+    for &dtype in DType::ALL {
+        let view = |seq| TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, [lens.len(), 2, seq, 24]);
         let (q, kv) = (view(19)?, view(capacity)?);
         let problem = Problem::builder(q, kv, kv)
             .causal(true)
@@ -191,15 +189,14 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
         for options in both_kernels() {
             let plan = context.plan(&problem, &options)?;
             for filled in [1, 20, capacity] {
-                let call = Call { seq_kv: Some(filled), ..Call::default() };
+                let call = Call::new().seq_kv(filled);
                 let mut out = stream.clone_htod(&vec![0xFF_u8; q.len()])?;
                 plan.launch(
                     stream,
                     &mut Args::new(&gpu_q, &gpu_k, &gpu_v, &mut out).kv_lens(&gpu_lens).call(call),
                 )?;
                 let clamped = lens.map(|len| len.clamp(0, filled as i32));
-                let inputs =
-                    HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: Some(&clamped), call };
+                let inputs = HostInputs::new(&q, &k, &v).kv_lens(&clamped).call(call);
                 hold(&problem, &inputs, &stream.clone_dtoh(&out)?)
                     .map_err(|e| format!("{filled} keys, {plan}: {e}"))?;
             }
@@ -210,7 +207,7 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
 
 /// A call is captured once and replayed with other contents in the same memory, lengths and masks among them: the bits of launches one by one.
 fn graph(context: &Context) -> Result<(), AnyError> {
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         for case in packed_cases() {
             for given in [Given::Addresses, Given::Views, Given::Offsets] {
                 let replayed = replay(context, kernel, &case, given, false).and_then(|()| {
@@ -236,7 +233,7 @@ fn replay(
 ) -> Result<(), AnyError> {
     let stream = context.cuda().new_stream()?;
     let problem = case.problem()?;
-    let plan = context.plan(&problem, &PlanOptions::kernel(kernel))?;
+    let plan = context.plan(&problem, &PlanOptions::new().kernel(kernel))?;
     let mut out = vec![0xFF; problem.out().byte_span().ok_or("too large")?];
     let before = out.clone();
     let mut lse = problem.lse().then(|| vec![f32::NAN; problem.lse_shape().iter().product()]);

@@ -66,16 +66,7 @@ fn lost_device(_: &Context) -> Result<(), String> {
     let host = [0; 32];
     let [mut out, mut late] = [[0; 32]; 2];
     let call = Call::default();
-    let mut args = HostArgs {
-        q: &host,
-        k: &host,
-        v: &host,
-        mask: None,
-        kv_lens: None,
-        out: &mut out,
-        lse: None,
-        call,
-    };
+    let mut args = HostArgs::new(&host, &host, &host, &mut out).call(call);
     let uploaded = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
     let told = Arc::new(AtomicBool::new(false));
     let callback = told.clone();
@@ -83,16 +74,7 @@ fn lost_device(_: &Context) -> Result<(), String> {
     context.device().destroy();
 
     let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
-    let late = HostArgs {
-        q: &host,
-        k: &host,
-        v: &host,
-        mask: None,
-        kv_lens: None,
-        out: &mut late,
-        lse: None,
-        call,
-    };
+    let late = HostArgs::new(&host, &host, &host, &mut late).call(call);
     let results = [
         ("a cached plan", context.plan_blocking(&problem, &PlanOptions::default()).map(|_| ())),
         ("a new plan", context.plan_blocking(&wider, &PlanOptions::default()).map(|_| ())),
@@ -126,24 +108,8 @@ fn timestamps(context: &Context) -> Result<(), String> {
         let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
         let host = bytes(&floats(9, 2 * 64 * 16));
         let mut out = vec![0; host.len()];
-        let inputs = HostInputs {
-            q: &host,
-            k: &host,
-            v: &host,
-            mask: None,
-            kv_lens: None,
-            call: Call::default(),
-        };
-        let mut args = HostArgs {
-            q: &host,
-            k: &host,
-            v: &host,
-            mask: None,
-            kv_lens: None,
-            out: &mut out,
-            lse: None,
-            call: Call::default(),
-        };
+        let inputs = HostInputs::new(&host, &host, &host);
+        let mut args = HostArgs::new(&host, &host, &host, &mut out);
         let run = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
         for _ in 0..3 {
             let timing = pollster::block_on(run.run()).map_err(text)?;

@@ -58,11 +58,11 @@ pub(super) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, 
 fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     let (heads, seq, dim, lead) = (3, 37, 12, 5);
     let packed = floats(1, lead + seq * 3 * heads * dim);
-    let view = TensorView {
-        dtype: DType::F32,
-        shape: [1, heads, seq, dim],
-        strides: [seq * 3 * heads * dim, dim, 3 * heads * dim, 1],
-    };
+    let view = TensorView::strided(
+        DType::F32,
+        [1, heads, seq, dim],
+        [seq * 3 * heads * dim, dim, 3 * heads * dim, 1],
+    );
     let host = bytes(&packed);
     let gpu = buffer(context, &host, Usage::STORAGE);
     let at = |n: usize| BufferView::new(&gpu, 4 * (lead + n * heads * dim) as u64);
@@ -88,14 +88,7 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     context.queue().submit([encoder.finish()]);
     for (problem, _, out) in &runs {
         let from = |n: usize| &host[4 * (lead + n * heads * dim)..];
-        let inputs = HostInputs {
-            q: from(0),
-            k: from(1),
-            v: from(2),
-            mask: None,
-            kv_lens: None,
-            call: Call::default(),
-        };
+        let inputs = HostInputs::new(from(0), from(1), from(2));
         hold(problem, &inputs, &read(context, out)?)?;
     }
     Ok(())
@@ -115,13 +108,13 @@ fn decode_loop(context: &Context) -> Result<(), String> {
     let [gpu_q, gpu_k, gpu_v] = [&q, &k, &v].map(|host| buffer(context, host, Usage::STORAGE));
     let out = buffer(context, &vec![0; 4 * heads * dim], Usage::STORAGE);
     for filled in [1, 2, 31, 32, 33, 64, 70] {
-        let call = Call { seq_kv: Some(filled), ..Call::default() };
+        let call = Call::new().seq_kv(filled);
         let mut encoder =
             context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder, &Args::new(&gpu_q, &gpu_k, &gpu_v, &out).call(call))
             .map_err(text)?;
         context.queue().submit([encoder.finish()]);
-        let inputs = HostInputs { q: &q, k: &k, v: &v, mask: None, kv_lens: None, call };
+        let inputs = HostInputs::new(&q, &k, &v).call(call);
         hold(&problem, &inputs, &read(context, &out)?)
             .map_err(|e| format!("{filled} keys: {e}"))?;
     }
@@ -150,14 +143,7 @@ fn threads(context: &Context) -> Result<(), String> {
         let running: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
         running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
-    let inputs = HostInputs {
-        q: &host,
-        k: &host,
-        v: &host,
-        mask: None,
-        kv_lens: None,
-        call: Call::default(),
-    };
+    let inputs = HostInputs::new(&host, &host, &host);
     for result in &results {
         let result = result.as_ref().map_err(Clone::clone)?;
         hold(&problem, &inputs, result)?;
@@ -178,22 +164,16 @@ fn device_kv_lens(context: &Context) -> Result<(), String> {
         buffer(context, &host, Usage::STORAGE),
         buffer(context, &lens([-3, 1000, 5]), Usage::STORAGE),
     );
-    for kernel in KernelKind::ALL {
-        let plan = context.plan_blocking(&problem, &PlanOptions::kernel(kernel)).map_err(text)?;
+    for &kernel in KernelKind::ALL {
+        let plan =
+            context.plan_blocking(&problem, &PlanOptions::new().kernel(kernel)).map_err(text)?;
         let out = buffer(context, &vec![0xAA; host.len()], Usage::STORAGE);
         let mut encoder =
             context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder, &Args::new(&input, &input, &input, &out).kv_lens(&gpu_lens))
             .map_err(text)?;
         context.queue().submit([encoder.finish()]);
-        let inputs = HostInputs {
-            q: &host,
-            k: &host,
-            v: &host,
-            mask: None,
-            kv_lens: Some(&[0, 9, 5]),
-            call: Call::default(),
-        };
+        let inputs = HostInputs::new(&host, &host, &host).kv_lens(&[0, 9, 5]);
         hold(&problem, &inputs, &read(context, &out)?)?;
     }
     Ok(())
@@ -260,7 +240,7 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
         (&full, Args { lse: None, ..whole() }, missing(Argument::Lse)),
         (
             &plain,
-            args().call(Call { seq_kv: Some(9), ..Call::default() }),
+            args().call(Call::new().seq_kv(9)),
             ProblemError::BeyondCapacity { axis: "seq_kv", capacity: 8, given: 9 }.into(),
         ),
     ];
@@ -272,7 +252,7 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
             other => return Err(format!("expected {expected:?}, got {other:?}")),
         }
     }
-    let nan = args().call(Call { scale: Some(f32::NAN), ..Call::default() });
+    let nan = args().call(Call::new().scale(f32::NAN));
     let mut encoder =
         context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     match plain.encode(&mut encoder, &nan) {
@@ -306,7 +286,7 @@ fn slots(context: &Context) -> Result<(), String> {
 fn refused(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 2, 600]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    match context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Flash)) {
+    match context.plan_blocking(&problem, &PlanOptions::new().kernel(KernelKind::Flash)) {
         Err(Error::Refused { reasons, .. })
             if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}")),
@@ -336,11 +316,11 @@ fn small_limits(context: &Context) -> Result<(), String> {
         "shape=3x4x90x32 hkv=2 skv=200 q=bsd k=hbsd dtype=f16",
     ] {
         let case: flashtile_testkit::Case = line.parse().map_err(text)?;
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             flashtile_testkit::run_case(&small, kernel, &case).map_err(text)?;
             let plan = small
                 .context()
-                .plan_blocking(&case.problem().map_err(text)?, &PlanOptions::kernel(kernel));
+                .plan_blocking(&case.problem().map_err(text)?, &PlanOptions::new().kernel(kernel));
             if plan.map_err(text)?.dispatches().len() < 4 {
                 return Err("64 KiB bindings did not split the problem".into());
             }
@@ -356,31 +336,16 @@ fn many_dispatches(context: &Context) -> Result<(), String> {
     let context = device(&same_adapter(context)?, limits)?;
     let view = dense([700, 2, 40, 1]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan =
-        context.plan_blocking(&problem, &PlanOptions::kernel(KernelKind::Unfused)).map_err(text)?;
+    let plan = context
+        .plan_blocking(&problem, &PlanOptions::new().kernel(KernelKind::Unfused))
+        .map_err(text)?;
     if plan.dispatches().len() < 4096 {
         return Err(format!("only {} dispatches", plan.dispatches().len()));
     }
     let host = bytes(&floats(6, 700 * 2 * 40));
     let mut out = vec![0; host.len()];
-    let inputs = HostInputs {
-        q: &host,
-        k: &host,
-        v: &host,
-        mask: None,
-        kv_lens: None,
-        call: Call::default(),
-    };
-    let args = HostArgs {
-        q: &host,
-        k: &host,
-        v: &host,
-        mask: None,
-        kv_lens: None,
-        out: &mut out,
-        lse: None,
-        call: Call::default(),
-    };
+    let inputs = HostInputs::new(&host, &host, &host);
+    let args = HostArgs::new(&host, &host, &host, &mut out);
     context.run_host_blocking(&plan, args).map_err(text)?;
     hold(&problem, &inputs, &out)
 }
@@ -392,8 +357,9 @@ fn masked_nan_bits(context: &Context) -> Result<(), String> {
     let problem = Problem::builder(view, view, view).mask(mask).build().map_err(text)?;
     let qk = bytes(&floats(7, 40 * 8));
     let allowed: Vec<u8> = (0..40).map(|j| u8::from(j % 3 != 1)).collect();
-    for kernel in KernelKind::ALL {
-        let plan = context.plan_blocking(&problem, &PlanOptions::kernel(kernel)).map_err(text)?;
+    for &kernel in KernelKind::ALL {
+        let plan =
+            context.plan_blocking(&problem, &PlanOptions::new().kernel(kernel)).map_err(text)?;
         let results: Vec<Vec<u8>> = [7.0, f32::NAN]
             .into_iter()
             .map(|masked| {
@@ -402,16 +368,7 @@ fn masked_nan_bits(context: &Context) -> Result<(), String> {
                     *x = masked * (1 + n) as f32;
                 }
                 let (v, mut out) = (bytes(&v), vec![0; qk.len()]);
-                let args = HostArgs {
-                    q: &qk,
-                    k: &qk,
-                    v: &v,
-                    mask: Some(&allowed),
-                    kv_lens: None,
-                    out: &mut out,
-                    lse: None,
-                    call: Call::default(),
-                };
+                let args = HostArgs::new(&qk, &qk, &v, &mut out).mask(&allowed);
                 context.run_host_blocking(&plan, args).map_err(text).map(|_| out)
             })
             .collect::<Result<_, _>>()?;

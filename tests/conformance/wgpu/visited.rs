@@ -44,7 +44,8 @@ pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
         {
             for (seq_q, seq_kv) in [(70, 300), (150, 90)] {
                 let view = |seq| {
-                    TensorView::contiguous(DType::F32, Layout::Bhsd, [3, 2, seq, 8]).map_err(text)
+                    TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [3, 2, seq, 8])
+                        .map_err(text)
                 };
                 let problem = Problem::builder(view(seq_q)?, view(seq_kv)?, view(seq_kv)?)
                     .causal(causal)
@@ -54,8 +55,7 @@ pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
                     .kv_lens(true)
                     .build()
                     .map_err(text)?;
-                let call =
-                    Call { seq_q: Some(seq_q - 3), seq_kv: Some(seq_kv - 1), ..Call::default() };
+                let call = Call::new().seq_q(seq_q - 3).seq_kv(seq_kv - 1);
                 compare(context, &problem, &call, &mut met)?;
             }
         }

@@ -38,7 +38,7 @@ impl Case {
     }
 
     pub(crate) fn problem(&self) -> Result<Problem> {
-        let x = TensorView::contiguous(self.dtype, Layout::Bhsd, self.shape)?;
+        let x = TensorView::from_bhsd_sizes(self.dtype, Layout::Bhsd, self.shape)?;
         Ok(Problem::builder(x, x, x).causal(self.causal).build()?)
     }
 

@@ -82,7 +82,8 @@ fn row(value: &Value) -> Result<Row> {
         case: Case {
             shape,
             dtype: DType::ALL
-                .into_iter()
+                .iter()
+                .copied()
                 .find(|known| known.to_string() == dtype)
                 .ok_or_else(|| anyhow!("`dtype` {dtype} is not known"))?,
             causal: field("causal")?

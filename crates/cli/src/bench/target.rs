@@ -102,8 +102,9 @@ pub(crate) struct Data {
 pub(crate) fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     let choice = args.choice.choice();
     let wanted = |backend| choice.backend.is_none_or(|b| b == backend);
-    let kernels =
-        || KernelKind::ALL.into_iter().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted));
+    let kernels = || {
+        KernelKind::ALL.iter().copied().filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted))
+    };
     let mut targets = Vec::new();
     let mut add = |backend, device: String, place: Place| {
         let exists = |&kernel: &KernelKind| {
@@ -175,8 +176,8 @@ impl Target {
                 let context =
                     wgpu::Context::new_blocking(context.device().clone(), context.queue().clone())?;
                 let begin = Instant::now();
-                let plan =
-                    context.plan_blocking(&problem, &wgpu::PlanOptions::kernel(self.kernel))?;
+                let plan = context
+                    .plan_blocking(&problem, &wgpu::PlanOptions::new().kernel(self.kernel))?;
                 let mut args = data.args(&mut out);
                 let run = block_on(wgpu::HostRun::upload(&plan, &args))?;
                 let took = block_on(run.run())?;
@@ -187,7 +188,7 @@ impl Target {
             Place::Card(context) => {
                 let context = cuda::Context::new(context.stream().clone())?;
                 let begin = Instant::now();
-                let plan = context.plan(&problem, &cuda::PlanOptions::kernel(self.kernel))?;
+                let plan = context.plan(&problem, &cuda::PlanOptions::new().kernel(self.kernel))?;
                 let mut args = data.args(&mut out);
                 let mut run = cuda::HostRun::upload(&plan, &args)?;
                 let took = run.run()?;
@@ -256,7 +257,7 @@ impl Data {
 
     fn args<'a>(&'a self, out: &'a mut [u8]) -> HostArgs<'a> {
         let Self { q, k, v } = self;
-        HostArgs { q, k, v, mask: None, kv_lens: None, out, lse: None, call: Call::default() }
+        HostArgs::new(q, k, v, out)
     }
 }
 

@@ -5,7 +5,7 @@ use flashtile_shaders::cuda::Engine;
 const ARCHS: [u32; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
 
 fn builder(dtype: DType, shape: [usize; 4]) -> ProblemBuilder {
-    let view = TensorView::contiguous(dtype, Layout::Bhsd, shape).expect("small");
+    let view = TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, shape).expect("small");
     Problem::builder(view, view, view)
 }
 
@@ -31,14 +31,14 @@ fn every_card_serves_every_head_dim_with_a_listed_variant() {
     let all: Vec<CudaVariant> = CudaVariant::all().collect();
     for arch in ARCHS {
         let machine = Machine::of_arch(arch);
-        for dtype in DType::ALL {
+        for &dtype in DType::ALL {
             for head_dim in (1..=512).step_by(7).chain([512]) {
                 for (seq_q, softcap) in [(1, None), (40, None), (100, Some(1.0)), (1000, None)] {
                     let problem = builder(dtype, [1, 1, seq_q, head_dim])
                         .softcap(softcap)
                         .build()
                         .expect("valid");
-                    for kernel in KernelKind::ALL {
+                    for &kernel in KernelKind::ALL {
                         for step in plan(&problem, kernel, &machine).steps {
                             let variant = step.variant;
                             assert!(all.contains(&variant), "{variant} is not listed");
@@ -82,7 +82,7 @@ fn tensor_cores_are_used_where_they_are() {
 /// Promise 4: neighbours do not change a row's arithmetic.
 #[test]
 fn tiles_do_not_depend_on_batch_and_heads() {
-    for dtype in DType::ALL {
+    for &dtype in DType::ALL {
         for (seq, head_dim) in [(1, 64), (9, 128), (4096, 64), (4096, 128)] {
             for arch in ARCHS {
                 let machine = Machine::of_arch(arch);
@@ -109,7 +109,7 @@ fn few_queries_get_the_small_tile() {
 #[test]
 fn wide_values_are_shared_out() {
     let view = |width| {
-        TensorView::contiguous(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small")
+        TensorView::from_bhsd_sizes(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small")
     };
     let problem = Problem::builder(view(64), view(64), view(500)).build().expect("valid");
     let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(90));
@@ -124,8 +124,14 @@ fn wide_values_are_shared_out() {
 fn forced_tiles_are_taken_or_refused_with_the_reason() {
     let machine = Machine::of_arch(75);
     let problem = problem(DType::F16, [1, 1, 64, 128]);
-    let forced =
-        |tiles| schedule(&problem, KernelKind::Flash, &PlanOptions::tiles(tiles), &machine);
+    let forced = |tiles| {
+        schedule(
+            &problem,
+            KernelKind::Flash,
+            &PlanOptions::new().kernel(KernelKind::Flash).tiles(tiles),
+            &machine,
+        )
+    };
     for tiles in flashtile_shaders::cuda::CUDA_SIMT_TILES {
         match forced(tiles) {
             Ok(schedule) => assert_eq!(schedule.tiles, tiles),
@@ -166,16 +172,16 @@ fn what_cannot_run_is_refused_with_every_reason() {
 /// Strides of 0 describe problems without end in little memory, and planning is asked before any memory is.
 #[test]
 fn endless_problems_are_refused_at_once() {
-    let endless = |shape| TensorView { dtype: DType::F32, shape, strides: [0, 0, 0, 1] };
+    let endless = |shape| TensorView::strided(DType::F32, shape, [0, 0, 0, 1]);
     let small =
-        |shape| TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("addressable");
+        |shape| TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("addressable");
     let machine = Machine::of_arch(90);
     for (shape, kv) in
         [([1 << 40, 1, 1, 4], [1 << 40, 1, 8, 4]), ([1, 1 << 45, 1, 4], [1, 1, 8, 4])]
     {
         let problem =
             Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             let refused = schedule(
                 &problem.clone().expect("valid"),
                 kernel,
@@ -194,7 +200,7 @@ fn endless_problems_are_refused_at_once() {
 #[test]
 fn nothing_to_write_is_nothing_to_launch() {
     for shape in [[0, 2, 5, 8], [2, 2, 0, 8]] {
-        for kernel in KernelKind::ALL {
+        for &kernel in KernelKind::ALL {
             let schedule = plan(&problem(DType::F32, shape), kernel, &Machine::of_arch(80));
             assert!(schedule.steps.is_empty() && schedule.workspace_bytes == 0);
         }
@@ -204,8 +210,8 @@ fn nothing_to_write_is_nothing_to_launch() {
 /// Without keys there still are zeros to write.
 #[test]
 fn no_keys_are_launched_all_the_same() {
-    let q = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 2, 70, 8]).expect("small");
-    let kv = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 2, 0, 8]).expect("small");
+    let q = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 70, 8]).expect("small");
+    let kv = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 0, 8]).expect("small");
     let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");
     let operations = |kernel| {
         let schedule = plan(&problem, kernel, &Machine::of_arch(80));
@@ -224,7 +230,7 @@ fn shorter_calls_launch_less() {
     let problem = problem(DType::F32, [2, 3, 1000, 64]);
     let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(80));
     let grid = |seq_q| {
-        let call = Call { seq_q: Some(seq_q), ..Call::default() };
+        let call = Call::new().seq_q(seq_q);
         launches(&problem, &schedule, call, Pointers::default()).first().map(|launch| launch.grid)
     };
     assert_eq!(
@@ -260,8 +266,8 @@ fn what_changes_scores_is_told_to_general_kernels() {
     let mask = |kind| Mask::contiguous(kind, &[5, 7]).expect("rank 2");
     let plain =
         builder(DType::F32, [1, 1, 5, 8]).causal(true).kv_lens(true).build().expect("valid");
-    let q = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 5, 8]).expect("small");
-    let kv = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, 7, 8]).expect("small");
+    let q = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 5, 8]).expect("small");
+    let kv = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, 7, 8]).expect("small");
     let b = || Problem::builder(q, kv, kv);
     let params = |problem: &Problem| {
         let schedule = plan(problem, KernelKind::Flash, &Machine::of_arch(80));
@@ -275,7 +281,7 @@ fn what_changes_scores_is_told_to_general_kernels() {
     assert_eq!((general, capped.softcap, capped.longest_first), (true, 2.0, 0));
     let (general, dropped) = params(&b().dropout_p(1.0).build().expect("valid"));
     assert!(general && dropped.dropout == 1 && dropped.keep_scale == 0.0);
-    for (n, kind) in MaskKind::ALL.into_iter().enumerate() {
+    for (n, kind) in MaskKind::ALL.iter().copied().enumerate() {
         let (general, masked) = params(&b().mask(mask(kind)).build().expect("valid"));
         assert!(general);
         assert_eq!((masked.mask_kind, masked.mask_strides), (n as u32 + 1, [0, 0, 7, 1]));
@@ -299,7 +305,7 @@ fn dense_rows_begin_at_16_bytes_or_at_4() {
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !CudaParams::DENSE_Q);
     let off = Pointers { q: 0x102, ..at };
     assert_eq!(dense(&problem(DType::F16, [1, 2, 3, 8]), &off), all & !both(CudaParams::DENSE_Q));
-    let view = TensorView { dtype: DType::F32, shape: [1, 2, 3, 4], strides: [0, 64, 4, 2] };
+    let view = TensorView::strided(DType::F32, [1, 2, 3, 4], [0, 64, 4, 2]);
     let problem = Problem::builder(view, view, view).out(*problem(DType::F32, view.shape).q());
     assert_eq!(
         dense(&problem.build().expect("valid"), &at),

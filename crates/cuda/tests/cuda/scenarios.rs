@@ -72,12 +72,12 @@ fn first() -> Context {
 
 /// One head, `seq` queries and keys, one column.
 fn problem(seq: usize) -> Problem {
-    let view = TensorView::contiguous(DType::F32, Layout::Bhsd, [1, 1, seq, 1]).unwrap();
+    let view = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 1, seq, 1]).unwrap();
     Problem::builder(view, view, view).build().unwrap()
 }
 
 fn plan(context: &Context, kernel: KernelKind) -> Plan {
-    context.plan(&problem(4), &PlanOptions::kernel(kernel)).unwrap()
+    context.plan(&problem(4), &PlanOptions::new().kernel(kernel)).unwrap()
 }
 
 /// Memory for one tensor of [`problem`] with four queries.
@@ -92,8 +92,8 @@ fn host_args<'a>(
     out: &'a mut [u8],
     seq_q: Option<usize>,
 ) -> HostArgs<'a> {
-    let call = Call { seq_q, ..Call::default() };
-    HostArgs { q: zeros, k: zeros, v: values, mask: None, kv_lens: None, out, lse: None, call }
+    let call = Call::new().seq_q(seq_q);
+    HostArgs::new(zeros, zeros, values, out).call(call)
 }
 
 /// Lines that the fakes wrote so far and that begin in this way.
@@ -298,7 +298,7 @@ fn capture() {
     let (x, mut out) = (zeros(&other), zeros(&stream));
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     let recorded = told("recorded").len();
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         let plan = plan(&context, kernel);
         plan.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
         plan.launch(&stream, &mut Args::new(&x.slice(..), &x, &x, &mut out.slice_mut(..))).unwrap();
@@ -417,7 +417,7 @@ fn no_kernel() {
 
 fn no_memory() {
     let context = first();
-    let plan = |seq, kernel| context.plan(&problem(seq), &PlanOptions::kernel(kernel));
+    let plan = |seq, kernel| context.plan(&problem(seq), &PlanOptions::new().kernel(kernel));
     let error = plan(50, KernelKind::Unfused).unwrap_err();
     assert_eq!(error, Error::OutOfMemory { what: "10400 bytes of scores".into() });
     let zeros = [0; 200];

@@ -60,7 +60,7 @@ pub(super) fn tests() -> Vec<Test> {
             }),
         );
     }
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         add(
             format!("{kernel}: same bits in every order of threads"),
             Box::new(move |e| same_in_every_order(e, kernel)),

@@ -31,7 +31,7 @@ pub(super) fn tests() -> Vec<PtxTest> {
         .map(|(_, case)| case)
         .filter(|case| replay || case.flops() <= MOST_FLOPS)
         .collect();
-    for kernel in KernelKind::ALL {
+    for &kernel in KernelKind::ALL {
         for (arch, step) in ARCHS {
             let step = if replay { 1 } else { step };
             let cases: Vec<Case> = small.iter().step_by(step).cloned().collect();

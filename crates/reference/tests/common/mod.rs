@@ -1,11 +1,13 @@
 //! Small problems in f32 and bhsd.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
-use flashtile_core::{Call, DType, HostArgs, Layout, Problem, ProblemBuilder, TensorView};
-use flashtile_reference::{Answer, Inputs, attention, run};
+use flashtile_core::{
+    Call, DType, HostArgs, HostInputs, Layout, Problem, ProblemBuilder, TensorView,
+};
+use flashtile_reference::{Answer, attention, run};
 
 pub fn view(shape: [usize; 4]) -> TensorView {
-    TensorView::contiguous(DType::F32, Layout::Bhsd, shape).expect("small")
+    TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("small")
 }
 
 pub fn bytes(values: &[f32]) -> Vec<u8> {
@@ -32,7 +34,7 @@ impl Case {
     ) -> Self {
         let [qs, ks, vs] = shapes.map(view);
         let problem = describe(Problem::builder(qs, ks, vs)).build().expect("valid");
-        let call = Call { scale: Some(1.0), ..Call::default() };
+        let call = Call::new().scale(1.0);
         Self { problem, q: bytes(q), k: bytes(k), v: bytes(v), mask: None, kv_lens: None, call }
     }
 
@@ -46,9 +48,9 @@ impl Case {
         Self::new([[1, 1, 1, 1], [1, 1, n, 1], [1, 1, n, 1]], [&[1.0], scores, values], describe)
     }
 
-    pub fn inputs(&self) -> Inputs<'_> {
+    pub fn inputs(&self) -> HostInputs<'_> {
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
-        Inputs { q, k, v, mask: mask.as_deref(), kv_lens: kv_lens.as_deref(), call: *call }
+        HostInputs::new(q, k, v).mask(mask.as_deref()).kv_lens(kv_lens.as_deref()).call(*call)
     }
 
     pub fn answer(&self) -> Answer {
@@ -62,7 +64,8 @@ impl Case {
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
         let (mask, kv_lens) = (mask.as_deref(), kv_lens.as_deref());
         let lse_arg = self.problem.lse().then_some(&mut lse[..]);
-        let args = HostArgs { q, k, v, mask, kv_lens, out: &mut out, lse: lse_arg, call: *call };
+        let args =
+            HostArgs::new(q, k, v, &mut out).mask(mask).kv_lens(kv_lens).lse(lse_arg).call(*call);
         run(&self.problem, args).expect("valid arguments");
         (
             out.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four"))).collect(),
