@@ -1,15 +1,18 @@
-//! The kernel text of flashtile, and the typed variants that assemble it. Nothing else holds kernel text.
+//! All kernel sources of flashtile, WGSL and CUDA C++, and the typed variants that assemble them.
 //!
-//! WGSL has no generic types, so a [`Variant`] is a short generated prelude (constants, bindings, element access) in front of the hand-written files
-//! in `wgsl/`. Scalars that only specialise loops ([`Constants`]) are pipeline-overridable. [`Variant::all`] lists every variant that any plan can
-//! choose, so that each can be validated without a GPU.
+//! WGSL has no generic types, so a [`Variant`] is a short generated prelude (constants, bindings,
+//! element access) followed by the hand-written files in `wgsl/`. Scalars that only specialise
+//! loops ([`Constants`]) are pipeline-overridable. [`Variant::all`] lists every variant that a plan
+//! can choose, so that each can be validated without a GPU.
 
 pub mod cuda;
+mod loops;
 mod params;
 mod tiles;
 mod variant;
 mod wgsl;
 
+pub use loops::LoopShape;
 pub use params::Params;
 pub use tiles::{
     BASELINE_WORKGROUP_BYTES, FLASH_TILES, MAX_HEAD_DIM, ROW_LANES, SOFTMAX_TILES, Tiles,

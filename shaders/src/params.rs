@@ -1,6 +1,9 @@
 use bytemuck::{Pod, Zeroable};
 
-/// Everything a dispatch is told, as `Params` in `wgsl/params.wgsl`: the same fields in the same order.
+/// The parameters of one dispatch: `Params` in `wgsl/params.wgsl`, the same fields in the same
+/// order.
+///
+/// Plain data that compares and hashes by its bytes, so equal calls can share one uniform slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[allow(
@@ -54,7 +57,7 @@ pub struct Params {
 mod tests {
     use super::Params;
 
-    /// One slot of a uniform buffer at the strictest alignment holds it.
+    /// It fits one slot of a uniform buffer at the strictest alignment, 256 bytes.
     #[test]
     fn fits_a_slot() {
         assert_eq!(size_of::<Params>(), 224);

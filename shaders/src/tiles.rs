@@ -1,6 +1,7 @@
 use std::fmt;
 
-/// The tile shape of a kernel: `tx` x `ty` threads, each with 4 queries and 4 keys; or, where there are `lanes`, `tx` threads with one query each.
+/// The tile shape of a kernel: `tx` x `ty` threads with 4 queries and 4 keys each, or, where
+/// `lanes` is not 0, `tx` threads with one query each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Threads along keys and along columns of V.
@@ -9,15 +10,18 @@ pub struct Tiles {
     pub ty: u32,
     /// KC: depth of both products that goes through workgroup memory at once, a multiple of 4.
     pub kc: u32,
-    /// Words of four numbers that a query's row has in workgroup memory: all of Q stays there up to a head_dim of `4 * qw4`.
+    /// Words of four numbers that a query's row has in workgroup memory: all of Q stays there up to
+    /// a head_dim of `4 * qw4`.
     pub qw4: u32,
-    /// Blocks of four columns of O that a thread holds for each of its queries: reaches a head_dim_v of `4 * tx * ot`.
+    /// Blocks of four columns of O that a thread holds for each of its queries: reaches a
+    /// head_dim_v of `4 * tx * ot`.
     pub ot: u32,
-    /// Lanes of a subgroup that spread keys by broadcast, 1 for none: a query a thread, for software adapters. 0: the shapes for GPUs.
+    /// Lanes of a subgroup that share keys by broadcast (1: no broadcast), with one query per
+    /// thread: the shapes for software adapters. 0: the shapes for GPUs.
     pub lanes: u32,
 }
 
-/// What every WebGPU device gives a workgroup.
+/// Bytes of workgroup memory that every WebGPU device has.
 pub const BASELINE_WORKGROUP_BYTES: u32 = 16 * 1024;
 
 /// The widest head that the flash kernel's registers hold.
@@ -27,9 +31,11 @@ const fn tiles(tx: u32, ty: u32, kc: u32, qw4: u32, ot: u32) -> Tiles {
     Tiles { tx, ty, kc, qw4, ot, lanes: 0 }
 }
 
-/// Every tile shape of the flash kernel. A plan takes the first that fits its heads, its queries and the device.
+/// Every tile shape of the flash kernel for GPUs. A plan prefers, among those that fit its heads
+/// and the device, the fewest unused registers.
 ///
-/// The first half keeps to WebGPU's baseline of 16 KiB; the shapes with more threads share K and V among more queries.
+/// The first half keeps to WebGPU's baseline of 16 KiB; the shapes with more threads share K and V
+/// among more queries.
 pub const FLASH_TILES: [Tiles; 10] = [
     // Few queries: 8 x 128.
     tiles(32, 2, 8, 32, 1),
@@ -48,10 +54,12 @@ pub const FLASH_TILES: [Tiles; 10] = [
     tiles(16, 8, 16, 4, 4),
 ];
 
-/// Subgroup sizes that [`row_tiles`] are made for: those of the software adapters there are, and 1 for a device without subgroups.
+/// Subgroup sizes that [`row_tiles`] exist for: those of today's software adapters, and 1 for a
+/// device without subgroups.
 pub const ROW_LANES: [u32; 4] = [1, 4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the widest V whose O they hold (32, 64, 128, 256, 512).
+/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the
+/// widest V whose O they hold (32, 64, 128, 256, 512).
 pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     const fn rows(lanes: u32, width: u32) -> Tiles {
         Tiles { tx: 64, ty: 1, kc: 64, qw4: 1, ot: width / 4, lanes }
@@ -62,7 +70,7 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
 /// Tiles of the unfused products: 32 x 32.
 pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
 
-/// The unfused softmax: 64 threads a row.
+/// The unfused softmax: 64 threads per row.
 pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
 
 impl Tiles {
@@ -86,7 +94,8 @@ impl Tiles {
         if self.lanes > 0 { 4 * self.ot } else { 4 * self.tx * self.ot }
     }
 
-    /// Bytes of workgroup memory of the flash kernel, the one formula that plan and kernel share: Q tile, K or V chunk, weights, row reductions, a flag.
+    /// Bytes of workgroup memory of the flash kernel: Q tile, K or V chunk, weights, row reductions
+    /// and a flag. Planner and tests use this one formula.
     pub const fn flash_workgroup_bytes(&self) -> u32 {
         if self.lanes > 0 {
             return 4 * self.keys() * self.kc + 4;

@@ -4,21 +4,35 @@ use std::fmt;
 
 /// What a dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Operation {
     /// Attention, fused.
     FlashForward,
-    /// The score table of the unfused kernels.
+    /// The score matrix of the unfused kernels.
     UnfusedScores,
-    /// Softmax of each row of the table, and dropout.
+    /// Softmax of each row of the score matrix, and dropout.
     UnfusedSoftmax,
-    /// The table times V.
+    /// The score matrix times V.
     UnfusedValues,
+}
+
+impl Slot {
+    /// Every slot, in order of binding numbers.
+    pub const ALL: &[Slot] = &[
+        Slot::Params,
+        Slot::Q,
+        Slot::K,
+        Slot::V,
+        Slot::Mask,
+        Slot::Aux,
+        Slot::Out,
+        Slot::Lse,
+        Slot::Scores,
+    ];
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Operation; 4] = [
+    pub const ALL: &[Operation] = &[
         Operation::FlashForward,
         Operation::UnfusedScores,
         Operation::UnfusedSoftmax,
@@ -85,12 +99,12 @@ pub struct Binding {
     pub access: Access,
 }
 
-/// One kernel text: an operation, its storage types and tile shape.
+/// One kernel source: an operation with its storage types and tile shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// What it computes.
     pub operation: Operation,
-    /// Storage type of q, k, v and out. The softmax sees only scores: f32 there.
+    /// Storage type of q, k, v and out. The softmax sees only scores, which are f32.
     pub dtype: DType,
     /// The mask it reads.
     pub mask: Option<MaskKind>,
@@ -102,7 +116,7 @@ pub struct Variant {
     pub tiles: Tiles,
 }
 
-/// Values of a variant's overridable constants: what is worth a pipeline of its own.
+/// Values of a variant's overridable constants: features that are worth a pipeline of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Constants {
     /// Whether scores are softcapped.
@@ -125,7 +139,7 @@ impl Constants {
 }
 
 impl Variant {
-    /// Drops what `operation` does not look at, so that equal texts are equal variants.
+    /// Drops what `operation` does not use, so that equal sources are equal variants.
     pub fn new(
         operation: Operation,
         dtype: DType,
@@ -179,33 +193,38 @@ impl Variant {
         self.operation.name()
     }
 
-    /// The whole WGSL text.
+    /// The complete WGSL source.
     pub fn wgsl(&self) -> String {
         wgsl::assemble(self)
     }
 
-    /// The bindings that the text declares, in order of their numbers.
+    /// The bindings that the source declares, in order of their numbers.
     pub fn bindings(&self) -> Vec<Binding> {
-        use Operation::*;
-        let flash = self.operation == FlashForward;
-        let products = matches!(self.operation, FlashForward | UnfusedScores);
-        let values = matches!(self.operation, FlashForward | UnfusedValues);
-        let slots = [
-            (Slot::Params, Access::Uniform, true),
-            (Slot::Q, Access::Read, products),
-            (Slot::K, Access::Read, products),
-            (Slot::V, Access::Read, values),
-            (Slot::Mask, Access::Read, self.mask.is_some()),
-            (Slot::Aux, Access::Read, self.kv_lens),
-            (Slot::Out, Access::ReadWrite, values),
-            (Slot::Lse, Access::ReadWrite, self.lse),
-            (Slot::Scores, Access::ReadWrite, !flash),
+        use Access::{Read, ReadWrite, Uniform};
+        let always: &[(Slot, Access)] = match self.operation {
+            Operation::FlashForward => {
+                &[(Slot::Q, Read), (Slot::K, Read), (Slot::V, Read), (Slot::Out, ReadWrite)]
+            }
+            Operation::UnfusedScores => {
+                &[(Slot::Q, Read), (Slot::K, Read), (Slot::Scores, ReadWrite)]
+            }
+            Operation::UnfusedSoftmax => &[(Slot::Scores, ReadWrite)],
+            Operation::UnfusedValues => {
+                &[(Slot::V, Read), (Slot::Out, ReadWrite), (Slot::Scores, ReadWrite)]
+            }
+        };
+        // `new` has dropped those that the operation does not use.
+        let optional = [
+            (self.mask.is_some(), (Slot::Mask, Read)),
+            (self.kv_lens, (Slot::Aux, Read)),
+            (self.lse, (Slot::Lse, ReadWrite)),
         ];
-        slots
-            .into_iter()
-            .filter(|&(_, _, wanted)| wanted)
-            .map(|(slot, access, _)| Binding { slot, access })
-            .collect()
+        let optional = optional.into_iter().filter(|(wanted, _)| *wanted).map(|(_, used)| used);
+        let all = std::iter::once((Slot::Params, Uniform)).chain(always.iter().copied());
+        let mut bindings: Vec<_> =
+            all.chain(optional).map(|(slot, access)| Binding { slot, access }).collect();
+        bindings.sort_by_key(|binding| binding.slot);
+        bindings
     }
 }
 

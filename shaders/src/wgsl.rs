@@ -1,4 +1,4 @@
-//! Puts a variant's text together: prelude, then the parts that its operation calls.
+//! Assembles a variant's source: the prelude, then the parts that its operation calls.
 
 use crate::{Access, Operation, Slot, Tiles, Variant};
 use flashtile_core::{DType, MaskKind};
@@ -118,9 +118,10 @@ fn bindings(variant: &Variant) -> String {
 
 fn valid_keys(variant: &Variant) -> &'static str {
     if variant.kv_lens {
-        "// Lengths are clamped, for only the device knows them.
+        "// Lengths are clamped, because the host may not know them.
 fn valid_keys(b: u32) -> u32 {
-    return u32(clamp(kv_lens[params.kv_lens_offset + b - params.batch_begin], 0, i32(params.seq_kv)));
+    let len = kv_lens[params.kv_lens_offset + b - params.batch_begin];
+    return u32(clamp(len, 0, i32(params.seq_kv)));
 }
 "
     } else {
@@ -161,7 +162,7 @@ fn rows_kernel(tiles: &Tiles) -> String {
         .replace(" + lane", "")
 }
 
-/// The two inner products of the row kernel, written out: the lane of a broadcast must be a constant.
+/// The two inner products of the row kernel, written out: the lane of a broadcast must be constant.
 fn spread(tiles: &Tiles) -> String {
     let mut scores = String::new();
     let mut values = String::new();
@@ -202,12 +203,14 @@ fn spread(tiles: &Tiles) -> String {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
 }}
 
-// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's place in kv_tile.
+// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's index in
+// kv_tile.
 fn add_scores(s: ptr<function, array<f32, BC>>, q: vec4<f32>, at: u32) {{
     var x: vec4<f32>;
 {scores}}}
 
-// Four columns of the weighted values of all keys of the tile. Eight keys are summed by themselves, which keeps rounding small.
+// Four columns of the weighted values of all keys of the tile, summed in groups of eight keys to
+// keep rounding errors small.
 fn weighted_values(s: ptr<function, array<f32, BC>>, at: u32) -> vec4<f32> {{
     var total = vec4<f32>(0.0);
     var sum = vec4<f32>(0.0);
@@ -268,8 +271,9 @@ fn store_lse(lse: bool) -> &'static str {
     }
 }
 
-const SCORE_ROW: &str = "// Where the scores of query i begin in the workspace; `head` counts over the dispatch's part.
+const SCORE_ROW: &str = "// The index of the scores of query i in the workspace; `head` counts over the dispatch's part.
 fn score_row(head: u32, i: u32) -> u32 {
-    return (head * (params.row_end - params.row_begin) + i - params.row_begin) * params.score_stride;
+    let row = head * (params.row_end - params.row_begin) + i - params.row_begin;
+    return row * params.score_stride;
 }
 ";

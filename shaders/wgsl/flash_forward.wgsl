@@ -1,15 +1,18 @@
-// FlashAttention-2, forward: a workgroup holds BR queries and visits the keys they see, BC at a time. The score table never exists.
+// FlashAttention-2, forward. A workgroup holds BR queries and visits the keys that they see, BC at
+// a time. The score matrix never exists in memory.
 //
-// Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
-// Threads are TX columns by TY rows; each has 4 queries (4 ty ..) and 4 keys of S, then 4 columns (of every TX-th block of 4) of O.
+// Each row keeps m, its largest score so far, and l, the sum of exp(s - m). O is rescaled when m
+// grows and divided by l at the end. The threads form TX columns by TY rows. Each holds 4 queries
+// (from 4 ty) and 4 keys of S, then 4 columns (of every TX-th block of 4) of O.
 //
-// Reductions along a row go over its TX columns of threads and end at a uniform, BC / 4: unrolled, they would be most of what is compiled.
+// Reductions along a row loop over its TX columns of threads up to a uniform, BC / 4: unrolled,
+// they would be most of the compiled code.
 const NO_BIAS: u32 = 0u;
 
 var<workgroup> q_tile: array<vec4<f32>, BR * QW4>;   // [query][head_dim / 4]
 var<workgroup> p_tile: array<vec4<u32>, BR * TX>;    // [query][key / 4], the bits of the weights
-var<workgroup> row_part: array<f32, BR * TX>;        // [query][thread column], for reductions along rows
-var<workgroup> v_dirty: atomic<u32>;                 // 1 once an edge tile's V held NaN or infinity
+var<workgroup> row_part: array<f32, BR * TX>;        // [query][thread column], to reduce rows
+var<workgroup> v_dirty: atomic<u32>;                 // 1 once an edge tile's V was not finite
 
 fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
     for (var block = thread; block < BR * (KC / 4u); block += THREADS) {
@@ -24,9 +27,14 @@ fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
     }
 }
 
-// Where a chunk of Q lies in its row of q_tile: behind the chunks before it if all of Q stays, else at the begin.
+// The offset of a chunk of Q in its row of q_tile: after the chunks before it if all of Q stays,
+// else 0.
 fn q_place(d_begin: u32) -> u32 {
     return select(0u, d_begin / 4u, params.head_dim <= 4u * QW4);
+}
+
+fn weights_at(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(p_tile[at]);
 }
 
 @compute @workgroup_size(TX, TY)
@@ -47,7 +55,7 @@ fn flash_forward(
     let q_stays = params.head_dim <= 4u * QW4;
 
     var m = vec4<f32>(LOWEST); // of the thread's 4 queries
-    var l = vec4<f32>(0.0);    // over the thread's own columns; summed along the row at the end
+    var l = vec4<f32>(0.0);    // of the thread's own columns; summed along the row at the end
     var o: array<mat4x4<f32>, OT>; // o[t][r]: query r, columns 4 (t TX + tx) ..
     for (var t = 0u; t < OT; t++) {
         o[t] = mat4x4<f32>();
@@ -88,18 +96,16 @@ fn flash_forward(
             var bias = vec4<u32>(NO_BIAS);
             if (edge) {
                 bias = mask4(item, i, j);
-                for (var c = 0u; c < 4u; c++) {
-                    absent[r][c] = !allowed(item, i, j + c, bias[c]);
-                }
+                absent[r] = !allowed4(visible_keys(item, i), j, bias);
             }
             let x = s[r] * params.scale;
-            s[r] = vec4<f32>(score(x.x, bias.x), score(x.y, bias.y), score(x.z, bias.z), score(x.w, bias.w));
+            s[r] = score4(x, bias);
             let seen = select(s[r], vec4<f32>(LOWEST), absent[r]);
             row_part[(4u * ty + r) * TX + tx] = max(max(seen.x, seen.y), max(seen.z, seen.w));
         }
         workgroupBarrier();
 
-        // P = exp(S - m), and what the rows so far are worth beside it.
+        // P = exp(S - m), and the factor that rescales what the rows hold so far.
         var alpha = vec4<f32>(0.0);
         for (var r = 0u; r < 4u; r++) {
             var top = m[r];
@@ -108,9 +114,7 @@ fn flash_forward(
             }
             alpha[r] = rescale(m[r], top);
             m[r] = top;
-            let x = s[r] - top;
-            let e = vec4<f32>(exp_nonpositive(x.x), exp_nonpositive(x.y), exp_nonpositive(x.z), exp_nonpositive(x.w));
-            var p = select(bitcast<vec4<u32>>(e), vec4<u32>(ABSENT), absent[r]);
+            var p = select(bitcast<vec4<u32>>(exp4(s[r] - top)), vec4<u32>(ABSENT), absent[r]);
             let weights = bitcast<vec4<f32>>(p);
             l[r] = l[r] * alpha[r] + ((weights.x + weights.y) + (weights.z + weights.w));
             if (DROPOUT) {
@@ -121,7 +125,8 @@ fn flash_forward(
 
         // O = alpha O + P V
         for (var t = 0u; t < OT; t++) {
-            // Each chunk is summed by itself: rounding then grows with the number of chunks, not of keys.
+            // Each chunk is summed by itself, so that rounding errors grow with the number of
+            // chunks and not with the number of keys.
             var sum = o[t];
             sum[0] *= alpha.x;
             sum[1] *= alpha.y;
@@ -144,10 +149,10 @@ fn flash_forward(
                         part[2] = add_present(part[2], p_tile[at + 2u * TX], v);
                         part[3] = add_present(part[3], p_tile[at + 3u * TX], v);
                     } else {
-                        part[0] = multiply_add(part[0], bitcast<vec4<f32>>(p_tile[at]), v);
-                        part[1] = multiply_add(part[1], bitcast<vec4<f32>>(p_tile[at + TX]), v);
-                        part[2] = multiply_add(part[2], bitcast<vec4<f32>>(p_tile[at + 2u * TX]), v);
-                        part[3] = multiply_add(part[3], bitcast<vec4<f32>>(p_tile[at + 3u * TX]), v);
+                        part[0] = multiply_add(part[0], weights_at(at), v);
+                        part[1] = multiply_add(part[1], weights_at(at + TX), v);
+                        part[2] = multiply_add(part[2], weights_at(at + 2u * TX), v);
+                        part[3] = multiply_add(part[3], weights_at(at + 3u * TX), v);
                     }
                 }
                 sum += part;
@@ -180,7 +185,8 @@ fn flash_forward(
             }
         }
         if (tx == 0u) {
-            store_lse(item.lse_base + i - params.row_begin, select(bitcast<u32>(m[r] + ln(sum)), NEG_INF, empty));
+            let bits = select(bitcast<u32>(m[r] + ln(sum)), NEG_INF, empty);
+            store_lse(item.lse_base + i - params.row_begin, bits);
         }
     }
 }

@@ -1,11 +1,16 @@
-// The same algorithm as flash_forward.wgsl for processors that pose as GPUs, where indexed loads and long programs cost most: a thread holds one
-// query, with its Q, O, m and l to itself. Each lane of a subgroup loads four columns of one key, and broadcasts spread them over the lanes.
+// The same algorithm as flash_forward.wgsl for software adapters, where indexed loads and long
+// programs cost most. A thread holds one query with its Q, O, m and l. Each lane of a subgroup
+// loads four columns of one key, and broadcasts share them among the lanes.
 //
-// Loops that must not be unrolled (compiling is part of the cost here) end at a uniform.
+// Loops that must not be unrolled (compile time is part of the cost here) end at a uniform.
+//
+// An absent weight is the float -0: fine on software adapters, but a compiler with fast math may
+// drop the sign, so a kernel for Metal must keep absence as bits.
 var<workgroup> kv_tile: array<vec4<f32>, BC * KC / 4u>; // [column / 4][key]
-var<workgroup> v_dirty: atomic<u32>;                    // 1 once an edge tile's V held NaN or infinity
+var<workgroup> v_dirty: atomic<u32>;                    // 1 once an edge tile's V was not finite
 
-// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KC]. Zeros stand beyond the valid keys and beyond head_dim.
+// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KC], with zeros beyond the valid keys and
+// beyond head_dim.
 fn load_k_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) {
     for (var block = thread; block < BC * (KC / 4u); block += THREADS) {
         let j = j_begin + block / (KC / 4u);
@@ -18,7 +23,8 @@ fn load_k_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) {
     }
 }
 
-// Loads V[j_begin .. j_begin + BC, d_begin .. d_begin + KC]. True where this thread met a NaN or an infinity.
+// Loads V[j_begin .. j_begin + BC, d_begin .. d_begin + KC]. Returns whether this thread loaded a
+// NaN or an infinity.
 fn load_v_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) -> bool {
     var finite = true;
     for (var block = thread; block < BC * (KC / 4u); block += THREADS) {
@@ -52,7 +58,9 @@ fn flash_forward(
         atomicStore(&v_dirty, 0u); // before the first barrier
     }
 
-    let q_base = q_row(item, min(i, row_end - 1u)); // Q is read where it is: a row's own copy would be long to compile
+    // Q is read from its buffer: a copy of the row in registers takes long to compile.
+    let q_base = q_row(item, min(i, row_end - 1u));
+    let visible = visible_keys(item, i);
     var o: array<vec4<f32>, OT>;
     var m = LOWEST;
     var l = 0.0;
@@ -76,7 +84,7 @@ fn flash_forward(
         // Masks, and the largest score of the row.
         let edge = HAS_MASK || DROPOUT || !tile_is_full(item, row_end, j_begin, j_begin + BC);
         let top_before = m;
-        var absent = 0u; // a bit for each key
+        var absent = 0u; // one bit per key
         for (var c = 0u; c < params.rolled; c++) {
             var bias = 0u;
             if (HAS_MASK) {
@@ -84,16 +92,18 @@ fn flash_forward(
             }
             let x = score(s[c] * params.scale, bias);
             s[c] = x;
-            if (edge && !allowed(item, i, j_begin + c, bias)) {
+            if (edge && !allowed(visible, j_begin + c, bias)) {
                 absent |= 1u << c;
             } else {
                 m = max(m, x);
             }
         }
 
-        // P = exp(S - m), and what the row so far is worth beside it.
+        // P = exp(S - m), and the factor that rescales what the row holds so far.
         let alpha = rescale(top_before, m);
-        var tile_sum = 0.0; // by itself, as P V: rounding then grows with the number of tiles, not of keys
+        // Summed per tile, like P V, so that rounding errors grow with the number of tiles and not
+        // with the number of keys.
+        var tile_sum = 0.0;
         var keep = vec4<bool>(true);
         for (var c = 0u; c < params.rolled; c++) {
             if (DROPOUT && c % 4u == 0u) {
@@ -115,7 +125,8 @@ fn flash_forward(
             workgroupBarrier();
             let end = (min(KC, params.head_dim_v - d_begin) + 3u) / 4u;
             if (edge && atomicLoad(&v_dirty) != 0u) {
-                // Keys that are masked or dropped may hold NaN, and contribute nothing. The order of sums is that of weighted_values.
+                // Keys that are masked or dropped may hold NaN and contribute nothing. The order of
+                // sums is that of weighted_values.
                 for (var d4 = 0u; d4 < end; d4++) {
                     var total = vec4<f32>(0.0);
                     var sum = vec4<f32>(0.0);
@@ -132,7 +143,8 @@ fn flash_forward(
                 }
             } else {
                 for (var d4 = 0u; d4 < end; d4++) {
-                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + weighted_values(&s, d4 * BC + lane);
+                    let values = weighted_values(&s, d4 * BC + lane);
+                    o[d_begin / 4u + d4] = o[d_begin / 4u + d4] * alpha + values;
                 }
             }
             workgroupBarrier();
@@ -146,6 +158,7 @@ fn flash_forward(
         for (var d4 = 0u; 4u * d4 < params.head_dim_v; d4++) {
             store4_out(out_row(item, i), 4u * d4, o[d4] * factor);
         }
-        store_lse(item.lse_base + i - params.row_begin, select(bitcast<u32>(m + ln(l)), NEG_INF, empty));
+        let bits = select(bitcast<u32>(m + ln(l)), NEG_INF, empty);
+        store_lse(item.lse_base + i - params.row_begin, bits);
     }
 }

@@ -1,4 +1,5 @@
-// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KC], transposed. Zeros stand beyond the valid keys and beyond head_dim.
+// Loads K[j_begin .. j_begin + BC, d_begin .. d_begin + KC], transposed, with zeros beyond the
+// valid keys and beyond head_dim.
 fn load_k_chunk(item: Item, j_begin: u32, d_begin: u32, thread: u32) {
     for (var block = thread; block < TX * (KC / 4u); block += THREADS) {
         let d4 = block % (KC / 4u);

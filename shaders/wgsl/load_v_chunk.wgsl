@@ -1,4 +1,5 @@
-// Loads V[j_begin .. j_begin + KC, d_begin .. d_begin + 4 TX]. True where this thread met a NaN or an infinity.
+// Loads V[j_begin .. j_begin + KC, d_begin .. d_begin + 4 TX]. Returns whether this thread loaded a
+// NaN or an infinity.
 fn load_v_chunk(item: Item, j_begin: u32, d_begin: u32, thread: u32) -> bool {
     var finite = true;
     for (var block = thread; block < KC * TX; block += THREADS) {

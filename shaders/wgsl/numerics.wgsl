@@ -1,14 +1,22 @@
-// Infinities and NaN are made and tested as bits: WGSL lets compilers assume that floats are neither.
+// Infinities and NaN are made and tested as bits, because WGSL lets compilers assume that floats
+// are neither (and Metal's fast math does).
 const NEG_INF: u32 = 0xff800000u;
-const HIGHEST: f32 = 3.4028234663852886e38;
 const LOWEST: f32 = -3.4028234663852886e38;
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
-// Weight of a key that is masked or dropped: a zero told from an underflowed weight by its sign.
+// The weight of a key that is masked or dropped: a zero whose sign tells it from an underflowed
+// weight.
 const ABSENT: u32 = 0x80000000u;
 
 fn is_nan(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+
+// An infinity becomes the largest finite number of its sign; NaN stays NaN.
+fn finite(x: f32) -> f32 {
+    let bits = bitcast<u32>(x);
+    let infinite = (bits & 0x7fffffffu) == 0x7f800000u;
+    return select(x, bitcast<f32>((bits & 0x80000000u) | 0x7f7fffffu), infinite);
 }
 
 fn is_finite4(x: vec4<f32>) -> bool {
@@ -20,13 +28,24 @@ fn exp_nonpositive(x: f32) -> f32 {
     return select(exp2(max(x * LOG2_E, -150.0)), x, is_nan(x));
 }
 
-// What sums under the maximum `before` are worth under `now`. Exactly 1 where nothing changed: WGSL gives exp2(0) an error of 3 ulp, which
-// would pile up from tile to tile.
+fn exp4(x: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(
+        exp_nonpositive(x.x),
+        exp_nonpositive(x.y),
+        exp_nonpositive(x.z),
+        exp_nonpositive(x.w),
+    );
+}
+
+// The factor that takes sums relative to the maximum `before` to the maximum `now`. Exactly 1 where
+// the maximum did not change: WGSL allows exp2(0) an error of 3 ulp, which would accumulate from
+// tile to tile.
 fn rescale(before: f32, now: f32) -> f32 {
     return select(exp_nonpositive(before - now), 1.0, before == now);
 }
 
-// tanh to a few ulp: built-in ones are off by hundreds near 0, which a softcap multiplies back up. Its Taylor series there, exp2 elsewhere.
+// tanh to a few ulp. Built-in functions are hundreds of ulp off near 0, and a softcap scales that
+// error back up. This is the Taylor series near 0 and exp2 elsewhere.
 fn tanh_accurate(x: f32) -> f32 {
     let a = abs(x);
     let z = x * x;
@@ -47,7 +66,8 @@ fn ln(x: f32) -> f32 {
     return select(log2(x) * LN_2, x, is_nan(x));
 }
 
-// Storage types, rounded to nearest even by integers: pack2x16float may round either way and overflow as it likes.
+// Storage types, rounded to nearest even by integer arithmetic: pack2x16float may round either way,
+// and its overflow is implementation-defined.
 fn f16_bits(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     let sign = (bits >> 16u) & 0x8000u;

@@ -1,5 +1,6 @@
-// Everything a dispatch is told, in one uniform of 256 bytes. `Params` of the Rust side has the same fields in the same order.
-// Strides and offsets count elements. Offsets lead from the begin of a binding to the first element of this dispatch's part.
+// The parameters of one dispatch, one uniform of 224 bytes. `Params` on the Rust side has the same
+// fields in the same order. Strides and offsets count elements. An offset is the distance from the
+// start of a binding to the first element of this dispatch's part.
 struct Params {
     q_strides: vec4<u32>,
     k_strides: vec4<u32>,
@@ -18,12 +19,12 @@ struct Params {
     seq_kv: u32,
     heads: u32,         // of the whole problem
     group: u32,         // query heads that share a key head
-    batch_begin: u32,   // the part of the problem that this dispatch does
+    batch_begin: u32,   // the part of the problem that this dispatch computes
     head_begin: u32,
     row_begin: u32,
     row_end: u32,
     head_count: u32,
-    tile_count: u32,    // query tiles a head
+    tile_count: u32,    // query tiles per head
     item_count: u32,    // batch entries * head_count * tile_count
     grid_width: u32,    // workgroups along x; further ones continue along y
     band_lo: i32,       // query i sees keys i + diagonal + band_lo ..= i + diagonal + band_hi
@@ -36,7 +37,7 @@ struct Params {
     dropout_offset: u32,
     seed: vec2<u32>,
     score_stride: u32,  // unfused: scores from row to row of the workspace
-    rolled: u32,        // keys of a tile, for loops that must stay loops
+    rolled: u32,        // keys per tile, as a uniform: a loop that ends here is not unrolled
     head_dim: u32,
     head_dim_v: u32,
     pad: u32,
@@ -48,14 +49,14 @@ override SOFTCAP: bool = false;
 override DROPOUT: bool = false;
 override BY_FOUR: bool = false; // head_dim and head_dim_v are multiples of 4
 
-// What one workgroup works on.
+// The work of one workgroup.
 struct Item {
-    b: u32,        // of the problem
+    b: u32,         // batch entry and head, of the whole problem
     h: u32,
     row_begin: u32, // first query of the tile
     kv_len: u32,    // valid keys
-    diagonal: i32,
-    q_base: u32,    // element indices of (b, h, row 0 of the part, 0) and so on
+    diagonal: i32,  // position of query 0 among the keys
+    q_base: u32,    // element index of (b, h, row 0 of the part, 0), and so on
     k_base: u32,
     v_base: u32,
     out_base: u32,
@@ -63,7 +64,8 @@ struct Item {
     lse_base: u32,
 }
 
-// Items run over query tiles first, then heads, then batch entries: workgroups that run together share keys.
+// Query tiles vary fastest, then heads, then batch entries, so that workgroups which run at the
+// same time share keys.
 fn work_item(index: u32, rows: u32) -> Item {
     let tile = index % params.tile_count;
     let head = index / params.tile_count % params.head_count;
@@ -79,12 +81,13 @@ fn work_item(index: u32, rows: u32) -> Item {
     item.k_base = params.k_offset + entry * params.k_strides.x + kv_head * params.k_strides.y;
     item.v_base = params.v_offset + entry * params.v_strides.x + kv_head * params.v_strides.y;
     item.out_base = params.out_offset + entry * params.out_strides.x + head * params.out_strides.y;
-    item.mask_base = params.mask_offset + entry * params.mask_strides.x + head * params.mask_strides.y;
+    item.mask_base = params.mask_offset + entry * params.mask_strides.x
+        + head * params.mask_strides.y;
     item.lse_base = params.lse_offset + (entry * params.heads + head) * params.lse_rows;
     return item;
 }
 
-// Element indices of the rows of one item. Rows of q, out and mask count from the begin of the dispatch's part.
+// Element indices of rows. Rows of q, out and mask count from the start of the dispatch's part.
 fn q_row(item: Item, i: u32) -> u32 {
     return item.q_base + (i - params.row_begin) * params.q_strides.z;
 }
@@ -101,39 +104,63 @@ fn out_row(item: Item, i: u32) -> u32 {
     return item.out_base + (i - params.row_begin) * params.out_strides.z;
 }
 
-// The keys that some query in row_begin..row_end sees: `key_range` of flashtile-core.
+// The keys that query i may see, as start and end: the one rule of visibility, `Band::visible` of
+// flashtile-core. Neither end decreases from one query to the next.
+fn visible_keys(item: Item, i: u32) -> vec2<u32> {
+    let position = i32(i) + item.diagonal;
+    let valid = i32(item.kv_len);
+    let end = select(0, clamp(position + params.band_hi + 1, 0, valid), i < params.row_end);
+    let start = min(clamp(position + params.band_lo, 0, valid), end);
+    return vec2<u32>(u32(start), u32(end));
+}
+
+// The keys that some query in row_begin..row_end may see: `key_range` of flashtile-core.
 fn kv_range(item: Item, row_end: u32) -> vec2<u32> {
-    let first = i32(item.row_begin) + item.diagonal + params.band_lo;
-    let last = i32(row_end) - 1 + item.diagonal + params.band_hi;
-    let end = clamp(last + 1, 0, i32(item.kv_len));
-    let begin = min(clamp(first, 0, i32(item.kv_len)), end);
-    return vec2<u32>(u32(begin), u32(end));
+    let end = visible_keys(item, row_end - 1u).y;
+    return vec2<u32>(min(visible_keys(item, item.row_begin).x, end), end);
 }
 
-// True where every query in row_begin..row_end sees every key in begin..end, as far as the band decides.
+// Whether every query in row_begin..row_end may see every key in begin..end.
 fn tile_is_full(item: Item, row_end: u32, begin: u32, end: u32) -> bool {
-    let first_row_last_key = i32(item.row_begin) + item.diagonal + params.band_hi;
-    let last_row_first_key = i32(row_end) - 1 + item.diagonal + params.band_lo;
-    return end <= item.kv_len && i32(end) - 1 <= first_row_last_key && i32(begin) >= last_row_first_key;
+    return begin >= visible_keys(item, row_end - 1u).x
+        && end <= visible_keys(item, item.row_begin).y;
 }
 
-// Whether query i sees key j. `bias` is the mask's entry, as the bits of an f32.
-fn allowed(item: Item, i: u32, j: u32, bias: u32) -> bool {
-    let row = i32(i) + item.diagonal;
-    return i < params.row_end && j < item.kv_len
-        && i32(j) >= row + params.band_lo && i32(j) <= row + params.band_hi
-        && bias != NEG_INF;
+// Whether a query with these visible keys sees key j. `bias` is the mask's entry, as the bits of an
+// f32.
+fn allowed(visible: vec2<u32>, j: u32, bias: u32) -> bool {
+    return j >= visible.x && j < visible.y && bias != NEG_INF;
 }
 
-// The score that softmax sees, of a scaled q.k. It saturates at the largest finite numbers: a finite mask or product that overflows is
-// still a number, and only masking makes a key absent.
+// As `allowed`, for keys j ..= j + 3.
+fn allowed4(visible: vec2<u32>, j: u32, bias: vec4<u32>) -> vec4<bool> {
+    return vec4<bool>(
+        allowed(visible, j, bias.x),
+        allowed(visible, j + 1u, bias.y),
+        allowed(visible, j + 2u, bias.z),
+        allowed(visible, j + 3u, bias.w),
+    );
+}
+
+// The score that softmax sees, of scale * q.k. Scores saturate at the largest finite numbers: one
+// that overflows is still a number, and only masking makes a key absent.
 fn score(s: f32, bias: u32) -> f32 {
-    var x = s;
+    var x = finite(s);
     if (SOFTCAP) {
         x = params.softcap * tanh_accurate(x / params.softcap);
     }
     if (HAS_BIAS) {
-        x += bitcast<f32>(bias);
+        x = finite(x + bitcast<f32>(bias));
     }
-    return select(clamp(x, LOWEST, HIGHEST), x, is_nan(x));
+    return x;
+}
+
+// As `score`, for keys j ..= j + 3.
+fn score4(s: vec4<f32>, bias: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(
+        score(s.x, bias.x),
+        score(s.y, bias.y),
+        score(s.z, bias.z),
+        score(s.w, bias.w),
+    );
 }

@@ -1,5 +1,5 @@
 // Philox4x32 with ten rounds, as `philox4x32_10` of flashtile-core.
-fn mul_wide(a: u32, b: u32) -> vec2<u32> { // low, high
+fn mul_wide(a: u32, b: u32) -> vec2<u32> { // low word, high word
     let a0 = a & 0xffffu;
     let a1 = a >> 16u;
     let b0 = b & 0xffffu;
@@ -21,8 +21,9 @@ fn philox(start: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
     return counter;
 }
 
-// Which of the weights of query i and keys j ..= j + 3 are kept; j is a multiple of 4.
+// Which weights of query i and keys j ..= j + 3 are kept; j is a multiple of 4.
 fn kept(item: Item, i: u32, j: u32) -> vec4<bool> {
-    let words = philox(vec4<u32>(j / 4u, i, item.b * params.heads + item.h, params.dropout_offset), params.seed);
+    let head = item.b * params.heads + item.h;
+    let words = philox(vec4<u32>(j / 4u, i, head, params.dropout_offset), params.seed);
     return (words >= vec4<u32>(params.dropout_threshold)) & vec4<bool>(params.keep_scale > 0.0);
 }

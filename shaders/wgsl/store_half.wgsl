@@ -1,5 +1,6 @@
-// Up to four numbers of a row of out from column d on, as 16-bit numbers, two to a word. Where rows or strides are odd, another workgroup
-// may own the other half of a word (or nobody): only the bits of this half are then changed, atomically.
+// Stores up to four numbers of a row of out from column d on, as 16-bit numbers, two per word.
+// Where rows or strides are odd, the other half of a word may belong to another workgroup or to
+// memory that must not change, so only the bits of this half are changed, atomically.
 fn store4_out(row: u32, d: u32, x: vec4<f32>) {
     let step = params.out_strides.w;
     let at = row + d * step;

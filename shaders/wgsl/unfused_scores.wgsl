@@ -1,5 +1,12 @@
-// The first of the unfused kernels: scores of BR queries by BC keys, masks applied, stored as f32. Masked ones are -inf.
+// The first unfused kernel: scores of BR queries by BC keys with masks applied, stored as f32.
+// Masked scores are -inf.
 var<workgroup> q_tile: array<vec4<f32>, BR * (KC / 4u)>;
+
+fn store_score(at: u32, j: u32, x: f32, seen: bool) {
+    if (j < params.seq_kv) {
+        scores[at] = select(NEG_INF, bitcast<u32>(x), seen);
+    }
+}
 
 @compute @workgroup_size(TX, TY)
 fn unfused_scores(
@@ -48,13 +55,13 @@ fn unfused_scores(
         let i = item.row_begin + 4u * ty + r;
         if (i < params.row_end) {
             let bias = mask4(item, i, j);
+            let seen = allowed4(visible_keys(item, i), j, bias);
+            let x = score4(s[r] * params.scale, bias);
             let at = score_row(head, i) + j;
-            for (var c = 0u; c < 4u; c++) {
-                if (j + c < params.seq_kv) {
-                    let x = score(s[r][c] * params.scale, bias[c]);
-                    scores[at + c] = select(NEG_INF, bitcast<u32>(x), allowed(item, i, j + c, bias[c]));
-                }
-            }
+            store_score(at, j, x.x, seen.x);
+            store_score(at + 1u, j + 1u, x.y, seen.y);
+            store_score(at + 2u, j + 2u, x.z, seen.z);
+            store_score(at + 3u, j + 3u, x.w, seen.w);
         }
     }
 }

@@ -1,4 +1,5 @@
-// The second of the unfused kernels: softmax of one row of scores in place, and dropout. Keys without a weight are marked ABSENT.
+// The second unfused kernel: softmax of one row of scores in place, and dropout. Keys without a
+// weight are marked ABSENT.
 var<workgroup> row_part: array<f32, THREADS>;
 
 @compute @workgroup_size(TX, TY)

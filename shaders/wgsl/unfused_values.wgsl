@@ -1,6 +1,13 @@
-// The last of the unfused kernels: O = P V for BR queries and 4 TX columns of V.
+// The last unfused kernel: O = P V for BR queries and 4 TX columns of V.
 var<workgroup> p_tile: array<vec4<u32>, BR * (KC / 4u)>;
 var<workgroup> v_dirty: atomic<u32>;
+
+fn weight(at: u32, j: u32) -> u32 {
+    if (j < params.seq_kv) {
+        return scores[at];
+    }
+    return ABSENT;
+}
 
 @compute @workgroup_size(TX, TY)
 fn unfused_values(
@@ -32,11 +39,12 @@ fn unfused_values(
             var p = vec4<u32>(ABSENT);
             if (i < params.row_end) {
                 let at = score_row(head, i) + j;
-                for (var c = 0u; c < 4u; c++) {
-                    if (j + c < params.seq_kv) {
-                        p[c] = scores[at + c];
-                    }
-                }
+                p = vec4<u32>(
+                    weight(at, j),
+                    weight(at + 1u, j + 1u),
+                    weight(at + 2u, j + 2u),
+                    weight(at + 3u, j + 3u),
+                );
             }
             p_tile[block] = p;
         }
@@ -45,7 +53,9 @@ fn unfused_values(
         }
         workgroupBarrier();
         let select_weights = atomicLoad(&v_dirty) != 0u;
-        var part = mat4x4<f32>(); // summed by itself: rounding then grows with the number of chunks, not of keys
+        // Summed per chunk, so that rounding errors grow with the number of chunks and not with the
+        // number of keys.
+        var part = mat4x4<f32>();
         for (var j4 = 0u; j4 < KC / 4u; j4++) {
             let v = kv_block(j4, tx);
             let at = ty * KC + j4;

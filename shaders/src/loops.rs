@@ -1,0 +1,186 @@
+//! How many loop iterations one invocation runs, for drivers that end loops early.
+//!
+//! llvmpipe before Mesa 25 counts the iterations of all loops of an invocation together, and ends
+//! every loop without an error once it has counted 65,535. The planner compares that budget with
+//! the counts here. They follow the kernels loop by loop, and the conformance test "loop
+//! iterations" holds them to kernels that count their own iterations.
+
+use crate::{Operation, Variant};
+
+/// What decides how often the loops of a kernel run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopShape {
+    /// Keys that one workgroup visits, at most.
+    pub keys: usize,
+    /// Key tiles, at most, whose V may need the careful sums: masked or dropped keys with NaN.
+    pub careful_tiles: u64,
+    /// Width of q and k.
+    pub head_dim: usize,
+    /// Width of v and out.
+    pub head_dim_v: usize,
+    /// Whether weights are dropped.
+    pub dropout: bool,
+}
+
+/// A loop of `times` iterations with `body` iterations of inner loops in each. The pass that only
+/// finds the loop finished counts too.
+fn repeat(times: f64, body: f64) -> f64 {
+    times * (body + 1.0) + 1.0
+}
+
+impl Variant {
+    /// Loop iterations of one invocation, at most.
+    pub fn loop_iterations(&self, shape: &LoopShape) -> u64 {
+        let count = match self.operation {
+            Operation::FlashForward if self.tiles.lanes > 0 => self.flash_rows(shape),
+            Operation::FlashForward => self.flash(shape),
+            Operation::UnfusedScores => self.unfused_scores(shape),
+            Operation::UnfusedSoftmax => self.unfused_softmax(shape),
+            Operation::UnfusedValues => self.unfused_values(shape),
+        };
+        // In f64, which is exact far beyond any budget and does not overflow.
+        count as u64
+    }
+
+    /// flash_forward.wgsl.
+    fn flash(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let stays = shape.head_dim as f64 <= 4.0 * t.qw4;
+        let load_q = repeat(t.q_loads, 0.0);
+        let (load_always, load_once) =
+            if stays { (0.0, t.d_chunks * load_q) } else { (load_q, 0.0) };
+        let scores = repeat(t.d_chunks, load_always + t.load_k + repeat(t.kc / 4.0, 0.0));
+        let masks = repeat(4.0, 0.0);
+        let weights = repeat(4.0, repeat(t.keys / 4.0, 0.0) + t.philox);
+        let values = repeat(t.ot, repeat(t.keys / t.kc, t.load_v + repeat(t.kc / 4.0, 0.0)));
+        let store = repeat(4.0, 0.0)
+            + repeat(4.0, repeat(t.keys / 4.0, 0.0) + repeat(t.ot, repeat(4.0, 0.0)));
+        let tiles = repeat(t.tiles, scores + masks + weights + values);
+        repeat(t.ot, 0.0) + load_once + tiles + store
+    }
+
+    /// flash_forward_rows.wgsl.
+    fn flash_rows(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let [d4, d4_v] = [shape.head_dim, shape.head_dim_v].map(|d| (d as f64 / 4.0).ceil());
+        // Without subgroups, the inner products are loops over the keys of the tile.
+        let over_keys = if self.tiles.lanes == 1 { repeat(t.keys, 0.0) } else { 0.0 };
+        let load = repeat((t.keys * t.kc / 4.0 / t.threads).ceil(), repeat(4.0, 0.0));
+        let per_column = repeat(4.0, 0.0) + over_keys;
+        let scores = repeat(t.d_chunks, load + 1.0) + d4 * (1.0 + per_column);
+        let softmax = repeat(t.keys, 0.0) + repeat(t.keys, 0.0) + t.keys / 4.0 * t.philox;
+        let chunks_v = (shape.head_dim_v as f64 / t.kc).ceil();
+        let values = repeat(chunks_v, load + 1.0) + d4_v * (1.0 + over_keys);
+        let careful = d4_v * (repeat(t.keys, 0.0) - over_keys);
+        let tiles = repeat(t.tiles, repeat(t.keys, 0.0) + scores + softmax + values);
+        let careful = (shape.careful_tiles as f64).min(t.tiles) * (careful);
+        tiles + careful + repeat(d4_v, repeat(4.0, 0.0))
+    }
+
+    /// unfused_scores.wgsl.
+    fn unfused_scores(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        repeat(t.d_chunks, repeat(t.q_loads, 0.0) + t.load_k + repeat(t.kc / 4.0, 0.0))
+            + repeat(4.0, 0.0)
+    }
+
+    /// unfused_softmax.wgsl.
+    fn unfused_softmax(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let per_thread = (shape.keys as f64 / t.threads).ceil();
+        2.0 * repeat(per_thread, 0.0) + repeat(per_thread, t.philox) + 2.0 * repeat(t.threads, 0.0)
+    }
+
+    /// unfused_values.wgsl.
+    fn unfused_values(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let chunks = (shape.keys as f64 / t.kc).ceil();
+        let store = repeat(4.0, repeat(4.0, 0.0));
+        repeat(chunks, repeat(t.q_loads, 0.0) + t.load_v + repeat(t.kc / 4.0, 0.0)) + store
+    }
+}
+
+/// Trip counts that several kernels share.
+struct Shape {
+    keys: f64,
+    kc: f64,
+    qw4: f64,
+    ot: f64,
+    threads: f64,
+    /// Key tiles that a workgroup visits. They start at multiples of the tile's width, so a range
+    /// of keys may touch one more than it fills.
+    tiles: f64,
+    /// Chunks of KC columns of q and k.
+    d_chunks: f64,
+    /// Blocks of four columns that a thread loads into a tile of BR rows by KC columns.
+    q_loads: f64,
+    load_k: f64,
+    load_v: f64,
+    /// One call of `kept`: ten rounds.
+    philox: f64,
+}
+
+impl Shape {
+    fn new(variant: &Variant, shape: &LoopShape) -> Self {
+        let tiles = &variant.tiles;
+        let [tx, kc, qw4, ot] = [tiles.tx, tiles.kc, tiles.qw4, tiles.ot].map(f64::from);
+        let [keys, rows, threads] = [tiles.keys(), tiles.rows(), tiles.threads()].map(f64::from);
+        Self {
+            keys,
+            kc,
+            qw4,
+            ot,
+            threads,
+            tiles: (shape.keys as f64 / keys).ceil(),
+            d_chunks: (shape.head_dim as f64 / kc).ceil(),
+            q_loads: (rows * kc / 4.0 / threads).ceil(),
+            load_k: repeat((tx * kc / 4.0 / threads).ceil(), repeat(4.0, 0.0)),
+            load_v: repeat((kc * tx / threads).ceil(), 0.0),
+            philox: if shape.dropout { repeat(10.0, 0.0) } else { 0.0 },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row_tiles;
+    use flashtile_core::DType;
+
+    /// The lengths at which Mesa 22.3 was seen to fail are over its budget, by these counts; those
+    /// at which it was seen to be right are not.
+    #[test]
+    fn counts_agree_with_what_mesa_22_3_does() {
+        let budget = 65_535;
+        for (dim, right, wrong) in
+            [(32, 4096, 16384), (64, 4096, 8192), (128, 2048, 4099), (512, 512, 2048)]
+        {
+            let tiles =
+                row_tiles(8).into_iter().find(|t| t.max_head_dim_v() >= dim).expect("listed");
+            let variant =
+                Variant::new(Operation::FlashForward, DType::F32, None, false, false, tiles);
+            let count = |keys| {
+                let (head_dim, head_dim_v) = (dim as usize, dim as usize);
+                let shape =
+                    LoopShape { keys, careful_tiles: 3, head_dim, head_dim_v, dropout: false };
+                variant.loop_iterations(&shape)
+            };
+            assert!(count(wrong) > budget, "head_dim {dim}: {}", count(wrong));
+            assert!(count(right) <= budget, "head_dim {dim}: {}", count(right));
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_saturate() {
+        let shape = LoopShape {
+            keys: usize::MAX,
+            careful_tiles: u64::MAX,
+            head_dim: usize::MAX,
+            head_dim_v: usize::MAX,
+            dropout: true,
+        };
+        for variant in Variant::all().step_by(37) {
+            assert!(variant.loop_iterations(&shape) > 1 << 32, "{variant}");
+        }
+    }
+}
