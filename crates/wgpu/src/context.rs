@@ -1,6 +1,7 @@
 use crate::{
     Error,
-    ring::Ring,
+    machine::Machine,
+    params::ParamSlots,
     scope::{Caught, catch, check_lost},
 };
 use flashtile_shaders::{Access, Binding, Constants, Slot, Variant};
@@ -10,7 +11,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What all plans on one device share: its compiled pipelines and a ring of uniform slots. A clone is another handle to the same.
+/// What all plans on one device share: compiled pipelines and uniform slots. A clone is another handle
+/// to the same.
+///
+/// # Memory
+/// A context keeps every pipeline that it compiled (a few per attention configuration; configurations
+/// that differ only in sizes share them) and uniform slots in buffers of 256 KiB, as many as recorded
+/// calls needed at once. Plans keep their workspace and bind groups: see
+/// [`Plan::workspace_bytes`](crate::Plan::workspace_bytes) and
+/// [`Plan::release_bindings`](crate::Plan::release_bindings). All of it goes with the last handle.
 #[derive(Clone)]
 pub struct Context {
     pub(crate) inner: Arc<Inner>,
@@ -20,10 +29,10 @@ pub(crate) struct Inner {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
-    pub(crate) limits: wgpu::Limits,
-    pub(crate) ring: Arc<Ring>,
-    /// Stands for an input without elements: no binding may be empty.
-    pub(crate) nothing: wgpu::Buffer,
+    pub(crate) machine: Machine,
+    pub(crate) params: ParamSlots,
+    /// Stands in for an input without elements, because no binding may be empty.
+    pub(crate) empty: wgpu::Buffer,
     pipelines: Mutex<HashMap<(Variant, Constants), Pipeline>>,
     modules: Mutex<HashMap<Variant, wgpu::ShaderModule>>,
 }
@@ -37,31 +46,33 @@ pub(crate) struct Pipeline {
 }
 
 impl Context {
-    /// Works on the caller's device and queue. No feature is needed and no limit beyond WebGPU's defaults.
+    /// Works on the caller's device and queue. It needs no feature and no limit beyond WebGPU's
+    /// defaults, but is faster with what [`device_descriptor`](crate::device_descriptor) requests,
+    /// subgroups above all.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] or [`Error::Validation`] if the uniform slots cannot be made; [`Error::DeviceLost`].
+    /// [`Error::ForeignQueue`] for a queue of another device, [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
     pub async fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
-        let made = catch(&device, || {
-            let nothing = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("flashtile nothing"),
+        let empty = catch(&device, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("flashtile empty"),
                 size: 256,
                 usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
-            });
-            (Arc::new(Ring::new(&device, Ring::SHARED_SLOTS)), nothing)
+            })
         });
-        let (ring, nothing) =
-            made.await.map_err(|caught| caught.about(&device, || "uniform slots".into()))?;
+        let empty = empty.await.map_err(|caught| caught.about(&device, || "a buffer".into()))?;
         check_lost(&device)?;
-        let (info, limits) = (device.adapter_info(), device.limits());
+        check_queue(&device, &queue)?;
+        let info = device.adapter_info();
         let inner = Inner {
+            machine: Machine::new(&device.limits(), device.features(), &info),
+            params: ParamSlots::new(&device),
             device,
             queue,
             info,
-            limits,
-            ring,
-            nothing,
+            empty,
             pipelines: Mutex::default(),
             modules: Mutex::default(),
         };
@@ -92,7 +103,7 @@ impl Context {
         &self.inner.info
     }
 
-    /// Whether the adapter is software: compiling is then a part of the cost, and no display waits.
+    /// Whether the adapter is software. Compiling is then part of the cost, and no display waits.
     pub fn is_software(&self) -> bool {
         self.inner.info.device_type == wgpu::DeviceType::Cpu
     }
@@ -114,9 +125,9 @@ impl Context {
         {
             return Ok(found.clone());
         }
-        // Two threads may both come here: the second's pipeline is dropped for the first's.
+        // Two threads may both compile: the first pipeline is kept.
         let compiled = catch(self.device(), || self.compile(variant, constants)).await;
-        // A lost device compiles to something invalid and says nothing: that must neither be kept nor pass for a plan.
+        // A lost device compiles to an invalid pipeline without an error: it must not be kept.
         check_lost(self.device())?;
         let pipeline = compiled.map_err(|caught| match caught {
             Caught::OutOfMemory => Error::OutOfMemory { what: format!("kernel {variant}") },
@@ -168,6 +179,41 @@ impl Context {
             })
             .clone()
     }
+}
+
+/// Whether `queue` is the queue of `device`. wgpu reports a mismatch only at the first use, to the
+/// handler of the queue's device, where nobody here can catch it. But work-done callbacks of a queue
+/// run when its own device is polled, and not when another one is.
+#[cfg(not(target_family = "wasm"))]
+fn check_queue(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), Error> {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::{Duration, Instant},
+    };
+    let called = Arc::new(AtomicBool::new(false));
+    let answer = called.clone();
+    queue.on_submitted_work_done(move || answer.store(true, Ordering::Release));
+    // Work that the application submitted before comes first. Another thread may poll at the same time
+    // and run the callback a little later.
+    let patience = Instant::now() + Duration::from_secs(2);
+    loop {
+        device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|e| Error::DeviceLost(e.to_string()))?;
+        if called.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if Instant::now() > patience {
+            return Err(Error::ForeignQueue);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A browser's device has one queue, and waiting is not allowed there.
+#[cfg(target_family = "wasm")]
+fn check_queue(_: &wgpu::Device, _: &wgpu::Queue) -> Result<(), Error> {
+    Ok(())
 }
 
 fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {

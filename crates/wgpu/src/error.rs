@@ -1,15 +1,14 @@
-use crate::AdapterChoice;
-use flashtile_core::{Argument, KernelKind, ProblemError, Reason};
+use flashtile_core::{Argument, DeviceChoice, KernelKind, ProblemError, Reason};
 
 /// What can go wrong on a wgpu device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no adapter, or not the one that was asked for.
+    /// There is no adapter, or not the requested one.
     #[error("no graphics adapter{wanted}: {reason}")]
     NoAdapter {
-        /// What was asked for.
-        wanted: AdapterChoice,
+        /// What was requested.
+        wanted: DeviceChoice,
         /// What was looked for and found.
         reason: String,
     },
@@ -78,18 +77,32 @@ pub enum Error {
         /// Bytes an element takes.
         size: u64,
     },
-    /// Too many encoded calls wait for their submission.
+    /// A tensor fills a whole binding, and its offset in the buffer pushes it beyond the device's
+    /// limit: bindings start at multiples of `min_storage_buffer_offset_alignment`.
     #[error(
-        "all {slots} parameter slots belong to encoded calls that have not finished: submit them, or poll the device"
+        "{argument} needs a binding of {needed} bytes at this offset, over the device's {limit}; an \
+         offset that is a multiple of {alignment} needs less"
     )]
-    TooManyCalls {
-        /// Dispatches that may be in flight.
-        slots: u32,
+    BindingSize {
+        /// Whose binding.
+        argument: Argument,
+        /// Bytes from the aligned start to the end of the tensor.
+        needed: u64,
+        /// `max_storage_buffer_binding_size` of the device.
+        limit: u64,
+        /// `min_storage_buffer_offset_alignment` of the device.
+        alignment: u64,
     },
+    /// The queue belongs to another device.
+    #[error("the queue belongs to another device: Context::new needs the device's own queue")]
+    ForeignQueue,
+    /// The plan was made by another context.
+    #[error("the plan was made by another context: plans run on the device that made them")]
+    OtherContext,
     /// The device is lost.
     #[error("the device was lost: {0}")]
     DeviceLost(String),
-    /// wgpu refused a command: a buffer of another device, say.
+    /// wgpu refused a command: a buffer of another device, for example.
     #[error("wgpu refused: {0}")]
     Validation(String),
 }

@@ -1,12 +1,14 @@
-use crate::PlanOptions;
-use crate::schedule::{Machine, schedule};
-use flashtile_core::{Call, KernelKind, Problem};
-use flashtile_shaders::{Access, Slot};
+use crate::machine::Machine;
+use crate::schedule::schedule;
+use flashtile_core::{Call, KernelKind, PlanOptions, Problem};
+use flashtile_shaders::{Access, Slot, Tiles};
 
-/// A call worked out for another WebGPU implementation: texts, numbers and bindings, with no device involved.
+/// A call prepared for another WebGPU implementation: kernel sources, parameters and bindings. No
+/// device is involved.
 ///
-/// Every tensor is one buffer, bound whole, that begins with the tensor's first element.
+/// Every tensor is one buffer, bound whole, whose first element is the tensor's.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ExportedCall {
     /// In order.
     pub dispatches: Vec<ExportedDispatch>,
@@ -16,10 +18,11 @@ pub struct ExportedCall {
 
 /// One dispatch of an [`ExportedCall`].
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ExportedDispatch {
     /// Name of the variant.
     pub variant: String,
-    /// The whole kernel text.
+    /// The complete kernel source.
     pub wgsl: String,
     /// Its entry point.
     pub entry_point: &'static str,
@@ -35,6 +38,7 @@ pub struct ExportedDispatch {
 
 /// One storage binding of an [`ExportedDispatch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExportedBinding {
     /// Its number.
     pub binding: u32,
@@ -44,7 +48,7 @@ pub struct ExportedBinding {
     pub written: bool,
 }
 
-/// Works `call` out for a device with WebGPU's default limits and no features, as a browser gives it.
+/// Prepares `call` for a device with WebGPU's default limits and no features, as a browser grants it.
 ///
 /// # Errors
 /// [`Error::Refused`](crate::Error::Refused), and [`Error::Problem`](crate::Error::Problem) for the call's values.
@@ -54,12 +58,12 @@ pub fn export_baseline(
     call: &Call,
 ) -> Result<ExportedCall, crate::Error> {
     let call = call.resolve(problem)?;
-    let schedule = schedule(problem, kernel, &PlanOptions::default(), &Machine::baseline())
+    let schedule = schedule(problem, kernel, &PlanOptions::<Tiles>::new(), &Machine::baseline())
         .map_err(|reasons| crate::Error::Refused { kernel, reasons })?;
     let mut dispatches = Vec::new();
     for step in &schedule.steps {
         let part = &schedule.parts[step.part];
-        let offset = |slot| part.window(problem, slot).begin as u32;
+        let offset = |slot| part.window(problem, slot).start as u32;
         let Some((params, workgroups)) = schedule.dispatch(problem, step, &call, offset) else {
             continue;
         };

@@ -1,14 +1,18 @@
 use crate::{
-    Args, BufferView, Context, Error, Plan,
+    Args, Context, Error, Plan, Region,
+    readback::{finished, read},
     scope::{catch, check_lost},
     timing::Stopwatch,
 };
-use flashtile_core::{Call, HostArgs, HostStats, Problem, Timing, check_host_args};
-use std::sync::{Mutex, PoisonError};
-// The standard one panics in a browser; elsewhere this is the standard one.
+use flashtile_core::{Call, HostArgs, HostStats, Timing, check_host_args, check_host_outputs};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+// `std::time::Instant` panics in a browser; elsewhere this is the same type.
 use web_time::Instant;
 
-/// A call whose tensors were copied from host memory to buffers of its own: upload, run any number of times, read back.
+/// A call whose tensors were copied from host memory to buffers of its own: upload once, run any
+/// number of times, download.
+///
+/// It can be shared between threads. Runs write the same output, one after the other.
 #[derive(Debug)]
 pub struct HostRun {
     plan: Plan,
@@ -19,9 +23,12 @@ pub struct HostRun {
     mask: Option<wgpu::Buffer>,
     kv_lens: Option<wgpu::Buffer>,
     lse: Option<wgpu::Buffer>,
-    readback: wgpu::Buffer,
     call: Call,
-    /// Taken by a run and given back: of two runs at once, one goes by the host's clock. `None` without the feature.
+    /// Buffers to read results through: taken by a download and given back, so that several downloads
+    /// at once never map the same one.
+    readbacks: Mutex<Vec<wgpu::Buffer>>,
+    /// Taken by a run and given back: of two runs at once, one uses the host's clock. `None` without
+    /// the feature.
     stopwatch: Mutex<Option<Stopwatch>>,
 }
 
@@ -29,12 +36,16 @@ impl Context {
     /// Copies `args` to the device, runs `plan` and copies the results back.
     ///
     /// # Errors
-    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OtherContext`] for a plan of another context, [`Error::Problem`] for arguments,
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn run_host(&self, plan: &Plan, mut args: HostArgs<'_>) -> Result<HostStats, Error> {
-        let run = HostRun::upload(plan, &args).await?;
-        let took = run.run().await?;
-        run.download(&mut args).await?;
-        Ok(HostStats { run: took, device_bytes: run.device_bytes() })
+        if !Arc::ptr_eq(&self.inner, &plan.inner.context.inner) {
+            return Err(Error::OtherContext);
+        }
+        let uploaded = HostRun::upload(plan, &args).await?;
+        let run = uploaded.run().await?;
+        uploaded.download(&mut args).await?;
+        Ok(HostStats { run, device_bytes: uploaded.device_bytes() })
     }
 
     /// As [`run_host`](Self::run_host), blocking.
@@ -48,149 +59,169 @@ impl Context {
 }
 
 impl HostRun {
-    /// Copies the inputs, and what the output's memory holds, to new buffers.
+    /// Copies the inputs, and the contents of the output's memory, to new buffers.
     ///
     /// # Errors
-    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`].
+    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn upload(plan: &Plan, args: &HostArgs<'_>) -> Result<Self, Error> {
         let problem = plan.problem();
         check_host_args(problem, args)?;
         let context = &plan.inner.context;
-        let kv_lens = args.kv_lens.map(bytemuck::cast_slice);
-        let lse_bytes = lse_bytes(problem);
         let buffers = catch(context.device(), || {
-            let upload = |what, bytes: &[u8], span: usize| upload(context, what, &bytes[..span]);
-            let span = |view: &flashtile_core::TensorView| view.byte_span().unwrap_or(0);
-            let out = upload("out", args.out, span(problem.out()));
+            let upload = |what, bytes: &[u8], span: Option<usize>| {
+                upload(context, what, &bytes[..span.unwrap_or(0)])
+            };
+            let mask = problem.mask().and_then(|mask| mask.byte_span());
             Self {
                 plan: plan.clone(),
-                q: upload("q", args.q, span(problem.q())),
-                k: upload("k", args.k, span(problem.k())),
-                v: upload("v", args.v, span(problem.v())),
-                mask: args.mask.map(|bytes| {
-                    let span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
-                    upload("attn_mask", bytes, span)
+                q: upload("q", args.q, problem.q().byte_span()),
+                k: upload("k", args.k, problem.k().byte_span()),
+                v: upload("v", args.v, problem.v().byte_span()),
+                out: upload("out", args.out, problem.out().byte_span()),
+                mask: args.mask.map(|bytes| upload("attn_mask", bytes, mask)),
+                kv_lens: args.kv_lens.map(|lens| {
+                    let bytes: &[u8] = bytemuck::cast_slice(lens);
+                    upload("kv_lens", bytes, Some(bytes.len()))
                 }),
-                kv_lens: kv_lens.map(|bytes: &[u8]| upload("kv_lens", bytes, bytes.len())),
                 lse: args.lse.as_deref().map(|lse| {
                     let bytes: &[u8] = bytemuck::cast_slice(lse);
-                    upload("lse", bytes, lse_bytes)
+                    upload("lse", bytes, Some(problem.lse_bytes() as usize))
                 }),
-                readback: context.device().create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("flashtile readback"),
-                    size: out.size() + lse_bytes as u64,
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                }),
-                out,
                 call: args.call,
+                readbacks: Mutex::default(),
                 stopwatch: Mutex::new(Stopwatch::new(context.device())),
             }
         });
-        let run = buffers
-            .await
-            .map_err(|caught| caught.about(context.device(), || "the tensors".into()))?;
+        let what = || "the tensors".into();
+        let run = buffers.await.map_err(|caught| caught.about(context.device(), what))?;
         check_lost(context.device())?;
         Ok(run)
     }
 
-    /// The buffers, as the arguments of [`Plan::encode`].
-    pub fn args(&self) -> Args<'_> {
-        Args {
-            q: (&self.q).into(),
-            k: (&self.k).into(),
-            v: (&self.v).into(),
-            out: (&self.out).into(),
-            mask: self.mask.as_ref().map(BufferView::from),
-            kv_lens: self.kv_lens.as_ref().map(BufferView::from),
-            lse: self.lse.as_ref().map(BufferView::from),
-            call: self.call,
-        }
+    /// As [`upload`](Self::upload), blocking.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    #[cfg(not(target_family = "wasm"))]
+    pub fn upload_blocking(plan: &Plan, args: &HostArgs<'_>) -> Result<Self, Error> {
+        pollster::block_on(Self::upload(plan, args))
     }
 
-    /// Bytes of device memory: tensors and workspace, without the copy that is read back.
+    /// The buffers, as the arguments of [`Plan::encode`].
+    pub fn args(&self) -> Args<'_> {
+        let mut args = Args::new(&self.q, &self.k, &self.v, &self.out).call(self.call);
+        args.mask = self.mask.as_ref().map(Region::from);
+        args.kv_lens = self.kv_lens.as_ref().map(Region::from);
+        args.lse = self.lse.as_ref().map(Region::from);
+        args
+    }
+
+    /// Bytes of device memory: tensors and workspace, without the buffers for reading back.
     pub fn device_bytes(&self) -> u64 {
-        let optional =
-            [&self.mask, &self.kv_lens, &self.lse].into_iter().flatten().map(wgpu::Buffer::size);
-        let always = [&self.q, &self.k, &self.v, &self.out].into_iter().map(wgpu::Buffer::size);
-        always.chain(optional).sum::<u64>() + self.plan.workspace_bytes()
+        let optional = [&self.mask, &self.kv_lens, &self.lse].into_iter().flatten();
+        let buffers = [&self.q, &self.k, &self.v, &self.out].into_iter().chain(optional);
+        buffers.map(wgpu::Buffer::size).sum::<u64>() + self.plan.workspace_bytes()
     }
 
     /// Runs once, and waits.
     ///
     /// # Errors
-    /// Those of [`Plan::encode`], and [`Error::DeviceLost`].
+    /// Those of [`Plan::submit`], and [`Error::DeviceLost`].
     pub async fn run(&self) -> Result<Timing, Error> {
         let context = &self.plan.inner.context;
-        let device = context.device();
-        let mut encoder = device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("flashtile") });
-        let stopwatch = self.stopwatch.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let recorded = self.plan.encode_timed(&mut encoder, &self.args(), stopwatch.as_ref())?;
-        let begin = Instant::now();
-        catch(device, || context.queue().submit([encoder.finish()]))
-            .await
-            .map_err(|caught| caught.about(device, || "a submission".into()))?;
+        let stopwatch = lock(&self.stopwatch).take();
+        let start = Instant::now();
+        let any = self.plan.submit_timed(&self.args(), stopwatch.as_ref())?;
         finished(context).await?;
-        let host = begin.elapsed();
+        let host = start.elapsed();
         let gpu = match &stopwatch {
-            Some(stopwatch) if recorded => stopwatch.read(context).await?,
+            Some(stopwatch) if any => stopwatch.read(context).await?,
             _ => None,
         };
-        *self.stopwatch.lock().unwrap_or_else(PoisonError::into_inner) = stopwatch;
+        if stopwatch.is_some() {
+            *lock(&self.stopwatch) = stopwatch;
+        }
         Ok(Timing { host, gpu })
     }
 
-    /// Copies the results to `args`: `out` between its strides keeps what it held.
+    /// As [`run`](Self::run), blocking.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`].
+    /// As [`run`](Self::run).
+    #[cfg(not(target_family = "wasm"))]
+    pub fn run_blocking(&self) -> Result<Timing, Error> {
+        pollster::block_on(self.run())
+    }
+
+    /// Copies the results to `args`. The memory of `out` between its strides keeps what it held.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] for missing or short slices, [`Error::DeviceLost`].
     pub async fn download(&self, args: &mut HostArgs<'_>) -> Result<(), Error> {
+        let problem = self.plan.problem();
+        check_host_outputs(problem, args)?;
         let context = &self.plan.inner.context;
         let device = context.device();
-        let lse_bytes = lse_bytes(self.plan.problem());
+        let lse_bytes = problem.lse_bytes();
+        let free = lock(&self.readbacks).pop();
         let copied = catch(device, || {
+            let readback = free.unwrap_or_else(|| {
+                device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("flashtile readback"),
+                    size: self.out.size() + lse_bytes,
+                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            });
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some("flashtile readback"),
             });
-            encoder.copy_buffer_to_buffer(&self.out, 0, &self.readback, 0, self.out.size());
+            encoder.copy_buffer_to_buffer(&self.out, 0, &readback, 0, self.out.size());
             if let Some(lse) = self.lse.as_ref().filter(|_| lse_bytes > 0) {
-                encoder.copy_buffer_to_buffer(
-                    lse,
-                    0,
-                    &self.readback,
-                    self.out.size(),
-                    lse_bytes as u64,
-                );
+                encoder.copy_buffer_to_buffer(lse, 0, &readback, self.out.size(), lse_bytes);
             }
             context.queue().submit([encoder.finish()]);
+            readback
         });
-        copied.await.map_err(|caught| caught.about(device, || "the results".into()))?;
-        let span = self.plan.problem().out().byte_span().unwrap_or(0);
-        let lse_begin = self.out.size() as usize;
-        read(context, &self.readback, |view| {
+        let what = || "the results".into();
+        let readback = copied.await.map_err(|caught| caught.about(device, what))?;
+        let span = problem.out().byte_span().unwrap_or(0);
+        let lse_start = self.out.size() as usize;
+        read(context, &readback, |view| {
             args.out[..span].copy_from_slice(&view[..span]);
             if let Some(lse) = &mut args.lse {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(lse);
-                bytes[..lse_bytes].copy_from_slice(&view[lse_begin..lse_begin + lse_bytes]);
+                let results = &view[lse_start..lse_start + lse_bytes as usize];
+                bytes[..results.len()].copy_from_slice(results);
             }
         })
-        .await
+        .await?;
+        lock(&self.readbacks).push(readback);
+        Ok(())
+    }
+
+    /// As [`download`](Self::download), blocking.
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    #[cfg(not(target_family = "wasm"))]
+    pub fn download_blocking(&self, args: &mut HostArgs<'_>) -> Result<(), Error> {
+        pollster::block_on(self.download(args))
     }
 }
 
-fn lse_bytes(problem: &Problem) -> usize {
-    if problem.lse() { 4 * problem.lse_shape().iter().product::<usize>() } else { 0 }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The contents are whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A storage buffer with the first bytes of a tensor, in whole words and never empty.
 fn upload(context: &Context, label: &str, bytes: &[u8]) -> wgpu::Buffer {
+    use wgpu::BufferUsages as Usage;
     let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: (bytes.len() as u64).max(4).next_multiple_of(4),
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_DST
-            | wgpu::BufferUsages::COPY_SRC,
+        usage: Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
         mapped_at_creation: false,
     });
     let whole = bytes.len() / 4 * 4;
@@ -203,46 +234,4 @@ fn upload(context: &Context, label: &str, bytes: &[u8]) -> wgpu::Buffer {
         context.queue().write_buffer(&buffer, whole as u64, &last);
     }
     buffer
-}
-
-/// Shows `f` what `buffer` holds once all that was submitted before is done.
-pub(crate) async fn read(
-    context: &Context,
-    buffer: &wgpu::Buffer,
-    f: impl FnOnce(&[u8]),
-) -> Result<(), Error> {
-    let device = context.device();
-    let (done, mapped) = futures_channel::oneshot::channel();
-    let asked = catch(device, || {
-        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Nobody listens any more where the caller gave up.
-            let _ = done.send(result);
-        });
-    });
-    asked.await.map_err(|caught| caught.about(device, || "a readback".into()))?;
-    wait(context)?;
-    let lost = |reason: String| Error::DeviceLost(reason);
-    mapped.await.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-    f(&buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?);
-    buffer.unmap();
-    Ok(())
-}
-
-async fn finished(context: &Context) -> Result<(), Error> {
-    let (done, waiting) = futures_channel::oneshot::channel();
-    context.queue().on_submitted_work_done(move || {
-        // Nobody listens any more where the caller gave up.
-        let _ = done.send(());
-    });
-    wait(context)?;
-    waiting.await.map_err(|e| Error::DeviceLost(e.to_string()))
-}
-
-/// Lets the device finish. In a browser it does by itself.
-fn wait(context: &Context) -> Result<(), Error> {
-    context
-        .device()
-        .poll(wgpu::PollType::wait_indefinitely())
-        .map(|_| ())
-        .map_err(|e| Error::DeviceLost(e.to_string()))
 }

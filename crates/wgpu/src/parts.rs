@@ -1,11 +1,14 @@
-//! Cuts a problem where a binding, an index or a display watchdog would not hold it whole.
+//! Splits a problem into parts that fit the device's bindings, 32-bit indices, grids and watchdog.
 
-use crate::schedule::Machine;
-use flashtile_core::{Argument, Problem, Reason};
-use flashtile_shaders::Slot;
+use crate::machine::Machine;
+use flashtile_core::{
+    Argument, KernelKind, Problem, Reason,
+    planning::{MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES},
+};
+use flashtile_shaders::{Operation, Slot, Tiles};
 use std::ops::Range;
 
-/// The piece of a problem that one dispatch does: batch entries, query heads and queries.
+/// The part of a problem that one dispatch computes: batch entries, query heads and queries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) batch: Range<usize>,
@@ -13,10 +16,10 @@ pub(crate) struct Part {
     pub(crate) rows: Range<usize>,
 }
 
-/// The elements of one tensor that a part touches: from `begin`, `len` elements of `size` bytes.
+/// The elements of one tensor that a part touches: from `start`, `len` elements of `size` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    pub(crate) begin: u64,
+    pub(crate) start: u64,
     pub(crate) len: u64,
     pub(crate) size: u64,
 }
@@ -29,13 +32,7 @@ enum Axis {
     Rows,
 }
 
-/// Bytes of scores that unfused kernels keep at once, at most: beyond, they do the problem in pieces.
-const MAX_WORKSPACE: u64 = 256 << 20;
-
-/// FLOPs of one dispatch, at most, where a display may wait: 0.1 s at 2 TFLOP/s, and below Windows' limit of 2 s at 0.1.
-const MAX_DISPATCH_FLOPS: u64 = 200_000_000_000;
-
-/// Parts that a plan lists, at most: at the FLOPs of a dispatch above, 5 * 10^16, which is hours.
+/// Parts that a plan lists, at most. At the FLOPs that a watchdog allows per part, this many take hours.
 const MAX_PARTS: usize = 1 << 18;
 
 /// Words between the scores of neighbouring queries.
@@ -59,16 +56,16 @@ impl Part {
             };
         let keys = 0..problem.seq_kv();
         match slot {
-            Slot::Params => Window { begin: 0, len: 0, size: 1 },
+            Slot::Params => Window { start: 0, len: 0, size: 1 },
             Slot::Q => view(problem.q(), h, rows),
             Slot::K => view(problem.k(), &kv, &keys),
             Slot::V => view(problem.v(), &kv, &keys),
             Slot::Out => view(problem.out(), h, rows),
             Slot::Mask => match problem.mask() {
                 Some(mask) => strided(&mask.strides, [b, h, rows, &keys], mask.kind.size()),
-                None => Window { begin: 0, len: 0, size: 1 },
+                None => Window { start: 0, len: 0, size: 1 },
             },
-            Slot::Aux => Window { begin: b.start as u64, len: b.len() as u64, size: 4 },
+            Slot::Aux => Window { start: b.start as u64, len: b.len() as u64, size: 4 },
             Slot::Lse => {
                 let per_head = problem.seq_q();
                 strided(&[problem.heads() * per_head, per_head, 1, 0], [b, h, rows, &(0..1)], 4)
@@ -77,12 +74,12 @@ impl Part {
                 // Scores are counted whether or not a tensor's strides make them cheap elsewhere.
                 let sizes = [b.len(), h.len(), rows.len(), score_stride(problem)];
                 let len = sizes.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
-                Window { begin: 0, len, size: 4 }
+                Window { start: 0, len, size: 4 }
             }
         }
     }
 
-    /// How many elements further a tensor reaches for every axis that could be cut.
+    /// How many elements of a tensor a part would not touch if it were a single entry of `axis`.
     fn reach(&self, problem: &Problem, slot: Slot, axis: Axis) -> u64 {
         let narrow = |range: &Range<usize>| range.start..range.start + 1;
         let less = match axis {
@@ -118,13 +115,13 @@ impl Part {
 
 fn strided(strides: &[usize; 4], ranges: [&Range<usize>; 4], size: usize) -> Window {
     if ranges.iter().any(|range| range.is_empty()) {
-        return Window { begin: 0, len: 0, size: size as u64 };
+        return Window { start: 0, len: 0, size: size as u64 };
     }
     let sum = |at: &dyn Fn(&Range<usize>) -> usize| -> u64 {
         ranges.iter().zip(strides).map(|(range, &stride)| (at(range) * stride) as u64).sum()
     };
-    let begin = sum(&|range| range.start);
-    Window { begin, len: sum(&|range| range.end - 1) - begin + 1, size: size as u64 }
+    let start = sum(&|range| range.start);
+    Window { start, len: sum(&|range| range.end - 1) - start + 1, size: size as u64 }
 }
 
 fn argument(slot: Slot) -> Argument {
@@ -140,29 +137,77 @@ fn argument(slot: Slot) -> Argument {
     }
 }
 
-/// The slots whose windows count for one kernel.
-pub(crate) const FLASH_SLOTS: [Slot; 7] =
-    [Slot::Q, Slot::K, Slot::V, Slot::Mask, Slot::Aux, Slot::Out, Slot::Lse];
-/// As [`FLASH_SLOTS`], with the workspace.
-pub(crate) const UNFUSED_SLOTS: [Slot; 8] =
-    [Slot::Q, Slot::K, Slot::V, Slot::Mask, Slot::Aux, Slot::Out, Slot::Lse, Slot::Scores];
+/// What is being split: a problem with the operations of its kernel and their tiles.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) kernel: KernelKind,
+    /// The operations of one part, in order, each with its tiles.
+    pub(crate) operations: &'a [(Operation, Tiles)],
+}
 
-/// Cuts the problem until every window of every part fits, and no dispatch runs too long.
-pub(crate) fn split(
+impl Work<'_> {
+    /// Queries per tile: rows are only cut between tiles.
+    fn tile_rows(&self) -> usize {
+        self.operations.iter().map(|(_, tiles)| tiles.rows() as usize).max().unwrap_or(1)
+    }
+
+    /// The tensors whose windows have to fit.
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        let kernel = self.kernel;
+        Slot::ALL.iter().copied().filter(move |slot| match (slot, kernel) {
+            (Slot::Params, _) | (Slot::Scores, KernelKind::Flash) => false,
+            (Slot::Scores, KernelKind::Unfused) => true,
+            _ => true,
+        })
+    }
+
+    /// FLOPs of one part in a call at capacity. The unfused kernels compute every score; flash only
+    /// those that causal masks and windows leave.
+    fn flops(&self, part: &Part) -> u64 {
+        let problem = self.problem;
+        let (seq_q, seq_kv) = (problem.seq_q(), problem.seq_kv());
+        let pairs = match self.kernel {
+            KernelKind::Flash => problem.band().pairs(part.rows.clone(), seq_q, seq_kv),
+            KernelKind::Unfused => (part.rows.len() as u64).saturating_mul(seq_kv as u64),
+        };
+        let per_pair = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
+        let heads = (part.batch.len() as u64).saturating_mul(part.heads.len() as u64);
+        pairs.saturating_mul(heads).saturating_mul(per_pair)
+    }
+}
+
+/// How many tiles `operation` has per head, for `rows` queries and `seq_kv` keys.
+pub(crate) fn tiles_per_head(
     problem: &Problem,
-    machine: &Machine,
-    slots: &[Slot],
-    tile_rows: usize,
-) -> Result<Vec<Part>, Vec<Reason>> {
-    let mut open = vec![Part::whole(problem)];
+    operation: Operation,
+    tiles: Tiles,
+    rows: usize,
+    seq_kv: usize,
+) -> u64 {
+    let over = |n: usize, step: u32| (n as u64).div_ceil(step.into());
+    match operation {
+        Operation::FlashForward => over(rows, tiles.rows()),
+        Operation::UnfusedScores => {
+            over(rows, tiles.rows()).saturating_mul(over(seq_kv, tiles.keys()))
+        }
+        Operation::UnfusedSoftmax => rows as u64,
+        Operation::UnfusedValues => {
+            over(rows, tiles.rows()).saturating_mul(over(problem.head_dim_v(), tiles.keys()))
+        }
+    }
+}
+
+/// Splits the problem until every window of every part fits and no dispatch is too long.
+pub(crate) fn split(work: &Work<'_>, machine: &Machine) -> Result<Vec<Part>, Vec<Reason>> {
+    let mut open = vec![Part::whole(work.problem)];
     let mut done = Vec::new();
     while let Some(part) = open.pop() {
-        match too_much(&part, problem, machine, slots, tile_rows) {
+        match too_much(&part, work, machine) {
             None => done.push(part),
-            Some(excess) => match cut(&part, problem, excess.slot, tile_rows) {
+            Some(excess) => match cut(&part, work, excess.slot) {
                 Some(_) if done.len() + open.len() >= MAX_PARTS => {
-                    let argument = excess.slot.map_or(Argument::Workspace, argument);
-                    return Err(vec![Reason::Pieces { argument, limit: MAX_PARTS }]);
+                    return Err(vec![Reason::TooManyDispatches { limit: MAX_PARTS as u64 }]);
                 }
                 Some([first, second]) => open.extend([second, first]),
                 None => match excess.reason {
@@ -177,28 +222,23 @@ pub(crate) fn split(
 
 /// Why a part should be cut.
 struct Excess {
-    /// The tensor that does not fit; `None` where it is the work.
+    /// The tensor that does not fit; `None` where it is the amount of work.
     slot: Option<Slot>,
-    /// Why the problem is refused where no cut helps; `None` where it may stay as it is.
+    /// Why the problem is refused where no cut helps; `None` where the part may stay as it is.
     reason: Option<Reason>,
 }
 
 /// What does not fit in one dispatch.
-fn too_much(
-    part: &Part,
-    problem: &Problem,
-    machine: &Machine,
-    slots: &[Slot],
-    tile_rows: usize,
-) -> Option<Excess> {
-    for &slot in slots {
-        let window = part.window(problem, slot);
-        // The caller's offset is only known at the call: what it is off the binding alignment comes on top.
-        let needed =
-            window.len.saturating_mul(window.size).saturating_add(3 + machine.offset_alignment) / 4
-                * 4;
+fn too_much(part: &Part, work: &Work<'_>, machine: &Machine) -> Option<Excess> {
+    for slot in work.slots() {
+        let window = part.window(work.problem, slot);
+        // Bindings start at multiples of the alignment. The caller's own offset is only known at the
+        // call; one that is not such a multiple is checked again there.
+        let before = window.start.saturating_mul(window.size) % machine.offset_alignment;
+        let bytes = window.len.saturating_mul(window.size).saturating_add(before);
+        let needed = bytes.checked_next_multiple_of(4).unwrap_or(u64::MAX);
         let limit = match slot {
-            Slot::Scores => machine.binding_size.min(MAX_WORKSPACE),
+            Slot::Scores => machine.binding_size.min(MAX_WORKSPACE_BYTES),
             _ => machine.binding_size,
         };
         let argument = argument(slot);
@@ -212,33 +252,33 @@ fn too_much(
             return Some(Excess { slot: Some(slot), reason: Some(reason) });
         }
     }
-    let rows = part.batch.len() as u64 * part.heads.len() as u64 * part.rows.len() as u64;
-    // The most workgroups of any operation: a row each for softmax, a tile each for scores.
-    let tiles =
-        rows.div_ceil(tile_rows as u64).saturating_mul((problem.seq_kv() as u64).div_ceil(32));
-    let (needed, limit) = (rows.max(tiles), u64::from(machine.grid) * u64::from(machine.grid));
+    // Kernels count workgroups in 32 bits, over both axes of the grid.
+    let limit = (u64::from(machine.grid) * u64::from(machine.grid)).min(u32::MAX.into());
+    let heads = (part.batch.len() as u64).saturating_mul(part.heads.len() as u64);
+    let workgroups = work.operations.iter().map(|&(operation, tiles)| {
+        let (rows, keys) = (part.rows.len(), work.problem.seq_kv());
+        tiles_per_head(work.problem, operation, tiles, rows, keys).saturating_mul(heads)
+    });
+    let needed = workgroups.max().unwrap_or(0);
     if needed > limit {
         let given = machine.grid.into();
-        let reason = Reason::DeviceLimit {
-            limit: "max_compute_workgroups_per_dimension",
-            given,
-            needed: needed.isqrt() + 1,
-        };
+        let limit = "max_compute_workgroups_per_dimension";
+        let reason = Reason::DeviceLimit { limit, given, needed: needed.isqrt() + 1 };
         return Some(Excess { slot: None, reason: Some(reason) });
     }
-    let per_score = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
-    let flops = rows.saturating_mul(problem.seq_kv() as u64).saturating_mul(per_score);
-    (machine.watchdog && flops > MAX_DISPATCH_FLOPS).then_some(Excess { slot: None, reason: None })
+    let long = machine.watchdog && work.flops(part) > MAX_WATCHDOG_FLOPS;
+    long.then_some(Excess { slot: None, reason: None })
 }
 
-fn cut(part: &Part, problem: &Problem, slot: Option<Slot>, tile_rows: usize) -> Option<[Part; 2]> {
+fn cut(part: &Part, work: &Work<'_>, slot: Option<Slot>) -> Option<[Part; 2]> {
+    let problem = work.problem;
     let mut axes = [Axis::Batch, Axis::Heads, Axis::Rows];
     if let Some(slot) = slot {
         axes.sort_by_key(|&axis| std::cmp::Reverse(part.reach(problem, slot, axis)));
     }
     axes.into_iter()
         .filter(|&axis| slot.is_none_or(|slot| part.reach(problem, slot, axis) > 0))
-        .find_map(|axis| part.cut(axis, problem.group_size(), tile_rows))
+        .find_map(|axis| part.cut(axis, problem.group_size(), work.tile_rows()))
 }
 
 #[cfg(test)]
@@ -246,15 +286,17 @@ mod tests {
     use super::*;
     use flashtile_core::{DType, Layout, TensorView};
 
-    fn problem(layout: Layout, shape: [usize; 4], kv_heads: usize) -> Problem {
-        let q = TensorView::from_bhsd_sizes(DType::F32, layout, shape).expect("small");
-        let kv = TensorView::from_bhsd_sizes(
-            DType::F32,
-            layout,
-            [shape[0], kv_heads, shape[2], shape[3]],
-        )
-        .expect("small");
+    fn problem(layout: Layout, [b, h, s, d]: [usize; 4], kv_heads: usize) -> Problem {
+        let view = |heads| TensorView::from_bhsd_sizes(DType::F32, layout, [b, heads, s, d]);
+        let (q, kv) = (view(h).expect("small"), view(kv_heads).expect("small"));
         Problem::builder(q, kv, kv).lse(true).build().expect("valid")
+    }
+
+    const TILES: Tiles = flashtile_shaders::FLASH_TILES[2];
+
+    fn flash(problem: &Problem) -> Work<'_> {
+        let operations = &[(Operation::FlashForward, TILES)];
+        Work { problem, kernel: KernelKind::Flash, operations }
     }
 
     fn machine(binding_size: u64) -> Machine {
@@ -279,7 +321,7 @@ mod tests {
     #[test]
     fn one_part_where_everything_fits() {
         let p = problem(Layout::Bhsd, [2, 4, 64, 16], 2);
-        assert_eq!(split(&p, &machine(1 << 20), &FLASH_SLOTS, 32), Ok(vec![Part::whole(&p)]));
+        assert_eq!(split(&flash(&p), &machine(1 << 20)), Ok(vec![Part::whole(&p)]));
     }
 
     #[test]
@@ -288,11 +330,11 @@ mod tests {
             let p = problem(layout, [2, 4, 64, 16], 2);
             // K of one head takes 4 KiB densely, four times that between the heads of bshd.
             let limit = 17 << 10;
-            let parts = split(&p, &machine(limit), &FLASH_SLOTS, 32).expect("strides allow it");
+            let parts = split(&flash(&p), &machine(limit)).expect("strides allow it");
             assert!(parts.len() > 1, "{layout}");
             assert_partition(&p, &parts);
             for part in &parts {
-                for slot in FLASH_SLOTS {
+                for slot in flash(&p).slots() {
                     assert!(part.window(&p, slot).len * 4 <= limit, "{layout} {slot:?}");
                 }
             }
@@ -302,8 +344,7 @@ mod tests {
     #[test]
     fn keys_that_cannot_be_cut_are_refused() {
         let p = problem(Layout::Bhsd, [1, 1, 4096, 64], 1);
-        let refused =
-            split(&p, &machine(1 << 19), &FLASH_SLOTS, 32).expect_err("K needs a megabyte");
+        let refused = split(&flash(&p), &machine((1 << 20) - 4)).expect_err("K needs a megabyte");
         assert!(
             matches!(refused[0], Reason::BindingSize { argument: Argument::K, .. }),
             "{refused:?}"
@@ -311,11 +352,44 @@ mod tests {
     }
 
     #[test]
+    fn a_tensor_of_exactly_one_binding_fits() {
+        let p = problem(Layout::Bhsd, [1, 1, 4096, 64], 1);
+        assert_eq!(split(&flash(&p), &machine(1 << 20)), Ok(vec![Part::whole(&p)]));
+    }
+
+    #[test]
     fn a_watchdog_cuts_long_work() {
         let p = problem(Layout::Bhsd, [1, 8, 16384, 128], 8);
-        let parts = split(&p, &Machine { watchdog: true, ..machine(1 << 30) }, &FLASH_SLOTS, 32)
-            .expect("fits");
+        let watched = Machine { watchdog: true, ..machine(1 << 30) };
+        let parts = split(&flash(&p), &watched).expect("fits");
         assert!(parts.len() > 4);
         assert_partition(&p, &parts);
+    }
+
+    /// Work that causal masks and windows leave out does not run long.
+    #[test]
+    fn the_watchdog_counts_what_the_band_leaves() {
+        let watched = Machine { watchdog: true, ..machine(1 << 30) };
+        let view = TensorView::bhsd(DType::F32, [1, 8, 16384, 128]).expect("small");
+        let count = |causal, window: Option<usize>| {
+            let p = Problem::builder(view, view, view).causal(causal).window_left(window).build();
+            split(&flash(&p.expect("valid")), &watched).expect("fits").len()
+        };
+        let (full, causal, window) =
+            (count(false, None), count(true, None), count(true, Some(255)));
+        assert!(causal <= full * 3 / 4 && window == 1, "{full} {causal} {window}");
+    }
+
+    #[test]
+    fn grids_stay_within_32_bits() {
+        let p = problem(Layout::Bhsd, [1, 1, 1 << 20, 4], 1);
+        let operations = [(Operation::UnfusedScores, TILES)];
+        let work = Work { problem: &p, kernel: KernelKind::Unfused, operations: &operations };
+        let machine = Machine { grid: u32::MAX, ..machine(1 << 50) };
+        for part in split(&work, &machine).expect("fits") {
+            let tiles =
+                tiles_per_head(&p, Operation::UnfusedScores, TILES, part.rows.len(), 1 << 20);
+            assert!(tiles <= u32::MAX.into());
+        }
     }
 }

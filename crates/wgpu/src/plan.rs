@@ -2,39 +2,25 @@ use crate::{
     Context, Error,
     bind::BindCache,
     context::Pipeline,
-    ring::Ring,
-    schedule::{Machine, Schedule, schedule},
+    schedule::{Schedule, Step, schedule},
     scope::{catch, check_lost},
 };
-use flashtile_core::{KernelKind, Problem, Verdict, choose_kernel};
+use flashtile_core::{
+    CachedPlan, KernelKind, PlanOptions as CoreOptions, Problem, Verdict,
+    planning::{PlanSummary, choose_kernel},
+};
 use flashtile_shaders::{Operation, Tiles};
 use std::{fmt, ops::Range, sync::Arc};
 
-/// What a plan may be asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct PlanOptions {
-    /// Forces a kernel. Default: flash where it runs, else unfused.
-    pub kernel: Option<KernelKind>,
-    /// Forces a tile shape of the flash kernel, one of [`FLASH_TILES`](flashtile_shaders::FLASH_TILES): for measuring. Default: the plan's choice.
-    pub tiles: Option<Tiles>,
-}
+/// What a plan is asked for: see [`flashtile_core::PlanOptions`]. Tile shapes are those of
+/// [`FLASH_TILES`](flashtile_shaders::FLASH_TILES).
+pub type PlanOptions = CoreOptions<Tiles>;
 
-impl PlanOptions {
-    /// The flash kernel with a tile shape of one's own.
-    pub fn tiles(tiles: Tiles) -> Self {
-        Self { kernel: Some(KernelKind::Flash), tiles: Some(tiles) }
-    }
-
-    /// Forces `kernel`.
-    pub fn kernel(kernel: KernelKind) -> Self {
-        Self { kernel: Some(kernel), ..Self::default() }
-    }
-}
-
-/// How one problem is done on one device. Display it to read it; a clone is another handle to the same.
+/// How one problem is computed on one device. A clone is another handle to the same plan.
 ///
-/// Encoding takes `&self` and may happen on several threads at once.
+/// Make one plan per attention configuration and share it: all layers of a model, all calls and all
+/// threads can use it at once. Sequence lengths are capacities, so a decode loop plans once for its
+/// key-value cache. `Display` shows the dispatches, and why the plan is as it is.
 #[derive(Clone)]
 pub struct Plan {
     pub(crate) inner: Arc<PlanInner>,
@@ -44,17 +30,16 @@ pub(crate) struct PlanInner {
     pub(crate) context: Context,
     pub(crate) problem: Problem,
     pub(crate) schedule: Schedule,
-    /// One a step.
+    /// One per step.
     pub(crate) pipelines: Vec<Pipeline>,
-    /// Scores of the unfused kernels. Calls on one queue follow each other, so they can share it.
+    /// Scores of the unfused kernels. Calls on one queue run one after the other, so they share it.
     pub(crate) workspace: Option<wgpu::Buffer>,
     pub(crate) bind_cache: BindCache,
-    /// The context's, or a larger one of its own for a plan of very many dispatches.
-    pub(crate) ring: Arc<Ring>,
 }
 
 /// One dispatch of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// What it computes.
     pub operation: Operation,
@@ -62,38 +47,49 @@ pub struct Dispatch {
     pub variant: String,
     /// Its tile shape.
     pub tiles: Tiles,
-    /// The batch entries that it does.
+    /// Its batch entries.
     pub batch: Range<usize>,
-    /// The query heads that it does.
+    /// Its query heads.
     pub heads: Range<usize>,
-    /// The queries that it does.
+    /// Its queries.
     pub rows: Range<usize>,
 }
 
 impl Context {
-    fn machine(&self) -> Machine {
-        Machine::new(&self.inner.limits, self.device().features(), &self.inner.info)
-    }
-
-    /// Whether `kernel` runs `problem` here, without compiling anything.
-    pub fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        match schedule(problem, kernel, &PlanOptions::default(), &self.machine()) {
+    /// Whether `problem` runs here with `options`, without compiling anything.
+    pub fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        match self.schedule(problem, options) {
             Ok(schedule) => Verdict::Runs(format!("{}, {}", self.inner.info.name, schedule.tiles)),
-            Err(reasons) => Verdict::Refused(reasons),
+            Err((_, reasons)) => Verdict::Refused(reasons),
         }
     }
 
     /// Plans `problem`, compiling the kernels that are not compiled yet.
     ///
+    /// With compiled kernels it takes microseconds. A [`PlanCache`](flashtile_core::PlanCache) keeps
+    /// plans by problem.
+    ///
     /// # Errors
-    /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
     pub async fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
-        let machine = self.machine();
-        let (mut schedule, why) =
-            choose_kernel(options.kernel, |kernel| schedule(problem, kernel, options, &machine))
-                .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
-        schedule.reasons.insert(0, why);
+        let schedule = self
+            .schedule(problem, options)
+            .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
         self.build(problem, schedule).await
+    }
+
+    fn schedule(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Schedule, (KernelKind, Vec<flashtile_core::Reason>)> {
+        // A tile shape belongs to the flash kernel.
+        let kernel = options.kernel.or(options.tiles.map(|_| KernelKind::Flash));
+        let one = |kernel| schedule(problem, kernel, options, &self.inner.machine);
+        let (mut schedule, why) = choose_kernel(kernel, one)?;
+        schedule.rationale.insert(0, why);
+        Ok(schedule)
     }
 
     /// As [`plan`](Self::plan), blocking.
@@ -110,41 +106,30 @@ impl Context {
         for step in &schedule.steps {
             pipelines.push(self.pipeline(&step.variant, &schedule.constants).await?);
         }
-        let workspace = if schedule.workspace_bytes > 0 && !schedule.steps.is_empty() {
-            let descriptor = wgpu::BufferDescriptor {
-                label: Some("flashtile scores"),
-                size: schedule.workspace_bytes.next_multiple_of(4),
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
-            };
-            let buffer = catch(self.device(), || self.device().create_buffer(&descriptor)).await;
-            Some(buffer.map_err(|caught| {
-                caught.about(self.device(), || format!("{} bytes of scores", descriptor.size))
-            })?)
-        } else {
-            None
+        let workspace = match schedule.workspace_bytes {
+            0 => None,
+            _ if schedule.steps.is_empty() => None,
+            bytes => Some(self.workspace(bytes.next_multiple_of(4)).await?),
         };
-        // Two calls at least must fit: one in flight while the next is recorded.
-        let slots = 2 * schedule.steps.len() as u32;
-        let ring = if slots > Ring::SHARED_SLOTS {
-            let ring = catch(self.device(), || Ring::new(self.device(), slots)).await;
-            Arc::new(ring.map_err(|caught| {
-                caught.about(self.device(), || format!("{slots} parameter slots"))
-            })?)
-        } else {
-            self.inner.ring.clone()
-        };
-        check_lost(self.device())?;
-        let inner = PlanInner {
-            context: self.clone(),
-            problem: problem.clone(),
-            schedule,
-            pipelines,
-            workspace,
-            bind_cache: BindCache::default(),
-            ring,
-        };
+        // Bind groups of one call come and go together.
+        let bind_cache = BindCache::new(schedule.steps.len());
+        let (context, problem) = (self.clone(), problem.clone());
+        let inner = PlanInner { context, problem, schedule, pipelines, workspace, bind_cache };
         Ok(Plan { inner: Arc::new(inner) })
+    }
+
+    async fn workspace(&self, size: u64) -> Result<wgpu::Buffer, Error> {
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("flashtile workspace"),
+            size,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        };
+        let buffer = catch(self.device(), || self.device().create_buffer(&descriptor)).await;
+        let what = || format!("{size} bytes of workspace");
+        let buffer = buffer.map_err(|caught| caught.about(self.device(), what))?;
+        check_lost(self.device())?;
+        Ok(buffer)
     }
 }
 
@@ -169,50 +154,67 @@ impl Plan {
         self.inner.workspace.as_ref().map_or(0, wgpu::Buffer::size)
     }
 
-    /// Why it is as it is.
-    pub fn reasons(&self) -> &[String] {
-        &self.inner.schedule.reasons
+    /// Why it is as it is, one sentence each.
+    pub fn rationale(&self) -> &[String] {
+        &self.inner.schedule.rationale
     }
 
     /// Its dispatches, in order.
     pub fn dispatches(&self) -> Vec<Dispatch> {
-        let Schedule { steps, parts, .. } = &self.inner.schedule;
-        let dispatch = |step: &crate::schedule::Step| {
-            let part = parts[step.part].clone();
-            Dispatch {
-                operation: step.variant.operation,
-                variant: step.variant.to_string(),
-                tiles: step.variant.tiles,
-                batch: part.batch,
-                heads: part.heads,
-                rows: part.rows,
-            }
-        };
-        steps.iter().map(dispatch).collect()
+        self.inner.schedule.steps.iter().map(|step| self.dispatch(step)).collect()
+    }
+
+    fn dispatch(&self, step: &Step) -> Dispatch {
+        let part = self.inner.schedule.parts[step.part].clone();
+        Dispatch {
+            operation: step.variant.operation,
+            variant: step.variant.to_string(),
+            tiles: step.variant.tiles,
+            batch: part.batch,
+            heads: part.heads,
+            rows: part.rows,
+        }
+    }
+
+    /// Drops the bind groups that the plan keeps, and with them its references to the caller's
+    /// buffers. The next calls make new ones.
+    ///
+    /// Bind groups of buffer sets that are not used any more are dropped without it, but only as
+    /// further calls are recorded: call it for a plan that will be idle.
+    pub fn release_bindings(&self) {
+        self.inner.bind_cache.clear();
+    }
+
+    /// How many bind groups the plan keeps.
+    pub fn binding_count(&self) -> usize {
+        self.inner.bind_cache.len()
+    }
+}
+
+impl CachedPlan for Plan {
+    fn workspace_bytes(&self) -> u64 {
+        self.workspace_bytes()
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PlanInner { context, problem, schedule, .. } = &*self.inner;
-        writeln!(f, "{}: {problem}", schedule.kernel)?;
-        writeln!(f, "on {} ({})", context.inner.info.name, context.inner.info.backend)?;
-        for reason in &schedule.reasons {
-            writeln!(f, "because {reason}")?;
-        }
-        const SHOWN: usize = 6;
-        let dispatches = self.dispatches();
-        for (n, dispatch) in dispatches.iter().take(SHOWN).enumerate() {
-            let Dispatch { variant, batch, heads, rows, .. } = dispatch;
-            writeln!(
-                f,
-                "dispatch {n}: {variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}"
-            )?;
-        }
-        if dispatches.len() > SHOWN {
-            writeln!(f, "and {} more dispatches", dispatches.len() - SHOWN)?;
-        }
-        write!(f, "workspace {} bytes", self.workspace_bytes())
+        let info = &context.inner.info;
+        let dispatch = |n: usize| {
+            let Dispatch { variant, batch, heads, rows, .. } = self.dispatch(&schedule.steps[n]);
+            format!("{variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}")
+        };
+        let summary = PlanSummary {
+            kernel: schedule.kernel,
+            problem,
+            device: format!("{} ({})", info.name, info.backend),
+            rationale: &schedule.rationale,
+            dispatches: &dispatch,
+            dispatch_count: schedule.steps.len(),
+            workspace_bytes: self.workspace_bytes(),
+        };
+        summary.fmt(f)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Error scopes: wgpu panics on errors that nobody catches, so everything that can fail runs inside one.
+//! Error scopes: wgpu panics on errors that nobody catches, so everything that can fail runs in one.
 
 use crate::Error;
 use std::{
@@ -14,7 +14,8 @@ pub(crate) enum Caught {
 }
 
 impl Caught {
-    /// As an error about `what`. On a lost device whatever was made is invalid, and using it is what fails: the loss is the cause.
+    /// As an error about `what`. On a lost device everything that is made is invalid, and using it is
+    /// what fails; the loss is the cause.
     pub(crate) fn about(self, device: &wgpu::Device, what: impl FnOnce() -> String) -> Error {
         match self {
             _ if is_lost(device) => lost(),
@@ -24,7 +25,8 @@ impl Caught {
     }
 }
 
-/// Runs `f` with every kind of error caught. The scopes are popped before the future is polled: they belong to this thread.
+/// Runs `f` with every kind of error caught. The scopes are popped before the future is polled,
+/// because they belong to this thread.
 pub(crate) fn catch<T, F: FnOnce() -> T>(
     device: &wgpu::Device,
     f: F,
@@ -52,16 +54,21 @@ pub(crate) fn catch_now<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> Resu
     pollster::block_on(catch(device, f))
 }
 
-/// A browser would have to be waited for: it tells its own handler instead.
+/// A browser reports errors later, to the device's own handler.
 #[cfg(target_family = "wasm")]
 pub(crate) fn catch_now<T>(_: &wgpu::Device, f: impl FnOnce() -> T) -> Result<T, Caught> {
     Ok(f())
 }
 
-/// Whether the device is lost. Error scopes are not told, and the callback that is told belongs to the caller, so this asks by mapping
-/// a buffer: a lost device refuses at once. (In a browser it refuses later, and this says no.)
+/// Whether the device is lost. Error scopes do not report it, and the callback that does belongs to
+/// the application, so this asks by mapping a buffer, which a lost device refuses at once. (In a
+/// browser it refuses later, and this returns false.)
+///
+/// The buffer is dropped and not unmapped: while another thread polls the device, `unmap` may find
+/// that the buffer is not being mapped at that moment, which would look like an error.
 pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
     let refused = Arc::new(AtomicBool::new(false));
+    let answer = refused.clone();
     let asked = catch_now(device, || {
         let probe = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("flashtile probe"),
@@ -69,17 +76,13 @@ pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let answer = refused.clone();
         probe.map_async(wgpu::MapMode::Read, .., move |result| {
-            answer.store(result.is_err(), Ordering::Relaxed)
+            answer.store(result.is_err(), Ordering::Relaxed);
         });
-        let refused = refused.load(Ordering::Relaxed);
-        if !refused {
-            probe.unmap();
-        }
-        refused
+        // Before the drop, which ends a mapping that is still under way.
+        refused.load(Ordering::Relaxed)
     });
-    // A device that has no memory for a probe is not lost for that.
+    // A device without memory for the probe is not lost for that.
     asked.unwrap_or_else(|caught| matches!(caught, Caught::Other(_)))
 }
 

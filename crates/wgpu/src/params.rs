@@ -1,0 +1,127 @@
+//! Uniform slots for the parameters of dispatches.
+
+use crate::{Error, scope::catch_now};
+use flashtile_shaders::Params;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The uniform buffers that all plans of a context share.
+///
+/// Slots are shared by content: a call with the parameters of an earlier one (the 80 layers of a
+/// model, the same prompt length again) finds them on the device and writes nothing. A slot may be
+/// overwritten only when no recorded call refers to it. When all slots are in use, another buffer is
+/// added, so there is no limit to the calls that may be recorded and not yet finished.
+pub(crate) struct ParamSlots {
+    device: wgpu::Device,
+    stride: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    buffers: Vec<wgpu::Buffer>,
+    free: Vec<Arc<Slot>>,
+    by_content: HashMap<Words, Arc<Slot>>,
+}
+
+/// The parameters as words, which compare and hash.
+type Words = [u32; size_of::<Params>() / 4];
+
+/// Where one dispatch finds its parameters. Whoever holds it keeps the contents as they are.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// Which buffer: part of a bind group's identity.
+    pub(crate) buffer_index: usize,
+    pub(crate) buffer: wgpu::Buffer,
+    /// The dynamic offset, in bytes.
+    pub(crate) offset: u32,
+}
+
+impl ParamSlots {
+    /// Slots of one buffer: 256 KiB at the strictest alignment.
+    const PER_BUFFER: u32 = 1024;
+
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        let alignment = device.limits().min_uniform_buffer_offset_alignment;
+        let stride = (size_of::<Params>() as u32).next_multiple_of(alignment);
+        Self { device: device.clone(), stride, state: Mutex::default() }
+    }
+
+    /// The slot that holds `params`, written now if no slot holds them yet.
+    pub(crate) fn get(&self, queue: &wgpu::Queue, params: &Params) -> Result<Arc<Slot>, Error> {
+        let words: Words = bytemuck::cast(*params);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = state.by_content.get(&words) {
+            return Ok(slot.clone());
+        }
+        if state.free.is_empty() {
+            state.reclaim();
+        }
+        if state.free.is_empty() {
+            // Finished calls give their slots back when the device is polled, which runs callbacks
+            // of the application: not under the lock.
+            drop(state);
+            let _ = self.device.poll(wgpu::PollType::Poll);
+            state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(slot) = state.by_content.get(&words) {
+                return Ok(slot.clone());
+            }
+            state.reclaim();
+        }
+        if state.free.is_empty() {
+            let buffer = self.new_buffer()?;
+            state.add(buffer, self.stride);
+        }
+        let slot = state.free.pop().expect("a buffer was added if there was none");
+        queue.write_buffer(&slot.buffer, slot.offset.into(), bytemuck::bytes_of(params));
+        state.by_content.insert(words, slot.clone());
+        Ok(slot)
+    }
+
+    fn new_buffer(&self) -> Result<wgpu::Buffer, Error> {
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("flashtile params"),
+            size: u64::from(self.stride) * u64::from(Self::PER_BUFFER),
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        catch_now(&self.device, || self.device.create_buffer(&descriptor))
+            .map_err(|caught| caught.about(&self.device, || "parameter slots".into()))
+    }
+}
+
+impl State {
+    /// Frees the slots that no recorded call refers to.
+    fn reclaim(&mut self) {
+        let free = &mut self.free;
+        self.by_content.retain(|_, slot| {
+            let used = Arc::strong_count(slot) > 1;
+            if !used {
+                free.push(slot.clone());
+            }
+            used
+        });
+    }
+
+    fn add(&mut self, buffer: wgpu::Buffer, stride: u32) {
+        let buffer_index = self.buffers.len();
+        let slots = (0..ParamSlots::PER_BUFFER)
+            .rev()
+            .map(|n| Arc::new(Slot { buffer_index, buffer: buffer.clone(), offset: n * stride }));
+        self.free.extend(slots);
+        self.buffers.push(buffer);
+    }
+}
+
+impl Slot {
+    /// The binding that the slot's dynamic offset moves.
+    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: 0,
+            size: wgpu::BufferSize::new(size_of::<Params>() as u64),
+        })
+    }
+}
