@@ -1,4 +1,4 @@
-use flashtile_core::{Argument, Explanation, ProblemError};
+use flashtile_core::{Argument, BackendError, Explanation, ProblemError};
 
 /// Why attention could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -7,7 +7,7 @@ pub enum Error {
     /// The problem or its arguments break a rule.
     #[error(transparent)]
     Problem(#[from] ProblemError),
-    /// Nothing of what was asked for can run; each entry holds all its reasons.
+    /// No backend and kernel within the choice can run; each entry holds all its reasons.
     #[error("refused: {}", one_line(.0))]
     Refused(Explanation),
     /// A slice holds another number of elements than its shape says.
@@ -32,22 +32,18 @@ pub enum Error {
         /// Heads of k.
         kv_heads: usize,
     },
-    /// Host memory for a result cannot be had.
-    #[error("{argument} needs {bytes} bytes of host memory, which cannot be had")]
+    /// Host memory for a result cannot be allocated.
+    #[error("{argument} needs {bytes} bytes of host memory, which cannot be allocated")]
     HostMemory {
         /// Which tensor.
         argument: Argument,
         /// Bytes it takes.
         bytes: usize,
     },
-    /// The wgpu backend failed while it ran.
-    #[cfg(feature = "wgpu")]
+    /// A backend failed while it planned or ran. Its own error is behind
+    /// [`BackendError::downcast_ref`].
     #[error(transparent)]
-    Wgpu(#[from] flashtile_wgpu::Error),
-    /// The CUDA backend failed while it ran.
-    #[cfg(feature = "cuda")]
-    #[error(transparent)]
-    Cuda(#[from] flashtile_cuda::Error),
+    Backend(#[from] BackendError),
 }
 
 /// An explanation without line breaks.

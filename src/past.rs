@@ -3,18 +3,19 @@ use flashtile_core::{Argument, Layout, ProblemError, TensorView};
 
 /// Puts the keys or values of earlier steps in front of new ones, along the sequence.
 ///
-/// `past` is (B, Hkv, P, D) and `new` is (B, Hkv, S, D), each with its own strides and its elements as little-endian bytes. The result is the
-/// bytes and the view of a densely packed (B, Hkv, P + S, D) tensor with its axes in `layout`'s order. `argument` names `past` in errors:
-/// [`Argument::PastKey`] or [`Argument::PastValue`].
+/// `past` is (B, Hkv, P, D) and `new` is (B, Hkv, S, D), each with its own strides and its elements as
+/// little-endian bytes. The result is the bytes and the view of a densely packed (B, Hkv, P + S, D)
+/// tensor with its axes in `layout`'s order. `argument` names `past` in errors: [`Argument::PastKey`] or
+/// [`Argument::PastValue`].
 ///
-/// Kernels never see the seam: sequence lengths, `kv_lens`, masks and positions count past and new keys together.
+/// Kernels see one sequence: lengths, `kv_lens`, masks and positions count past and new keys together.
 ///
 /// ```
 /// use flashtile::{Argument, DType, Layout, TensorView, bytes_of, concat_past};
 ///
 /// # fn main() -> Result<(), flashtile::Error> {
-/// let past = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 1, 1])?;
-/// let new = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 2, 2, 1])?; // positions outside heads
+/// let past = TensorView::bhsd(DType::F32, [1, 2, 1, 1])?;
+/// let new = TensorView::bshd(DType::F32, [1, 2, 2, 1])?; // another layout
 /// let (bytes, both) = concat_past(
 ///     Argument::PastKey,
 ///     (bytes_of(&[1.0f32, -1.0]), &past),
@@ -28,7 +29,8 @@ use flashtile_core::{Argument, Layout, ProblemError, TensorView};
 /// ```
 ///
 /// # Errors
-/// [`Error::Problem`] where dtypes or sizes differ or a slice ends before its tensor; [`Error::HostMemory`].
+/// [`Error::Problem`] where dtypes or sizes differ or a slice ends before its tensor;
+/// [`Error::HostMemory`].
 pub fn concat_past(
     argument: Argument,
     past: (&[u8], &TensorView),
@@ -43,9 +45,13 @@ pub fn concat_past(
         _ => (Argument::K, ["the batch of k", "the heads of k", "the head_dim of k"]),
     };
     if old.dtype != fresh.dtype {
-        return Err(
-            ProblemError::DTypeMix { argument, expected: fresh.dtype, given: old.dtype }.into()
-        );
+        return Err(ProblemError::DTypeMix {
+            argument,
+            like: newer,
+            expected: fresh.dtype,
+            given: old.dtype,
+        }
+        .into());
     }
     for ((axis, name), because) in
         [(0, "batch"), (1, "heads"), (3, "head_dim")].into_iter().zip(because)
@@ -74,9 +80,11 @@ pub fn concat_past(
     Ok((bytes, both))
 }
 
-/// Copies every row of `from` to the place that `at` positions further holds in `to`, whose rows are contiguous.
+/// Copies every row of `from` to the place that `at` positions further holds in `to`, whose rows
+/// are contiguous.
 fn copy_rows((bytes, from): (&[u8], &TensorView), at: usize, out: &mut [u8], to: &TensorView) {
-    // Without positions there may still be 2^40 batch entries, each of which would be visited in vain.
+    // Without positions there may still be 2^40 batch entries, each of which would be visited in
+    // vain.
     if from.is_empty() {
         return;
     }
@@ -153,7 +161,7 @@ mod tests {
         let data = [0u8; 480];
         let f16 = TensorView::strided(DType::F16, new.shape, new.strides);
         for (past, bytes, message) in [
-            (f16, 480, "past_key must be f32 like q, but is f16"),
+            (f16, 480, "past_key must be f32 like k, but is f16"),
             (
                 view(Layout::Bhsd, [2, 2, 1, 4]),
                 480,

@@ -1,37 +1,112 @@
-use crate::{Attention, Choice, Element, Error, OwnedTensor, Tensor, tensor::zeroed};
+use crate::{
+    Attention, Choice, Element, Error, OwnedTensor, Tensor, bytes_of, bytes_of_mut, tensor::zeroed,
+};
 use flashtile_core::{
-    Argument, Call, HostArgs, Layout, Mask, MaskKind, Problem, ProblemError, TensorView,
+    Align, Argument, Call, HostArgs, Mask, MaskKind, Problem, ProblemError, TensorView,
 };
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// The mask of [`scaled_dot_product_attention`]: rank 1 to 4, broadcast by NumPy's rules against (B, H, Sq, Skv).
+/// The mask of [`scaled_dot_product_attention`]: rank 1 to 4, broadcast by NumPy's rules against
+/// (B, H, Sq, Skv).
 #[derive(Clone, Copy, Debug)]
 pub enum AttnMask<'a, T> {
-    /// `true` where the key takes part.
+    /// `true` where the key is allowed.
     Bool(Tensor<'a, bool>),
     /// Added to the scores; -inf masks the key, every other value is a number.
     Additive(Tensor<'a, T>),
 }
 
-/// softmax(scale * q k^T + mask) v, with PyTorch's name, argument order and meaning, on the best backend here.
+/// The optional arguments of [`scaled_dot_product_attention_with`], at PyTorch's defaults.
 ///
-/// `query` is (B, H, Sq, D), `key` (B, Hkv, Skv, D) and `value` (B, Hkv, Skv, Dv), densely packed; the result is (B, H, Sq, Dv).
-/// `scale` is 1/sqrt(D) where `None`. With `is_causal`, query i sees the keys j <= i (top-left, also where Sq and Skv differ).
-/// With `enable_gqa`, H may be a multiple of Hkv.
+/// ```
+/// let options = flashtile::SdpaOptions::<f32>::new().causal(true).scale(0.5);
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct SdpaOptions<'a, T> {
+    mask: Option<AttnMask<'a, T>>,
+    dropout_p: f64,
+    causal: bool,
+    align: Align,
+    scale: Option<f32>,
+    gqa: bool,
+}
+
+impl<T> Default for SdpaOptions<'_, T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a, T> SdpaOptions<'a, T> {
+    /// No mask, no dropout, not causal, scale 1/sqrt(D), one key head per query head.
+    pub const fn new() -> Self {
+        let (mask, scale, align) = (None, None, Align::TopLeft);
+        Self { mask, dropout_p: 0.0, causal: false, align, scale, gqa: false }
+    }
+
+    /// An attention mask.
+    pub fn mask(mut self, mask: impl Into<Option<AttnMask<'a, T>>>) -> Self {
+        self.mask = mask.into();
+        self
+    }
+
+    /// The probability that a weight is dropped, in [0, 1].
+    pub fn dropout_p(mut self, p: f64) -> Self {
+        self.dropout_p = p;
+        self
+    }
+
+    /// Masks the keys after each query's position.
+    pub fn causal(mut self, causal: bool) -> Self {
+        self.causal = causal;
+        self
+    }
+
+    /// The position of queries among the keys. PyTorch's `is_causal` is [`Align::TopLeft`]; a
+    /// decode step over a key-value cache wants [`Align::BottomRight`].
+    pub fn align(mut self, align: Align) -> Self {
+        self.align = align;
+        self
+    }
+
+    /// Multiplies q.k; `None` for 1/sqrt(D).
+    pub fn scale(mut self, scale: impl Into<Option<f32>>) -> Self {
+        self.scale = scale.into();
+        self
+    }
+
+    /// Lets groups of query heads share a key head (GQA, MQA).
+    pub fn gqa(mut self, enable: bool) -> Self {
+        self.gqa = enable;
+        self
+    }
+}
+
+/// softmax(scale * q k^T + mask) v, with PyTorch's name, argument order and meaning, on the best
+/// backend of this machine.
 ///
-/// Where it is wider than PyTorch, or says what PyTorch leaves open:
-/// - `attn_mask` and `is_causal` may be given together: a key must be allowed by both.
-/// - A row that no key is allowed to is 0, not NaN.
-/// - Empty batches, queries and keys are results (with no keys: zeroes).
-/// - Dropout draws from a generator of the process: [`manual_seed`] sets its seed (0 at the start), and every call with `dropout_p > 0` takes
-///   its next position. The same seed gives the same sequence of results on every backend, but not PyTorch's random numbers.
+/// `query` is (B, H, Sq, D), `key` (B, Hkv, Skv, D) and `value` (B, Hkv, Skv, Dv), densely packed;
+/// the result is (B, H, Sq, Dv). `scale` is 1/sqrt(D) if `None`. With `is_causal`, query i sees the
+/// keys j <= i (top-left, also where Sq and Skv differ). With `enable_gqa`, H may be a multiple of
+/// Hkv.
+///
+/// [`scaled_dot_product_attention_with`] takes the optional arguments by name. Where PyTorch leaves
+/// something open, or this is wider:
+/// - `attn_mask` and `is_causal` may be given together: both must allow a key.
+/// - A row without allowed keys is 0, not NaN.
+/// - Empty batches, queries and keys give results (without keys: zeros).
+/// - Dropout draws from a generator of the process: [`manual_seed`] sets its seed (0 at the start),
+///   and every call with `dropout_p > 0` takes its next position. The same seed gives the same
+///   results on every backend, but not PyTorch's random numbers.
 ///
 /// Where it is narrower: tensors have exactly four axes, and only the mask is broadcast.
 ///
 /// [`Attention::run`] is the same with strides, other layouts, windows, softcap and explicit seeds.
 ///
 /// # Errors
-/// [`Error::Problem`], [`Error::Elements`] and [`Error::GqaDisabled`] for arguments that do not fit together; what running may fail with.
+/// [`Error::Problem`], [`Error::Elements`] and [`Error::GqaDisabled`] for arguments that do not fit
+/// together; [`Error::Backend`] if running fails.
 #[expect(clippy::too_many_arguments, reason = "PyTorch's signature, argument for argument")]
 pub fn scaled_dot_product_attention<T: Element>(
     query: Tensor<'_, T>,
@@ -43,44 +118,67 @@ pub fn scaled_dot_product_attention<T: Element>(
     scale: Option<f32>,
     enable_gqa: bool,
 ) -> Result<OwnedTensor<T>, Error> {
-    let (q, k, v) = (query.bhsd(Argument::Q)?, key.bhsd(Argument::K)?, value.bhsd(Argument::V)?);
-    let mask = attn_mask.map(|mask| view_of_mask(&mask)).transpose()?;
-    let problem = Problem::builder(q, k, v)
-        .mask(mask)
-        .causal(is_causal)
+    let options = SdpaOptions::new()
+        .mask(attn_mask)
         .dropout_p(dropout_p)
+        .causal(is_causal)
+        .scale(scale)
+        .gqa(enable_gqa);
+    scaled_dot_product_attention_with(query, key, value, &options)
+}
+
+/// [`scaled_dot_product_attention`] with its optional arguments by name.
+///
+/// ```
+/// use flashtile::{SdpaOptions, Tensor, scaled_dot_product_attention_with};
+///
+/// # fn main() -> Result<(), flashtile::Error> {
+/// let x = Tensor::new(&[1.0f32, 2.0], &[1, 1, 2, 1]);
+/// let out = scaled_dot_product_attention_with(x, x, x, &SdpaOptions::new().causal(true))?;
+/// assert_eq!(out.data[0], 1.0);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`scaled_dot_product_attention`].
+pub fn scaled_dot_product_attention_with<T: Element>(
+    query: Tensor<'_, T>,
+    key: Tensor<'_, T>,
+    value: Tensor<'_, T>,
+    options: &SdpaOptions<'_, T>,
+) -> Result<OwnedTensor<T>, Error> {
+    let (q, k, v) = (query.bhsd(Argument::Q)?, key.bhsd(Argument::K)?, value.bhsd(Argument::V)?);
+    let problem = Problem::builder(q, k, v)
+        .mask(options.mask.as_ref().map(view_of_mask).transpose()?)
+        .causal(options.causal)
+        .align(options.align)
+        .dropout_p(options.dropout_p)
         .out(out_view(&q, &v)?)
         .build()?;
     let (heads, kv_heads) = (problem.heads(), problem.kv_heads());
-    if !enable_gqa && heads != kv_heads {
+    if !options.gqa && heads != kv_heads {
         return Err(Error::GqaDisabled { heads, kv_heads });
     }
     let (seed, offset) = if problem.dropout_p() > 0.0 { next_draw() } else { (0, 0) };
     let shape = problem.out().shape.to_vec();
-    let mut out = zeroed::<T>(Argument::Out, shape.iter().product())?;
-    let args = HostArgs::new(
-        bytemuck::cast_slice(query.data),
-        bytemuck::cast_slice(key.data),
-        bytemuck::cast_slice(value.data),
-        bytemuck::cast_slice_mut(&mut out),
-    )
-    .mask(attn_mask.map(|mask| match mask {
+    let mut data = zeroed::<T>(Argument::Out, shape.iter().product())?;
+    let mask = options.mask.map(|mask| match mask {
         AttnMask::Bool(mask) => bytemuck::cast_slice(mask.data),
-        AttnMask::Additive(mask) => bytemuck::cast_slice(mask.data),
-    }))
-    .call(Call::new().scale(scale).seed(seed).offset(offset));
+        AttnMask::Additive(mask) => bytes_of(mask.data),
+    });
+    let (q, k, v) = (bytes_of(query.data), bytes_of(key.data), bytes_of(value.data));
+    let args = HostArgs::new(q, k, v, bytes_of_mut(&mut data))
+        .mask(mask)
+        .call(Call::new().scale(options.scale).seed(seed).offset(offset));
     Attention::global().run(&problem, args, Choice::AUTO)?;
-    Ok(OwnedTensor { data: out, shape })
+    Ok(OwnedTensor { data, shape })
 }
 
-/// The result lies as (B, H, Sq, Dv), whatever axes of q are 1.
+/// A dense (B, H, Sq, Dv) output, whatever axes of q are 1.
 fn out_view(q: &TensorView, v: &TensorView) -> Result<TensorView, ProblemError> {
-    TensorView::from_bhsd_sizes(
-        q.dtype,
-        Layout::Bhsd,
-        [q.shape[0], q.shape[1], q.shape[2], v.shape[3]],
-    )
-    .map_err(|_| ProblemError::Overflow { argument: Argument::Out })
+    TensorView::bhsd(q.dtype, [q.shape[0], q.shape[1], q.shape[2], v.shape[3]])
+        .map_err(|_| ProblemError::Overflow { argument: Argument::Out })
 }
 
 fn view_of_mask<T: Element>(mask: &AttnMask<'_, T>) -> Result<Mask, Error> {
@@ -98,12 +196,14 @@ fn view_of_mask<T: Element>(mask: &AttnMask<'_, T>) -> Result<Mask, Error> {
 /// Seed and position of the process's dropout generator.
 static GENERATOR: LazyLock<Mutex<(u64, u32)>> = LazyLock::new(Mutex::default);
 
-/// Sets the seed of the dropout that [`scaled_dot_product_attention`] draws, and begins at its first position again.
+/// Sets the seed of the dropout of [`scaled_dot_product_attention`], and restarts at its first
+/// position.
 pub fn manual_seed(seed: u64) {
     *GENERATOR.lock().unwrap_or_else(PoisonError::into_inner) = (seed, 0);
 }
 
-/// The seed and offset of one call; after 2^32 calls the seed moves on, so that no two calls draw alike.
+/// The seed and offset of one call. After 2^32 calls the seed changes, so that no two calls draw
+/// alike.
 fn next_draw() -> (u64, u32) {
     let mut generator = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let (seed, offset) = *generator;

@@ -3,7 +3,7 @@ use flashtile_core::{Argument, DType, Layout, Problem, ProblemError, TensorView}
 use half::{bf16, f16};
 
 mod sealed {
-    /// Keeps [`Element`](super::Element) to the storage types that kernels know.
+    /// Limits [`Element`](super::Element) to the storage types that kernels know.
     pub trait Sealed: bytemuck::Pod {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
@@ -28,6 +28,7 @@ impl Element for bf16 {
 
 /// A densely packed, row-major tensor in the caller's memory.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Tensor<'a, T> {
     /// The elements, the last axis contiguous.
     pub data: &'a [T],
@@ -35,8 +36,9 @@ pub struct Tensor<'a, T> {
     pub shape: &'a [usize],
 }
 
-/// A densely packed, row-major tensor of its own.
+/// A densely packed, row-major tensor that owns its memory.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct OwnedTensor<T> {
     /// The elements, the last axis contiguous.
     pub data: Vec<T>,
@@ -45,9 +47,17 @@ pub struct OwnedTensor<T> {
 }
 
 impl<T> OwnedTensor<T> {
-    /// Borrows it, as the next call's argument.
+    /// Borrows it, as an argument of the next call.
     pub fn view(&self) -> Tensor<'_, T> {
         Tensor { data: &self.data, shape: &self.shape }
+    }
+}
+
+impl<'a, T> Tensor<'a, T> {
+    /// A tensor of `shape`, outermost axis first. The functions that take it check that `data`
+    /// holds as many elements.
+    pub const fn new(data: &'a [T], shape: &'a [usize]) -> Self {
+        Self { data, shape }
     }
 }
 
@@ -86,10 +96,21 @@ pub fn bytes_of<T: Element>(elements: &[T]) -> &[u8] {
     bytemuck::cast_slice(elements)
 }
 
+/// The bytes of a slice of elements, for [`HostArgs`](crate::HostArgs) to write.
+///
+/// ```
+/// let mut out = [0.0f32; 1];
+/// flashtile::bytes_of_mut(&mut out).copy_from_slice(&[0, 0, 128, 63]);
+/// assert_eq!(out, [1.0]);
+/// ```
+pub fn bytes_of_mut<T: Element>(elements: &mut [T]) -> &mut [u8] {
+    bytemuck::cast_slice_mut(elements)
+}
+
 /// Zeroes for the whole span of a problem's output, in bytes.
 ///
 /// # Errors
-/// [`Error::HostMemory`] where that much cannot be had.
+/// [`Error::HostMemory`] if that much cannot be allocated.
 pub fn zeroed_bytes(problem: &Problem) -> Result<Vec<u8>, Error> {
     let argument = Argument::Out;
     zeroed(argument, problem.out().byte_span().ok_or(ProblemError::Overflow { argument })?)

@@ -107,7 +107,7 @@ fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> 
             card.context().machine(),
         );
         if !scheduled
-            .is_ok_and(|schedule| schedule.steps.iter().all(|step| step.variant == *variant))
+            .is_ok_and(|schedule| schedule.dispatches.iter().all(|step| step.variant == *variant))
         {
             return Err(format!("{case} is not done by {variant}"));
         }

@@ -154,7 +154,7 @@ fn tallies(args: &CheckArgs, sessions: &[Session]) -> Result<Vec<Tally>> {
     let problem = Problem::builder(x, x, x).build()?;
     let mut tallies = Vec::new();
     for (session, backend) in sessions.iter().enumerate() {
-        for kernel in KernelKind::ALL
+        for &kernel in KernelKind::ALL
             .iter()
             .copied()
             .filter(|&k| choice.kernel.is_none_or(|wanted| k == wanted))

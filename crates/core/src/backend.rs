@@ -29,6 +29,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Arc<dyn BackendPlan>, BackendError>;
+
+    /// Plans and runs one call on host memory.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan) and of [`BackendPlan::run`].
+    fn run(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+        args: HostArgs<'_>,
+    ) -> Result<HostStats, BackendError> {
+        self.plan(problem, options)?.run(args)
+    }
 }
 
 /// How one backend runs one problem. Its `Display` shows kernel, tiles, dispatches and reasons.

@@ -111,12 +111,14 @@ pub enum ProblemError {
         /// Heads of k and v.
         kv_heads: usize,
     },
-    /// q, k, v and out do not share one storage type.
-    #[error("{argument} must be {expected} like q, but is {given}")]
+    /// Two tensors that must share one storage type do not.
+    #[error("{argument} must be {expected} like {like}, but is {given}")]
     DTypeMix {
         /// Which tensor.
         argument: Argument,
-        /// Storage type of q.
+        /// The tensor that it must match.
+        like: Argument,
+        /// Storage type of that tensor.
         expected: DType,
         /// Storage type of this tensor.
         given: DType,

@@ -361,7 +361,12 @@ impl ProblemBuilder {
 
 fn check_view(argument: Argument, view: &TensorView, dtype: DType) -> Result<(), ProblemError> {
     if view.dtype != dtype {
-        return Err(ProblemError::DTypeMix { argument, expected: dtype, given: view.dtype });
+        return Err(ProblemError::DTypeMix {
+            argument,
+            like: Argument::Q,
+            expected: dtype,
+            given: view.dtype,
+        });
     }
     if view.shape[2] > MAX_SEQ {
         return Err(ProblemError::SequenceTooLong { argument, given: view.shape[2] });

@@ -1,7 +1,6 @@
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop,
 };
-use flashtile_core::Call;
 use std::{fmt, sync::Arc};
 
 /// Device memory that is only read.
@@ -199,83 +198,6 @@ impl fmt::Debug for Output<'_> {
     }
 }
 
-/// The memory and values of one call. Strides and sizes are the problem's.
-#[derive(Debug)]
-pub struct Args<'a> {
-    /// Queries.
-    pub q: Input<'a>,
-    /// Keys.
-    pub k: Input<'a>,
-    /// Values.
-    pub v: Input<'a>,
-    /// Receives the output.
-    pub out: Output<'a>,
-    /// The mask, where the problem has one: bytes for bool, else its storage type.
-    pub mask: Option<Input<'a>>,
-    /// Valid keys of each batch entry (i32), where the problem has them. The card clamps them to the keys there are.
-    pub kv_lens: Option<Input<'a>>,
-    /// Receives the log-sum-exp (f32, B x H x capacity of Sq), where the problem asks for it.
-    pub lse: Option<Output<'a>>,
-    /// Memory for the launches to share instead of the plan's own: [`Plan::workspace_bytes`](crate::Plan::workspace_bytes), at a multiple of 16. With it,
-    /// calls on several streams do not wait for each other.
-    pub workspace: Option<Output<'a>>,
-    /// The values that may change from call to call.
-    pub call: Call,
-}
-
-impl<'a> Args<'a> {
-    /// The four tensors that every call has.
-    pub fn new(
-        q: impl Into<Input<'a>>,
-        k: impl Into<Input<'a>>,
-        v: impl Into<Input<'a>>,
-        out: impl Into<Output<'a>>,
-    ) -> Self {
-        Self {
-            q: q.into(),
-            k: k.into(),
-            v: v.into(),
-            out: out.into(),
-            mask: None,
-            kv_lens: None,
-            lse: None,
-            workspace: None,
-            call: Call::default(),
-        }
-    }
-
-    /// With an attention mask.
-    #[must_use]
-    pub fn mask(mut self, mask: impl Into<Input<'a>>) -> Self {
-        self.mask = Some(mask.into());
-        self
-    }
-
-    /// With counts of valid keys.
-    #[must_use]
-    pub fn kv_lens(mut self, kv_lens: impl Into<Input<'a>>) -> Self {
-        self.kv_lens = Some(kv_lens.into());
-        self
-    }
-
-    /// With a place for the log-sum-exp.
-    #[must_use]
-    pub fn lse(mut self, lse: impl Into<Output<'a>>) -> Self {
-        self.lse = Some(lse.into());
-        self
-    }
-
-    /// With a workspace of the caller's own.
-    #[must_use]
-    pub fn workspace(mut self, workspace: impl Into<Output<'a>>) -> Self {
-        self.workspace = Some(workspace.into());
-        self
-    }
-
-    /// With other values than the defaults.
-    #[must_use]
-    pub fn call(mut self, call: Call) -> Self {
-        self.call = call;
-        self
-    }
-}
+/// The memory and values of one call: see [`flashtile_core::Args`]. A workspace has to start at a
+/// multiple of 16 bytes; with one per stream, calls on several streams do not wait for each other.
+pub type Args<'a> = flashtile_core::Args<Input<'a>, Output<'a>>;

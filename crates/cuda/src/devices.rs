@@ -1,30 +1,21 @@
 use crate::{Context, Error, Machine, compiler, driver, error::describe};
 use cudarc::driver::{CudaContext, DriverError, result, sys::CUdevice_attribute as Attribute};
+use flashtile_core::DeviceChoice;
 use flashtile_shaders::cuda::Arch;
-use std::fmt;
 
-/// A card of this machine.
+/// A GPU of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceEntry {
-    /// Its number: what tells two identical cards apart. `CUDA_VISIBLE_DEVICES` changes it.
+    /// Its number, which tells two identical GPUs apart. `CUDA_VISIBLE_DEVICES` changes it.
     pub index: usize,
     /// Its name.
     pub name: String,
-    /// What planning looks at: compute capability, memory, multiprocessors and so on.
+    /// What planning needs to know: compute capability, memory, multiprocessors and so on.
     pub machine: Machine,
 }
 
-/// Which card to open. The default is the first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceChoice {
-    /// Its number in [`devices`]. With a name too, the card there has to have it.
-    pub index: Option<usize>,
-    /// Part of the name, any case.
-    pub name: Option<String>,
-}
-
-/// Every card of this machine, in the driver's order: none where the driver finds none.
+/// Every GPU of this machine, in the driver's order; none if the driver finds none.
 ///
 /// # Errors
 /// [`Error::NoDriver`], [`Error::OldDriver`].
@@ -32,7 +23,7 @@ pub fn devices() -> Result<Vec<DeviceEntry>, Error> {
     if driver::check()?.is_none() {
         return Ok(Vec::new());
     }
-    let failed = |e: DriverError| Error::of_driver(e, "the list of cards");
+    let failed = |e: DriverError| Error::of_driver(e, "the list of GPUs");
     let count = result::device::get_count().map_err(failed)?.max(0) as usize;
     (0..count).map(|index| entry(index).map_err(failed)).collect()
 }
@@ -47,7 +38,7 @@ fn entry(index: usize) -> Result<DeviceEntry, DriverError> {
     Ok(DeviceEntry { index, name: result::device::get_name(device)?, machine })
 }
 
-/// The numbers of a card, asked for one by one.
+/// The numbers of a GPU, queried one by one.
 pub(crate) fn machine(
     attribute: impl Fn(Attribute) -> Result<i32, DriverError>,
     memory: u64,
@@ -77,27 +68,6 @@ impl DeviceEntry {
     }
 }
 
-impl DeviceChoice {
-    fn allows(&self, device: &DeviceEntry) -> bool {
-        let part = |wanted: &String| device.name.to_lowercase().contains(&wanted.to_lowercase());
-        self.index.is_none_or(|wanted| wanted == device.index)
-            && self.name.as_ref().is_none_or(part)
-    }
-}
-
-/// As it follows "card": ` with number 1 named like `x``, or nothing.
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(index) = self.index {
-            write!(f, " with number {index}")?;
-        }
-        if let Some(name) = &self.name {
-            write!(f, " named like `{name}`")?;
-        }
-        Ok(())
-    }
-}
-
 /// Opens a GPU for a program that owns no context: on its primary context, which other libraries
 /// of the process use too, and on the default stream.
 ///
@@ -106,12 +76,11 @@ impl fmt::Display for DeviceChoice {
 pub fn open(choice: &DeviceChoice) -> Result<Context, Error> {
     let no_device = |reason| Error::NoDevice { wanted: choice.clone(), reason };
     let found = devices()?;
-    let Some(device) = found.iter().find(|device| choice.allows(device)) else {
-        let names: Vec<_> =
-            found.iter().map(|device| format!("{}: {}", device.index, device.name)).collect();
+    let Some(device) = found.iter().find(|device| choice.allows(device.index, &device.name)) else {
+        let names: Vec<_> = found.iter().map(|device| device.name.clone()).collect();
         return Err(no_device(match names.len() {
-            0 => "the driver finds none".to_owned(),
-            _ => format!("there is {}", names.join(", ")),
+            0 => "the driver finds no GPU".to_owned(),
+            _ => choice.not_among(&names),
         }));
     };
     let context = CudaContext::new(device.index)
@@ -124,26 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cards_are_chosen_by_number_and_name() {
-        let card = |index, name: &str| DeviceEntry {
-            index,
-            name: name.into(),
-            machine: Machine::of_arch(90),
-        };
-        let cards = [card(0, "NVIDIA H100"), card(1, "NVIDIA L4"), card(2, "NVIDIA L4")];
-        let chosen = |index, name: Option<&str>| {
-            let choice = DeviceChoice { index, name: name.map(str::to_owned) };
-            cards.iter().position(|card| choice.allows(card))
-        };
-        assert_eq!(chosen(None, None), Some(0));
-        assert_eq!(chosen(None, Some("l4")), Some(1));
-        assert_eq!(chosen(Some(2), Some("l4")), Some(2));
-        assert_eq!(chosen(Some(0), Some("l4")), None);
-        assert_eq!(chosen(Some(3), None), None);
-    }
-
-    #[test]
-    fn a_card_is_described_by_its_attributes() {
+    fn a_gpu_is_described_by_its_attributes() {
         let attribute = |asked| {
             Ok(match asked {
                 Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR => 12,

@@ -1,5 +1,5 @@
-use crate::DeviceChoice;
 use cudarc::driver::{DriverError, sys::CUresult};
+use flashtile_core::DeviceChoice;
 use flashtile_core::{Argument, KernelKind, ProblemError, Reason};
 use flashtile_shaders::cuda::Arch;
 

@@ -1,12 +1,15 @@
 use crate::{Args, Context, Error, Plan};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, sys::CUevent_flags};
-use flashtile_core::{Call, HostArgs, HostStats, Problem, TensorView, Timing, check_host_args};
+use flashtile_core::{
+    Call, HostArgs, HostStats, TensorView, Timing, check_host_args, check_host_outputs,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// A call whose tensors were copied from host memory to memory of its own: upload, run any number of times, read back.
+/// A call whose tensors were copied from host memory to memory of its own: upload once, run any
+/// number of times, download.
 #[derive(Debug)]
 pub struct HostRun {
     plan: Plan,
@@ -21,20 +24,24 @@ pub struct HostRun {
 }
 
 impl Context {
-    /// Copies `args` to the card, runs `plan` on the context's stream and copies the results back.
+    /// Copies `args` to the GPU, runs `plan` on the context's stream and copies the results back.
     ///
     /// # Errors
-    /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::OtherContext`] for a plan of another context, [`Error::Problem`] for arguments,
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn run_host(&self, plan: &Plan, mut args: HostArgs<'_>) -> Result<HostStats, Error> {
-        let mut run = HostRun::upload(plan, &args)?;
-        let took = run.run()?;
-        run.download(&mut args)?;
-        Ok(HostStats { run: took, device_bytes: run.device_bytes() })
+        if plan.context().cuda() != self.cuda() {
+            return Err(Error::OtherContext { what: "the plan".to_owned() });
+        }
+        let mut uploaded = HostRun::upload(plan, &args)?;
+        let run = uploaded.run()?;
+        uploaded.download(&mut args)?;
+        Ok(HostStats { run, device_bytes: uploaded.device_bytes() })
     }
 }
 
 impl HostRun {
-    /// Copies the inputs, and what the output's memory holds, to new device memory.
+    /// Copies the inputs, and the contents of the output's memory, to new device memory.
     ///
     /// # Errors
     /// [`Error::Problem`] for arguments, [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -44,6 +51,7 @@ impl HostRun {
         let stream = plan.context().stream();
         let tensor =
             |what, bytes: &[u8], view: &TensorView| upload(stream, what, &bytes[..span(view)]);
+        let lse_bytes = problem.lse_bytes() as usize;
         let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
         let mask = args.mask.map(|bytes| upload(stream, "attn_mask", &bytes[..mask_span]));
         let kv_lens =
@@ -51,7 +59,7 @@ impl HostRun {
         let lse = args
             .lse
             .as_deref()
-            .map(|lse| upload(stream, "lse", &bytemuck::cast_slice(lse)[..lse_bytes(problem)]));
+            .map(|lse| upload(stream, "lse", &bytemuck::cast_slice(lse)[..lse_bytes]));
         let run = Self {
             plan: plan.clone(),
             q: tensor("q", args.q, problem.q())?,
@@ -70,17 +78,11 @@ impl HostRun {
 
     /// The tensors, as the arguments of [`Plan::launch`].
     pub fn args(&mut self) -> Args<'_> {
-        Args {
-            q: (&self.q).into(),
-            k: (&self.k).into(),
-            v: (&self.v).into(),
-            out: (&mut self.out).into(),
-            mask: self.mask.as_ref().map(Into::into),
-            kv_lens: self.kv_lens.as_ref().map(Into::into),
-            lse: self.lse.as_mut().map(Into::into),
-            workspace: None,
-            call: self.call,
-        }
+        let mut args = Args::new(&self.q, &self.k, &self.v, &mut self.out).call(self.call);
+        args.mask = self.mask.as_ref().map(Into::into);
+        args.kv_lens = self.kv_lens.as_ref().map(Into::into);
+        args.lse = self.lse.as_mut().map(Into::into);
+        args
     }
 
     /// Bytes of device memory: tensors and workspace.
@@ -98,8 +100,9 @@ impl HostRun {
         Ok(self.run_times(1)?[0])
     }
 
-    /// Runs `count` times on the context's stream, one behind the other, and then waits: the card does not wait for the host between them, which a
-    /// short kernel's time would show. The host's time is shared out evenly.
+    /// Runs `count` times on the context's stream, back to back, and then waits. The GPU does not wait
+    /// for the host between runs, which would show in the time of a short kernel. The host's time is
+    /// divided evenly.
     ///
     /// # Errors
     /// Those of [`Plan::launch`].
@@ -108,7 +111,7 @@ impl HostRun {
         let stream = plan.context().stream();
         let failed = |e: DriverError| Error::of_driver(e, "a run");
         let stamp = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
-        let begin = Instant::now();
+        let start = Instant::now();
         let mut launched = 0;
         let mut stamps = vec![stamp()?];
         for _ in 0..count {
@@ -116,7 +119,7 @@ impl HostRun {
             stamps.push(stamp()?);
         }
         synchronize(stream)?;
-        let host = begin.elapsed() / count.max(1) as u32;
+        let host = start.elapsed() / count.max(1) as u32;
         let timing = |pair: &[CudaEvent]| {
             let ms = pair[0].elapsed_ms(&pair[1]).map_err(failed)?;
             let gpu = (launched > 0).then(|| Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
@@ -125,17 +128,21 @@ impl HostRun {
         stamps.windows(2).map(timing).collect()
     }
 
-    /// Copies the results to `args`: `out` between its strides keeps what it held.
+    /// Copies the results to `args`. The memory of `out` between its strides keeps what it held.
     ///
     /// # Errors
-    /// [`Error::Problem`] where `args` are not those that were uploaded; [`Error::DeviceLost`].
+    /// [`Error::Problem`] for missing or short slices, [`Error::DeviceLost`].
     pub fn download(&self, args: &mut HostArgs<'_>) -> Result<(), Error> {
         let problem = self.plan.problem();
-        check_host_args(problem, args)?;
+        check_host_outputs(problem, args)?;
         let stream = self.plan.context().stream();
         download(stream, &self.out, &mut args.out[..span(problem.out())])?;
         if let (Some(from), Some(to)) = (&self.lse, &mut args.lse) {
-            download(stream, from, &mut bytemuck::cast_slice_mut(to)[..lse_bytes(problem)])?;
+            download(
+                stream,
+                from,
+                &mut bytemuck::cast_slice_mut(to)[..problem.lse_bytes() as usize],
+            )?;
         }
         synchronize(stream)
     }
@@ -146,11 +153,7 @@ fn span(view: &TensorView) -> usize {
     view.byte_span().unwrap_or(0)
 }
 
-fn lse_bytes(problem: &Problem) -> usize {
-    if problem.lse() { 4 * problem.lse_shape().iter().product::<usize>() } else { 0 }
-}
-
-/// Waits, and tells of whatever failed since.
+/// Waits, and reports whatever failed since.
 fn synchronize(stream: &CudaStream) -> Result<(), Error> {
     let failed = |e| Error::of_driver(e, "the work on the stream");
     stream.synchronize().map_err(failed)?;
@@ -158,10 +161,11 @@ fn synchronize(stream: &CudaStream) -> Result<(), Error> {
     stream.context().check_err().map_err(failed)
 }
 
-/// New device memory with `bytes` in it; never empty, for there is no memory of no bytes.
+/// New device memory that holds `bytes`; at least one byte, because empty memory cannot be allocated.
 fn upload(stream: &Arc<CudaStream>, what: &str, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
     let failed = |e| Error::of_driver(e, format!("{} bytes of {what}", bytes.len()));
-    // SAFETY: all of it is written before anything reads it, or it is the one byte of an empty tensor, which nothing reads.
+    // SAFETY: all of it is written before anything reads it, or it is the one byte of an empty tensor,
+    // which nothing reads.
     let mut slice = unsafe { stream.alloc::<u8>(bytes.len().max(1)) }.map_err(failed)?;
     if !bytes.is_empty() {
         stream.memcpy_htod(bytes, &mut slice).map_err(failed)?;

@@ -58,7 +58,7 @@ impl Plan {
         let ordered = apart.as_deref().unwrap_or(stream);
 
         // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
-        let Args { q, k, v, out, mask, kv_lens, lse, workspace, call: _ } = args;
+        let Args { q, k, v, out, mask, kv_lens, lse, workspace, .. } = args;
         let (q, q_use) = q.begin(ordered);
         let (k, k_use) = k.begin(ordered);
         let (v, v_use) = v.begin(ordered);
@@ -105,7 +105,7 @@ impl PlanInner {
         pointers: &Pointers,
     ) -> Result<usize, Error> {
         let mut count = 0;
-        for (step, function) in self.schedule.steps.iter().zip(&self.functions) {
+        for (step, function) in self.schedule.dispatches.iter().zip(&self.functions) {
             let Some(launch) = self.schedule.launch(&self.problem, step, call, pointers) else {
                 continue;
             };

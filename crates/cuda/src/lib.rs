@@ -1,15 +1,15 @@
 //! Attention on an NVIDIA card, on a CUDA context and stream that the caller owns.
 //!
 //! ```no_run
-//! use flashtile_core::{DType, Layout, Problem, TensorView};
+//! use flashtile_core::{DType, Problem, TensorView};
 //! use flashtile_cuda::{Args, Context, PlanOptions, cudarc::driver::CudaContext};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stream = CudaContext::new(0)?.new_stream()?;
 //! let context = Context::new(stream.clone())?; // once: keeps compiled kernels
-//! let view = TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 8, 1024, 64])?;
+//! let view = TensorView::bshd(DType::F32, [1, 1024, 8, 64])?;
 //! let problem = Problem::builder(view, view, view).causal(true).build()?;
-//! let plan = context.plan(&problem, &PlanOptions::default())?; // once a kind of attention
+//! let plan = context.plan(&problem, &PlanOptions::new())?; // once per configuration
 //!
 //! let tensor = || stream.alloc_zeros::<f32>(8 * 1024 * 64);
 //! let (q, k, v, mut out) = (tensor()?, tensor()?, tensor()?, tensor()?);
@@ -36,6 +36,7 @@
 //! `cudarc` is re-exported: use the same version as this crate does.
 
 mod args;
+mod backend;
 mod cache;
 mod compiler;
 mod context;
@@ -48,7 +49,6 @@ mod library;
 mod machine;
 mod module;
 mod nvrtc;
-mod options;
 mod parts;
 mod plan;
 mod schedule;
@@ -59,15 +59,14 @@ pub use args::{Args, Input, Output};
 pub use compiler::{Compiled, Usage, compile, compile_to_ptx, compiler_version};
 pub use context::Context;
 pub use cudarc;
-pub use devices::{DeviceChoice, DeviceEntry, devices, open};
+pub use devices::{DeviceEntry, devices, open};
 pub use error::Error;
-pub use flashtile_core::{HostStats, Timing};
+pub use flashtile_core::{DeviceChoice, HostStats, Timing};
 pub use flashtile_shaders::cuda::{
     Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaParams, CudaTiles, CudaVariant,
 };
 pub use host::HostRun;
 pub use machine::Machine;
-pub use options::PlanOptions;
 pub use parts::Part;
-pub use plan::Plan;
-pub use schedule::{Launch, Pointers, Schedule, Step, schedule};
+pub use plan::{Plan, PlanOptions};
+pub use schedule::{Dispatch, Launch, Pointers, Schedule, schedule};

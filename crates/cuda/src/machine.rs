@@ -1,6 +1,6 @@
 use flashtile_shaders::cuda::{Arch, shared_limit};
 
-/// The numbers of a card that planning looks at.
+/// The numbers of a GPU that decide how a problem is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Machine {
@@ -12,12 +12,13 @@ pub struct Machine {
     pub multiprocessors: u32,
     /// Bytes of device memory.
     pub memory: u64,
-    /// Whether the driver ends kernels that run long, as it does where a display hangs on the card.
+    /// Whether the driver ends kernels that run long, as it does on a GPU that drives a display.
     pub watchdog: bool,
 }
 
 impl Machine {
-    /// A card of compute capability `arch` with what the CUDA C++ programming guide says of it: one multiprocessor, and memory without end.
+    /// A GPU of compute capability `arch` with the limits of the CUDA C++ programming guide, one
+    /// multiprocessor and unlimited memory.
     pub fn of_arch(arch: Arch) -> Self {
         Self {
             arch,
@@ -26,5 +27,10 @@ impl Machine {
             memory: u64::MAX,
             watchdog: false,
         }
+    }
+
+    /// The compute capability as NVIDIA writes it: `7.5`.
+    pub fn capability(&self) -> String {
+        format!("{}.{}", self.arch / 10, self.arch % 10)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn split(
     };
     let count = heads.div_ceil(heads_step).saturating_mul(all_rows.div_ceil(rows_step));
     if count > MAX_PARTS {
-        return Err(Reason::Launches { given: count, max: MAX_PARTS });
+        return Err(Reason::TooManyDispatches { limit: MAX_PARTS });
     }
     let steps = |end: u64, step: u64| {
         (0..end.div_ceil(step)).map(move |n| n * step..(n + 1).saturating_mul(step).min(end))
@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn countless_parts_are_refused_at_once() {
         let refused = split(1 << 60, 1 << 20, 64, 1, NONE);
-        assert!(matches!(refused, Err(Reason::Launches { max: MAX_PARTS, .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Reason::TooManyDispatches { limit: MAX_PARTS })),
+            "{refused:?}"
+        );
         assert!(
             split(u64::MAX, u32::MAX, 1, u64::MAX, &[Budget { per_row: u64::MAX, limit: 1 }])
                 .is_err()

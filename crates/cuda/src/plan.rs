@@ -1,13 +1,21 @@
-use crate::{
-    Context, Error, PlanOptions, Schedule, Step, module::Function, schedule, workspace::Workspace,
+use crate::{Context, Dispatch, Error, Schedule, module::Function, schedule, workspace::Workspace};
+use flashtile_core::{
+    CachedPlan, KernelKind, PlanOptions as CoreOptions, Problem, Reason, Verdict,
+    planning::{PlanSummary, choose_kernel},
 };
-use flashtile_core::{KernelKind, Problem, Reason, Verdict, choose_kernel};
 use flashtile_shaders::cuda::CudaTiles;
 use std::{fmt, sync::Arc};
 
-/// How one problem is done on one card. Display it to read it; a clone is another handle to the same.
+/// What a plan is asked for: see [`flashtile_core::PlanOptions`]. Tile shapes are those of
+/// [`CUDA_SIMT_TILES`](flashtile_shaders::cuda::CUDA_SIMT_TILES) and
+/// [`CUDA_MMA_TILES`](flashtile_shaders::cuda::CUDA_MMA_TILES).
+pub type PlanOptions = CoreOptions<CudaTiles>;
+
+/// How one problem is computed on one GPU. A clone is another handle to the same plan.
 ///
-/// Launching takes `&self` and may happen on several threads and streams at once.
+/// Make one plan per attention configuration and share it: all layers of a model, all calls, threads
+/// and streams can use it at once. Sequence lengths are capacities, so a decode loop plans once for
+/// its key-value cache. `Display` shows the dispatches, and why the plan is as it is.
 #[derive(Clone)]
 pub struct Plan {
     pub(crate) inner: Arc<PlanInner>,
@@ -17,18 +25,18 @@ pub(crate) struct PlanInner {
     pub(crate) context: Context,
     pub(crate) problem: Problem,
     pub(crate) schedule: Schedule,
-    /// One a step.
+    /// One per dispatch.
     pub(crate) functions: Vec<Arc<Function>>,
-    /// Scores of the unfused kernels, for calls that bring none.
+    /// Scores of the unfused kernels, for calls that bring no workspace.
     pub(crate) workspace: Option<Workspace>,
 }
 
 impl Context {
-    /// Whether `kernel` runs `problem` here, without compiling anything.
-    pub fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        let schedule = match schedule(problem, kernel, &PlanOptions::default(), self.machine()) {
+    /// Whether `problem` runs here with `options`, without compiling anything.
+    pub fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        let schedule = match self.schedule(problem, options) {
             Ok(schedule) => schedule,
-            Err(reasons) => return Verdict::Refused(reasons),
+            Err((_, reasons)) => return Verdict::Refused(reasons),
         };
         match self.compiler() {
             Ok(_) => Verdict::Runs(format!("{}, {}", self.name(), schedule.tiles)),
@@ -38,22 +46,37 @@ impl Context {
 
     /// Plans `problem`, compiling the kernels that are not compiled yet.
     ///
+    /// With compiled kernels it takes microseconds. A [`PlanCache`](flashtile_core::PlanCache) keeps
+    /// plans by problem.
+    ///
     /// # Errors
-    /// [`Error::Refused`] with every reason, [`Error::NoCompiler`], [`Error::Compile`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Refused`] with every reason, [`Error::NoCompiler`], [`Error::Compile`],
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
-        let (mut schedule, why) = choose_kernel(options.kernel, |kernel| {
-            schedule(problem, kernel, options, self.machine())
-        })
-        .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
-        schedule.reasons.insert(0, why);
+        let schedule = self
+            .schedule(problem, options)
+            .map_err(|(kernel, reasons)| Error::Refused { kernel, reasons })?;
         self.build(problem, schedule)
+    }
+
+    fn schedule(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Schedule, (KernelKind, Vec<Reason>)> {
+        // A tile shape belongs to the flash kernel.
+        let kernel = options.kernel.or(options.tiles.map(|_| KernelKind::Flash));
+        let one = |kernel| schedule(problem, kernel, options, self.machine());
+        let (mut schedule, why) = choose_kernel(kernel, one)?;
+        schedule.rationale.insert(0, why);
+        Ok(schedule)
     }
 
     fn build(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {
         let functions = schedule
-            .steps
+            .dispatches
             .iter()
-            .map(|step| self.function(&step.variant))
+            .map(|dispatch| self.function(&dispatch.variant))
             .collect::<Result<Vec<_>, _>>()?;
         let workspace = match schedule.workspace_bytes {
             0 => None,
@@ -91,14 +114,14 @@ impl Plan {
         self.inner.workspace.as_ref().map_or(0, |workspace| workspace.bytes)
     }
 
-    /// Why it is as it is.
-    pub fn reasons(&self) -> &[String] {
-        &self.inner.schedule.reasons
+    /// Why it is as it is, one sentence each.
+    pub fn rationale(&self) -> &[String] {
+        &self.inner.schedule.rationale
     }
 
-    /// Its launches, in order.
-    pub fn steps(&self) -> &[Step] {
-        &self.inner.schedule.steps
+    /// Its dispatches, in order. Each is one kernel launch per call.
+    pub fn dispatches(&self) -> &[Dispatch] {
+        &self.inner.schedule.dispatches
     }
 
     /// The context that it was made in.
@@ -107,34 +130,39 @@ impl Plan {
     }
 }
 
+impl CachedPlan for Plan {
+    fn workspace_bytes(&self) -> u64 {
+        self.workspace_bytes()
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PlanInner { context, problem, schedule, functions, .. } = &*self.inner;
-        writeln!(f, "{}: {problem}", schedule.kernel)?;
-        let arch = context.machine().arch;
-        writeln!(
-            f,
-            "on {} (CUDA, compute capability {}.{})",
-            context.name(),
-            arch / 10,
-            arch % 10
-        )?;
-        for reason in &schedule.reasons {
-            writeln!(f, "because {reason}")?;
-        }
-        const SHOWN: usize = 6;
-        for (n, (step, function)) in schedule.steps.iter().zip(functions).take(SHOWN).enumerate() {
-            let Step { variant, part } = step;
-            write!(f, "launch {n}: {variant}, heads {:?}, rows {:?}", part.heads, part.rows)?;
-            if let Some(usage) = function.usage {
-                write!(f, ", {} registers", usage.registers)?;
-            }
-            writeln!(f, ", {} bytes of shared memory", variant.shared_bytes())?;
-        }
-        if schedule.steps.len() > SHOWN {
-            writeln!(f, "and {} more launches", schedule.steps.len() - SHOWN)?;
-        }
-        write!(f, "workspace {} bytes", self.workspace_bytes())
+        let dispatch = |n: usize| {
+            let Dispatch { variant, part } = &schedule.dispatches[n];
+            let registers =
+                functions[n].usage.map(|usage| format!(", {} registers", usage.registers));
+            let (registers, bytes) = (registers.unwrap_or_default(), variant.shared_bytes());
+            let (heads, rows) = (&part.heads, &part.rows);
+            format!(
+                "{variant}, heads {heads:?}, rows {rows:?}{registers}, {bytes} bytes of shared memory"
+            )
+        };
+        let summary = PlanSummary {
+            kernel: schedule.kernel,
+            problem,
+            device: format!(
+                "{} (CUDA, compute capability {})",
+                context.name(),
+                context.machine().capability()
+            ),
+            rationale: &schedule.rationale,
+            dispatches: &dispatch,
+            dispatch_count: schedule.dispatches.len(),
+            workspace_bytes: self.workspace_bytes(),
+        };
+        summary.fmt(f)
     }
 }
 

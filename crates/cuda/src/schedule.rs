@@ -1,45 +1,45 @@
 //! What will be launched, decided from the problem and a few numbers about the card: no card is needed to ask.
 
 use crate::{
-    Machine, Part, PlanOptions,
+    Machine, Part,
     parts::{Budget, split},
     tiles::{MIN_ARCH, choose_tiles, is_general},
 };
 use flashtile_core::{
-    Argument, Band, DType, KernelKind, Mask, MaskKind, Problem, Reason, ResolvedCall, TensorView,
+    Argument, Band, DType, KernelKind, MaskKind, PlanOptions, Problem, Reason, ResolvedCall,
+    TensorView,
+    planning::{
+        MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, oversized, tiles_without_flash,
+    },
 };
 use flashtile_shaders::{
     Operation,
     cuda::{CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles, CudaVariant},
 };
 
-/// Bytes of scores that the unfused kernels keep at once, at most: beyond, they do the problem in pieces.
-const MAX_WORKSPACE: u64 = 256 << 20;
-
-/// FLOPs of one launch, at most, where a display may wait: 0.1 s at 2 TFLOP/s, and below Windows' limit of 2 s at 0.1.
-const MAX_LAUNCH_FLOPS: u64 = 200_000_000_000;
-
 /// How a problem is done: the same work for every call, whatever its buffers.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Schedule {
     /// The kernel that it is for.
     pub kernel: KernelKind,
     /// The tile shape of its main kernel.
     pub tiles: CudaTiles,
-    /// Launches in order; those of one part follow each other.
-    pub steps: Vec<Step>,
+    /// In order; those of one part follow each other.
+    pub dispatches: Vec<Dispatch>,
     /// Bytes of device memory that the launches share, besides the caller's tensors.
     pub workspace_bytes: u64,
-    /// Why it is as it is.
-    pub reasons: Vec<String>,
+    /// Why it is as it is, one sentence each.
+    pub rationale: Vec<String>,
 }
 
-/// One launch of a schedule.
+/// One dispatch of a plan: a kernel launch per call.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+#[non_exhaustive]
+pub struct Dispatch {
     /// The kernel.
     pub variant: CudaVariant,
-    /// The piece of the problem that it does.
+    /// Its part of the problem.
     pub part: Part,
 }
 
@@ -83,17 +83,19 @@ pub struct Launch {
 pub fn schedule(
     problem: &Problem,
     kernel: KernelKind,
-    options: &PlanOptions,
+    options: &PlanOptions<CudaTiles>,
     machine: &Machine,
 ) -> Result<Schedule, Vec<Reason>> {
-    let mut reasons = too_large(problem, machine);
+    let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
+    let mut reasons = oversized(problem, &limits);
+    reasons.extend(tiles_without_flash(kernel, options));
     if machine.arch < MIN_ARCH {
         reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
     }
     let mut why = Vec::new();
     let tiles = match kernel {
         KernelKind::Flash => choose_tiles(problem, machine, options.tiles, &mut why),
-        _ => Ok(CUDA_UNFUSED_TILES),
+        KernelKind::Unfused => Ok(CUDA_UNFUSED_TILES),
     };
     let tiles = tiles.map_err(|reason| reasons.push(reason)).unwrap_or(CUDA_UNFUSED_TILES);
     if !reasons.is_empty() {
@@ -109,19 +111,19 @@ pub fn schedule(
     };
     let workspace_bytes = match kernel {
         KernelKind::Flash => 0,
-        _ => parts.iter().map(scores).max().unwrap_or(0),
+        KernelKind::Unfused => parts.iter().map(scores).max().unwrap_or(0),
     };
     if workspace_bytes > machine.memory {
         let (argument, needed, limit) = (Argument::Workspace, workspace_bytes, machine.memory);
         return Err(vec![Reason::BufferSize { argument, needed, limit }]);
     }
     let variants = variants(problem, kernel, tiles);
-    let step = |part: &Part, &variant: &CudaVariant| Step { variant, part: part.clone() };
-    let steps = parts
+    let dispatch = |part: &Part, &variant: &CudaVariant| Dispatch { variant, part: part.clone() };
+    let dispatches = parts
         .iter()
-        .flat_map(|part| variants.iter().map(move |variant| step(part, variant)))
+        .flat_map(|part| variants.iter().map(move |variant| dispatch(part, variant)))
         .collect();
-    Ok(Schedule { kernel, tiles, steps, workspace_bytes, reasons: why })
+    Ok(Schedule { kernel, tiles, dispatches, workspace_bytes, rationale: why })
 }
 
 /// The kernels of one part, in order.
@@ -129,7 +131,7 @@ fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<Cuda
     let (dtype, general) = (problem.dtype(), is_general(problem));
     match kernel {
         KernelKind::Flash => vec![CudaVariant::new(Operation::FlashForward, dtype, general, tiles)],
-        _ => vec![
+        KernelKind::Unfused => vec![
             CudaVariant::new(Operation::UnfusedScores, dtype, general, tiles),
             // Masks and softcap are in the scores already.
             CudaVariant::new(
@@ -141,35 +143,6 @@ fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<Cuda
             CudaVariant::new(Operation::UnfusedValues, dtype, general, tiles),
         ],
     }
-}
-
-/// Tensors that the card's memory cannot hold, and sizes that kernels cannot count.
-fn too_large(problem: &Problem, machine: &Machine) -> Vec<Reason> {
-    if problem.is_empty() {
-        return Vec::new();
-    }
-    let axes = [
-        ("batch", problem.batch()),
-        ("heads", problem.heads()),
-        ("head_dim", problem.head_dim()),
-        ("head_dim_v", problem.head_dim_v()),
-    ];
-    let max = i32::MAX as usize;
-    let too_long = axes.into_iter().filter(|&(_, given)| given > max);
-    let too_long = too_long.map(|(axis, given)| Reason::Axis { axis, given, max });
-    let bytes = |view: &TensorView| view.byte_span();
-    let tensors = [
-        (Argument::Q, bytes(problem.q())),
-        (Argument::K, bytes(problem.k())),
-        (Argument::V, bytes(problem.v())),
-        (Argument::Out, bytes(problem.out())),
-        (Argument::AttnMask, problem.mask().map_or(Some(0), Mask::byte_span)),
-    ];
-    let too_big = tensors.into_iter().filter_map(|(argument, bytes)| {
-        let (needed, limit) = (bytes.map_or(u64::MAX, |bytes| bytes as u64), machine.memory);
-        (needed > limit).then_some(Reason::BufferSize { argument, needed, limit })
-    });
-    too_long.chain(too_big).collect()
 }
 
 /// Floats from row to row of the workspace: rows begin at multiples of 16 bytes.
@@ -190,31 +163,50 @@ fn cut(
     let over_columns = columns.div_ceil(tiles.columns.into());
     let (blocks_per_tile, workspace) = match kernel {
         KernelKind::Flash => (over_columns, 0),
-        // Blocks of the scores, of the values, or of the softmax: a row each.
-        _ => (
+        // Blocks of the scores, of the values, or of the softmax, which has one block per row.
+        KernelKind::Unfused => (
             over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()),
             4 * score_stride(problem),
         ),
     };
-    let width = 2 * (problem.head_dim() as u64 + columns);
     let budgets = [
-        Budget { per_row: workspace, limit: MAX_WORKSPACE },
+        Budget { per_row: workspace, limit: MAX_WORKSPACE_BYTES },
         Budget {
-            per_row: if machine.watchdog { keys.saturating_mul(width) } else { 0 },
-            limit: MAX_LAUNCH_FLOPS,
+            per_row: if machine.watchdog { flops_per_row(problem, kernel) } else { 0 },
+            limit: MAX_WATCHDOG_FLOPS,
         },
     ];
     let heads = problem.batch() as u64 * problem.heads() as u64;
     split(heads, problem.seq_q() as u32, tiles.rows, blocks_per_tile, &budgets)
 }
 
+/// FLOPs of one row in a call at capacity. The unfused kernels compute every score; flash only those
+/// that causal masks and windows leave: the average where parts hold whole heads, else the most.
+fn flops_per_row(problem: &Problem, kernel: KernelKind) -> u64 {
+    let (rows, keys) = (problem.seq_q(), problem.seq_kv());
+    let per_pair = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
+    let band = problem.band();
+    let most = match kernel {
+        KernelKind::Flash => {
+            (i64::from(band.hi) - i64::from(band.lo) + 1).clamp(0, keys as i64) as u64
+        }
+        KernelKind::Unfused => return (keys as u64).saturating_mul(per_pair),
+    };
+    let head = band.pairs(0..rows, rows, keys).saturating_mul(per_pair);
+    if head <= MAX_WATCHDOG_FLOPS {
+        head.div_ceil(rows.max(1) as u64)
+    } else {
+        most.saturating_mul(per_pair)
+    }
+}
+
 fn why_cut(kernel: KernelKind, machine: &Machine) -> String {
     let mut why = vec![format!("a grid has {} blocks at most", i32::MAX)];
-    if kernel != KernelKind::Flash {
-        why.push(format!("scores take {MAX_WORKSPACE} bytes at most"));
+    if kernel == KernelKind::Unfused {
+        why.push(format!("scores take {MAX_WORKSPACE_BYTES} bytes at most"));
     }
     if machine.watchdog {
-        why.push("a display hangs on the card, so no launch runs long".into());
+        why.push("this GPU drives a display; dispatches stay below the watchdog limit".into());
     }
     why.join("; ")
 }
@@ -226,7 +218,7 @@ impl Schedule {
     pub fn launch(
         &self,
         problem: &Problem,
-        step: &Step,
+        step: &Dispatch,
         call: &ResolvedCall,
         pointers: &Pointers,
     ) -> Option<Launch> {
@@ -239,7 +231,9 @@ impl Schedule {
         let across = match operation {
             Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys),
             Operation::UnfusedSoftmax => 1,
-            _ => (problem.head_dim_v() as u32).div_ceil(tiles.columns),
+            Operation::FlashForward | Operation::UnfusedValues => {
+                (problem.head_dim_v() as u32).div_ceil(tiles.columns)
+            }
         };
         let heads = step.part.heads.end - step.part.heads.start;
         // Within 2^31 - 1: the parts were cut for it.

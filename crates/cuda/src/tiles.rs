@@ -35,7 +35,7 @@ pub(crate) fn choose_tiles(
     why: &mut Vec<String>,
 ) -> Result<CudaTiles, Reason> {
     if problem.head_dim_v() > MAX_HEAD_DIM_V {
-        return Err(Reason::HeadDim {
+        return Err(Reason::Axis {
             axis: "head_dim_v",
             given: problem.head_dim_v(),
             max: MAX_HEAD_DIM_V,

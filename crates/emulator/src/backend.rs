@@ -1,17 +1,21 @@
 use crate::{
     BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, PtxKernel, ThreadOrder,
 };
-use flashtile_core::{DType, HostArgs, KernelKind, Problem, TensorView, Verdict, check_host_args};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, DType, HostArgs, HostStats, KernelKind,
+    PlanOptions, Problem, TensorView, Timing, Verdict, check_host_args,
+};
 use flashtile_cuda::{
-    CudaTiles, CudaVariant, Launch, Machine, PlanOptions, Pointers, Schedule, compile_to_ptx,
-    schedule,
+    CudaTiles, CudaVariant, Launch, Machine, Pointers, Schedule, compile_to_ptx, schedule,
 };
 use flashtile_shaders::cuda::Arch;
-use flashtile_testkit::Backend;
+use flashtile_testkit::cannot_plan;
 use std::collections::HashMap;
 use std::error::Error;
+use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Compiles kernels, each once.
 pub struct Emulator {
@@ -166,9 +170,14 @@ impl EmulatedCudaBackend {
         Self { mutant: n, ..self.clone() }
     }
 
-    fn schedule(&self, problem: &Problem, kernel: KernelKind) -> Result<Schedule, EmulatorError> {
-        let mut options = PlanOptions::new().kernel(kernel);
-        options.tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
+    fn schedule(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Schedule, EmulatorError> {
+        let kernel = options.kernel.unwrap_or(KernelKind::Flash);
+        let tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
+        let options = options.for_tiles().tiles(tiles);
         schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
     }
 
@@ -221,32 +230,61 @@ impl EmulatedCudaBackend {
     }
 }
 
+impl fmt::Debug for EmulatedCudaBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.device_name())
+    }
+}
+
 impl Backend for EmulatedCudaBackend {
-    fn name(&self) -> String {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cuda
+    }
+
+    fn device_name(&self) -> String {
         let tiles = self.tiles.map(|tiles| format!(", {tiles}")).unwrap_or_default();
         let what = match self.engine {
             Engine::Text(_) => "emulated",
             Engine::Ptx(_) => "interpreted",
         };
-        format!("cuda {what} as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
+        format!("{what} as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
     }
 
-    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        match self.schedule(problem, kernel) {
-            Ok(schedule) => Verdict::Runs(schedule.reasons.join("; ")),
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        match self.schedule(problem, options) {
+            Ok(schedule) => Verdict::Runs(schedule.rationale.join("; ")),
             Err(EmulatorError::Refused(reasons)) => Verdict::Refused(reasons),
             Err(_) => Verdict::Refused(Vec::new()),
         }
     }
 
+    fn plan(&self, _: &Problem, _: &PlanOptions) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Err(cannot_plan(BackendKind::Cuda))
+    }
+
     fn run(
         &self,
         problem: &Problem,
-        kernel: KernelKind,
+        options: &PlanOptions,
+        args: HostArgs<'_>,
+    ) -> Result<HostStats, BackendError> {
+        let start = Instant::now();
+        self.run_call(problem, options, args)
+            .map_err(|e| BackendError::new(BackendKind::Cuda, false, e))?;
+        let run = Timing { host: start.elapsed(), gpu: None };
+        Ok(HostStats { run, device_bytes: 0 })
+    }
+}
+
+impl EmulatedCudaBackend {
+    fn run_call(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let call = check_host_args(problem, &args)?;
-        let schedule = self.schedule(problem, kernel)?;
+        let schedule = self.schedule(problem, options)?;
         let span = |view: &TensorView| view.byte_span().unwrap_or(0);
         let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
         let lse_rows: usize = problem.lse_shape().iter().product();
@@ -279,7 +317,7 @@ impl Backend for EmulatedCudaBackend {
         let mut memory = vec![&mut q, &mut k, &mut v, &mut out];
         memory.extend([&mut mask, &mut kv_lens, &mut lse, &mut scores].into_iter().flatten());
         for launch in schedule
-            .steps
+            .dispatches
             .iter()
             .filter_map(|step| schedule.launch(problem, step, &call, &pointers))
         {

@@ -1,7 +1,9 @@
-use crate::backend::Backend;
 use crate::case::Case;
 use crate::inputs::{SLACK, Tensors};
-use flashtile_core::{DType, KernelKind, ProblemError, Reason, TensorView, Verdict, bound};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, DType, KernelKind, PlanOptions, ProblemError, Reason,
+    TensorView, Verdict, bound,
+};
 use flashtile_reference::{Answer, attention};
 use std::fmt;
 
@@ -134,7 +136,8 @@ pub(crate) fn execute(
     tensors: &Tensors,
 ) -> Result<Results, Wrong> {
     let problem = &tensors.problem;
-    if let Verdict::Refused(reasons) = backend.verdict(problem, kernel) {
+    let options = PlanOptions::new().kernel(kernel);
+    if let Verdict::Refused(reasons) = backend.verdict(problem, &options) {
         return Err(Wrong::Refused(reasons));
     }
     let elements = problem.out().span().unwrap_or(0) + SLACK;
@@ -144,8 +147,8 @@ pub(crate) fn execute(
     let rows: usize = problem.lse_shape().iter().product();
     let mut lse = problem.lse().then(|| vec![LSE_BEFORE; rows + SLACK]);
     backend
-        .run(problem, kernel, tensors.args(&mut out, lse.as_deref_mut()))
-        .map_err(|e| Wrong::Run(chain(&*e)))?;
+        .run(problem, &options, tensors.args(&mut out, lse.as_deref_mut()))
+        .map_err(|e| Wrong::Run(chain(&e)))?;
 
     let call = tensors.call.resolve(problem)?;
     let size = problem.dtype().size();
@@ -178,6 +181,16 @@ pub(crate) fn execute(
         }
     }
     Ok(Results { out, lse })
+}
+
+/// The error of a backend that only runs whole calls: emulators, other processes, test doubles.
+pub fn cannot_plan(backend: BackendKind) -> BackendError {
+    BackendError::new(backend, false, "this backend runs whole calls and makes no plans")
+}
+
+/// What failures call a backend: `wgpu full on llvmpipe (Vulkan)`.
+pub(crate) fn name(backend: &dyn Backend) -> String {
+    format!("{} {}", backend.kind(), backend.device_name())
 }
 
 /// An error with its causes.
@@ -263,7 +276,7 @@ impl Prepared {
     }
 
     fn failure(&self, backend: &dyn Backend, kernel: KernelKind, wrong: Wrong) -> Failure {
-        Failure { backend: backend.name(), kernel, case: Box::new(self.case.clone()), wrong }
+        Failure { backend: name(backend), kernel, case: Box::new(self.case.clone()), wrong }
     }
 
     fn compare(&self, results: &Results) -> Outcome {
@@ -307,7 +320,7 @@ pub fn run_case(
     case: &Case,
 ) -> Result<Outcome, Failure> {
     let prepared = Prepared::new(case).map_err(|error| Failure {
-        backend: backend.name(),
+        backend: name(backend),
         kernel,
         case: Box::new(case.clone()),
         wrong: error.into(),

@@ -33,8 +33,12 @@ impl Tensors {
 
     /// The inputs with places for the results.
     pub fn args<'a>(&'a self, out: &'a mut [u8], lse: Option<&'a mut [f32]>) -> HostArgs<'a> {
-        let HostInputs { q, k, v, mask, kv_lens, call } = self.inputs();
-        HostArgs::new(q, k, v, out).mask(mask).kv_lens(kv_lens).lse(lse).call(call)
+        let inputs = self.inputs();
+        HostArgs::new(inputs.q, inputs.k, inputs.v, out)
+            .mask(inputs.mask)
+            .kv_lens(inputs.kv_lens)
+            .lse(lse)
+            .call(inputs.call)
     }
 }
 

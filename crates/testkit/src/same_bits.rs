@@ -1,10 +1,9 @@
 //! Promise 4: the same bits every time, and whatever the neighbours in the batch.
 
-use crate::backend::Backend;
 use crate::case::Case;
-use crate::check::{Failure, Results, Wrong, elements_of, execute};
+use crate::check::{Failure, Results, Wrong, elements_of, execute, name};
 use crate::inputs::Tensors;
-use flashtile_core::{KernelKind, Mask, Problem, ProblemError, TensorView};
+use flashtile_core::{Backend, KernelKind, Problem, ProblemError, TensorView};
 
 /// Runs a case twice and compares all bits.
 ///
@@ -25,7 +24,7 @@ pub fn check_repeats(
         }
     };
     twice().map_err(|wrong| Failure {
-        backend: backend.name(),
+        backend: name(backend),
         kernel,
         case: Box::new(case.clone()),
         wrong,
@@ -58,7 +57,7 @@ pub fn check_neighbours(
         Ok(())
     };
     apart().map_err(|wrong| Failure {
-        backend: backend.name(),
+        backend: name(backend),
         kernel,
         case: Box::new(case.clone()),
         wrong,
@@ -107,7 +106,9 @@ impl Tensors {
             |bytes: &[u8], view: &TensorView| cut(bytes, view.strides[0], view.dtype.size());
         let mask = problem.mask().map(|mask| {
             let [_, heads, seq_q, seq_kv] = mask.shape;
-            Mask { shape: [1, heads, seq_q, seq_kv], ..*mask }
+            let mut one = *mask;
+            one.shape = [1, heads, seq_q, seq_kv];
+            one
         });
         let alone = Problem::builder(one(problem.q()), one(problem.k()), one(problem.v()))
             .out(one(problem.out()))

@@ -1,11 +1,10 @@
-use crate::backend::Backend;
 use crate::case::Case;
 use crate::catalogue::catalogue;
 use crate::check::{Failure, Outcome, Worst, Wrong, run_case};
 use crate::random::random_case;
 use crate::shrink::minimise;
 use crate::text::ParseCaseError;
-use flashtile_core::KernelKind;
+use flashtile_core::{Backend, KernelKind};
 use std::fmt;
 use std::ops::Range;
 

@@ -3,42 +3,63 @@
 
 mod honest;
 
-use flashtile_core::{BackendKind, HostArgs, KernelKind, Problem, Reason, Verdict};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, HostArgs, HostStats, KernelKind, PlanOptions,
+    Problem, Reason, Verdict,
+};
+use flashtile_reference::Reference;
 use flashtile_testkit::{
-    Backend, Case, ReferenceBackend, Wrong, check_neighbours, check_repeats, run_case, run_cases,
-    run_random,
+    Case, Wrong, check_neighbours, check_repeats, run_case, run_cases, run_random,
 };
 use honest::{Honest, Sabotage};
-use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The oracle, and after it a misdeed.
+/// The oracle, followed by a misdeed.
 struct Misbehaving<F>(F);
 
+impl<F> fmt::Debug for Misbehaving<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Misbehaving")
+    }
+}
+
 impl<F: Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync> Backend for Misbehaving<F> {
-    fn name(&self) -> String {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Reference
+    }
+
+    fn device_name(&self) -> String {
         "misbehaving".to_owned()
     }
 
-    fn verdict(&self, _: &Problem, _: KernelKind) -> Verdict {
+    fn verdict(&self, _: &Problem, _: &PlanOptions) -> Verdict {
         Verdict::Runs(String::new())
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        _: &PlanOptions,
+    ) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Reference.plan(problem, &PlanOptions::new())
     }
 
     fn run(
         &self,
         problem: &Problem,
-        kernel: KernelKind,
-        args: HostArgs<'_>,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let HostArgs { q, k, v, mask, kv_lens, out, mut lse, call } = args;
-        let inner = HostArgs::new(q, k, v, &mut *out)
-            .mask(mask)
-            .kv_lens(kv_lens)
-            .lse(lse.as_deref_mut())
-            .call(call);
-        ReferenceBackend.run(problem, kernel, inner)?;
-        (self.0)(problem, out, lse);
-        Ok(())
+        options: &PlanOptions,
+        mut args: HostArgs<'_>,
+    ) -> Result<HostStats, BackendError> {
+        let inner = HostArgs::new(args.q, args.k, args.v, &mut *args.out)
+            .mask(args.mask)
+            .kv_lens(args.kv_lens)
+            .lse(args.lse.as_deref_mut())
+            .call(args.call);
+        let stats = self.plan(problem, options)?.run(inner)?;
+        (self.0)(problem, args.out, args.lse);
+        Ok(stats)
     }
 }
 
@@ -106,18 +127,17 @@ fn misdeeds_are_found() {
 
 #[test]
 fn errors_and_refusals_are_told() {
-    let refused = run_case(&ReferenceBackend, KernelKind::Flash, &case()).unwrap_err();
+    let refused = run_case(&Reference, KernelKind::Flash, &case()).unwrap_err();
     assert!(matches!(&refused.wrong, Wrong::Refused(reasons)
         if reasons[..] == [Reason::NoSuchKernel { backend: BackendKind::Reference, kernel: KernelKind::Flash }]));
-    let tally = run_cases(&ReferenceBackend, KernelKind::Flash, [&case()], |_, result| {
-        assert!(result.is_err())
-    });
+    let tally =
+        run_cases(&Reference, KernelKind::Flash, [&case()], |_, result| assert!(result.is_err()));
     assert!(!tally.all_passed() && tally.failures.is_empty() && tally.refused.len() == 1);
     let invalid: Case = "shape=1x3x4x4 hkv=2".parse().unwrap();
-    let failure = run_case(&ReferenceBackend, KernelKind::Unfused, &invalid).unwrap_err();
+    let failure = run_case(&Reference, KernelKind::Unfused, &invalid).unwrap_err();
     assert_eq!(
         failure.to_string(),
-        "reference, unfused: the case is not valid: q has 3 heads, which is not a multiple of the 2 heads of k\n    \
+        "reference CPU, unfused: the case is not valid: q has 3 heads, which is not a multiple of the 2 heads of k\n    \
          replay with FLASHTILE_CASE=\"shape=1x3x4x4 hkv=2\""
     );
 }

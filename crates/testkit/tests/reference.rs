@@ -2,15 +2,14 @@
 //! query sees does not reach it.
 
 use flashtile_core::KernelKind;
-use flashtile_testkit::{
-    ReferenceBackend, catalogue, check_neighbours, check_repeats, run_case, run_random,
-};
+use flashtile_reference::Reference;
+use flashtile_testkit::{catalogue, check_neighbours, check_repeats, run_case, run_random};
 
 #[test]
 fn the_oracle_passes_its_own_catalogue() {
     let (mut out, mut lse) = (0.0f64, 0.0f64);
     for (group, case) in catalogue() {
-        match run_case(&ReferenceBackend, KernelKind::Unfused, &case) {
+        match run_case(&Reference, KernelKind::Unfused, &case) {
             Ok(outcome) => {
                 out = out.max(outcome.out.share);
                 lse = lse.max(outcome.lse.map_or(0.0, |worst| worst.share));
@@ -28,7 +27,7 @@ fn the_oracle_repeats_itself_whatever_the_neighbours() {
         catalogue().into_iter().filter(|(_, case)| case.batch > 1 && case.flops() < 1_000_000)
     {
         for check in [check_repeats, check_neighbours] {
-            check(&ReferenceBackend, KernelKind::Unfused, &case)
+            check(&Reference, KernelKind::Unfused, &case)
                 .unwrap_or_else(|failure| panic!("{group}: {failure}"));
         }
     }
@@ -36,7 +35,7 @@ fn the_oracle_repeats_itself_whatever_the_neighbours() {
 
 #[test]
 fn the_oracle_passes_random_problems() {
-    match run_random(&ReferenceBackend, KernelKind::Unfused, 0..300) {
+    match run_random(&Reference, KernelKind::Unfused, 0..300) {
         Ok(tally) => println!("{tally}"),
         Err(failure) => panic!("{failure}"),
     }

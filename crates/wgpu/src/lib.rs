@@ -80,7 +80,7 @@ pub use adapters::{adapters_blocking, open_baseline_blocking, open_blocking};
 pub use context::Context;
 pub use error::Error;
 pub use export::{ExportedBinding, ExportedCall, ExportedDispatch, export_baseline};
-pub use flashtile_core::{HostStats, Timing};
+pub use flashtile_core::{DeviceChoice, HostStats, Timing};
 pub use flashtile_shaders::{FLASH_TILES, Tiles};
 pub use host::HostRun;
 pub use plan::{Dispatch, Plan, PlanOptions};

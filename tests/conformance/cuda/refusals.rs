@@ -183,12 +183,12 @@ fn refused(context: &Context) -> Result<(), AnyError> {
     let problem = Problem::builder(view, view, view).build()?;
     match context.plan(&problem, &PlanOptions::new().kernel(KernelKind::Flash)) {
         Err(Error::Refused { reasons, .. })
-            if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+            if matches!(reasons[..], [Reason::Axis { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}").into()),
     }
     // Left to itself, the plan takes the kernel that runs, and says why.
-    let plan = context.plan(&problem, &PlanOptions::default())?;
-    match plan.reasons().first() {
+    let plan = context.plan(&problem, &PlanOptions::new())?;
+    match plan.rationale().first() {
         Some(reason)
             if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") =>
         {

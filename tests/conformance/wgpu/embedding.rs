@@ -73,7 +73,7 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
             .out(dense(view.shape))
             .build()
             .map_err(text)?;
-        let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+        let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
         let out = buffer(context, &vec![0xAA; 4 * heads * seq * dim], Usage::STORAGE);
         runs.push((problem, plan, out));
     }
@@ -102,7 +102,7 @@ fn decode_loop(context: &Context) -> Result<(), String> {
     let problem =
         Problem::builder(q, kv, kv).causal(true).align(flashtile_core::Align::BottomRight).build();
     let problem = problem.map_err(text)?;
-    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     let pipelines = context.pipeline_count();
     let [q, k, v] = [1, 2, 3].map(|seed| bytes(&floats(seed, heads * capacity * dim)));
     let [gpu_q, gpu_k, gpu_v] = [&q, &k, &v].map(|host| buffer(context, host, Usage::STORAGE));
@@ -128,7 +128,7 @@ fn decode_loop(context: &Context) -> Result<(), String> {
 fn threads(context: &Context) -> Result<(), String> {
     let view = dense([1, 2, 33, 8]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     let host = bytes(&floats(4, 2 * 33 * 8));
     let input = buffer(context, &host, Usage::STORAGE);
     let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
@@ -190,7 +190,7 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
         .build()
         .map_err(text)?;
     let [plain, full] = [plain, full]
-        .map(|problem| context.plan_blocking(&problem, &PlanOptions::default()).map_err(text));
+        .map(|problem| context.plan_blocking(&problem, &PlanOptions::new()).map_err(text));
     let (plain, full) = (plain?, full?);
     let make = |size: usize, usage| buffer(context, &vec![0; size], usage);
     let (x, out, short) =
@@ -266,7 +266,7 @@ fn slots(context: &Context) -> Result<(), String> {
     let context = &device(&same_adapter(context)?, wgpu::Limits::default())?;
     let view = dense([1, 1, 2, 4]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     let (x, out) =
         (buffer(context, &[0; 32], Usage::STORAGE), buffer(context, &[0; 32], Usage::STORAGE));
     let args = Args::new(&x, &x, &x, &out);
@@ -288,12 +288,12 @@ fn refused(context: &Context) -> Result<(), String> {
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
     match context.plan_blocking(&problem, &PlanOptions::new().kernel(KernelKind::Flash)) {
         Err(Error::Refused { reasons, .. })
-            if matches!(reasons[..], [Reason::HeadDim { given: 600, .. }]) => {}
+            if matches!(reasons[..], [Reason::Axis { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}")),
     }
     // Left to itself, the plan takes the kernel that runs, and says why.
-    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
-    match plan.reasons().first() {
+    let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
+    match plan.rationale().first() {
         Some(reason)
             if plan.kernel() == KernelKind::Unfused && reason.contains("head_dim_v is 600") =>
         {

@@ -1,5 +1,5 @@
 use super::*;
-use flashtile_core::{Call, Layout, ProblemBuilder};
+use flashtile_core::{Call, Layout, Mask, ProblemBuilder};
 use flashtile_shaders::cuda::Engine;
 
 const ARCHS: [u32; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
@@ -14,13 +14,13 @@ fn problem(dtype: DType, shape: [usize; 4]) -> Problem {
 }
 
 fn plan(problem: &Problem, kernel: KernelKind, machine: &Machine) -> Schedule {
-    schedule(problem, kernel, &PlanOptions::default(), machine).expect("runs")
+    schedule(problem, kernel, &PlanOptions::new(), machine).expect("runs")
 }
 
 fn launches(problem: &Problem, schedule: &Schedule, call: Call, pointers: Pointers) -> Vec<Launch> {
     let call = call.resolve(problem).expect("valid");
     schedule
-        .steps
+        .dispatches
         .iter()
         .filter_map(|step| schedule.launch(problem, step, &call, &pointers))
         .collect()
@@ -39,7 +39,7 @@ fn every_card_serves_every_head_dim_with_a_listed_variant() {
                         .build()
                         .expect("valid");
                     for &kernel in KernelKind::ALL {
-                        for step in plan(&problem, kernel, &machine).steps {
+                        for step in plan(&problem, kernel, &machine).dispatches {
                             let variant = step.variant;
                             assert!(all.contains(&variant), "{variant} is not listed");
                             assert!(
@@ -73,7 +73,7 @@ fn tensor_cores_are_used_where_they_are() {
             assert_eq!(
                 schedule.tiles.engine, engine,
                 "{dtype} {head_dim} on {arch}: {:?}",
-                schedule.reasons
+                schedule.rationale
             );
         }
     }
@@ -150,9 +150,9 @@ fn what_cannot_run_is_refused_with_every_reason() {
     let wide = problem(DType::F32, [1, 1, 4, 513]);
     let old = Machine { memory: 1000, ..Machine::of_arch(52) };
     let refused =
-        schedule(&wide, KernelKind::Flash, &PlanOptions::default(), &old).expect_err("all wrong");
+        schedule(&wide, KernelKind::Flash, &PlanOptions::new(), &old).expect_err("all wrong");
     assert!(
-        refused.contains(&Reason::HeadDim { axis: "head_dim_v", given: 513, max: 512 }),
+        refused.contains(&Reason::Axis { axis: "head_dim_v", given: 513, max: 512 }),
         "{refused:?}"
     );
     assert!(refused.contains(&Reason::ComputeCapability { given: 52, needed: 60 }), "{refused:?}");
@@ -163,8 +163,7 @@ fn what_cannot_run_is_refused_with_every_reason() {
         limit: 1000
     }));
     assert!(
-        schedule(&wide, KernelKind::Unfused, &PlanOptions::default(), &Machine::of_arch(60))
-            .is_ok(),
+        schedule(&wide, KernelKind::Unfused, &PlanOptions::new(), &Machine::of_arch(60)).is_ok(),
         "any width"
     );
 }
@@ -182,19 +181,15 @@ fn endless_problems_are_refused_at_once() {
         let problem =
             Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
         for &kernel in KernelKind::ALL {
-            let refused = schedule(
-                &problem.clone().expect("valid"),
-                kernel,
-                &PlanOptions::default(),
-                &machine,
-            );
+            let refused =
+                schedule(&problem.clone().expect("valid"), kernel, &PlanOptions::new(), &machine);
             assert!(matches!(refused.expect_err("endless")[0], Reason::Axis { .. }));
         }
     }
     let (q, kv) = ([1 << 20, 1 << 12, 1 << 10, 1], [1 << 20, 1, (1 << 29) - 1, 1]);
     let problem = Problem::builder(small(q), endless(kv), endless(kv)).build().expect("valid");
-    let refused = schedule(&problem, KernelKind::Unfused, &PlanOptions::default(), &machine);
-    assert!(matches!(refused.expect_err("endless")[0], Reason::Launches { .. }));
+    let refused = schedule(&problem, KernelKind::Unfused, &PlanOptions::new(), &machine);
+    assert!(matches!(refused.expect_err("endless")[0], Reason::TooManyDispatches { .. }));
 }
 
 #[test]
@@ -202,7 +197,7 @@ fn nothing_to_write_is_nothing_to_launch() {
     for shape in [[0, 2, 5, 8], [2, 2, 0, 8]] {
         for &kernel in KernelKind::ALL {
             let schedule = plan(&problem(DType::F32, shape), kernel, &Machine::of_arch(80));
-            assert!(schedule.steps.is_empty() && schedule.workspace_bytes == 0);
+            assert!(schedule.dispatches.is_empty() && schedule.workspace_bytes == 0);
         }
     }
 }
@@ -243,7 +238,7 @@ fn shorter_calls_launch_less() {
 fn the_workspace_is_bounded() {
     let problem = problem(DType::F16, [2, 8, 5000, 64]);
     let schedule = plan(&problem, KernelKind::Unfused, &Machine::of_arch(80));
-    assert!(schedule.workspace_bytes <= MAX_WORKSPACE && schedule.steps.len() > 3);
+    assert!(schedule.workspace_bytes <= MAX_WORKSPACE_BYTES && schedule.dispatches.len() > 3);
     for launch in launches(&problem, &schedule, Call::default(), Pointers::default()) {
         let params = launch.params;
         let heads =
@@ -257,8 +252,8 @@ fn the_workspace_is_bounded() {
 fn a_watchdog_cuts_long_work() {
     let problem = problem(DType::F16, [1, 8, 16384, 128]);
     let hung = Machine { watchdog: true, ..Machine::of_arch(86) };
-    assert!(plan(&problem, KernelKind::Flash, &hung).steps.len() > 4);
-    assert_eq!(plan(&problem, KernelKind::Flash, &Machine::of_arch(86)).steps.len(), 1);
+    assert!(plan(&problem, KernelKind::Flash, &hung).dispatches.len() > 4);
+    assert_eq!(plan(&problem, KernelKind::Flash, &Machine::of_arch(86)).dispatches.len(), 1);
 }
 
 #[test]

@@ -113,12 +113,12 @@ fn cards() {
         (86, 99 << 10, 1)
     );
     assert_eq!(cards[1].compiler_version(), Ok((12, 4)));
-    let second = open(&DeviceChoice { index: Some(1), name: None }).unwrap();
+    let second = open(&DeviceChoice::new().index(1)).unwrap();
     assert_eq!(
         (second.name(), second.cuda().ordinal(), second.driver_version()),
         ("Fake 1", 1, 12040)
     );
-    let none = open(&DeviceChoice { index: Some(2), name: Some("x".into()) }).unwrap_err();
+    let none = open(&DeviceChoice::new().index(2).name("x")).unwrap_err();
     assert_eq!(
         none.to_string(),
         "no CUDA card with number 2 named like `x`: there is 0: Fake 0, 1: Fake 1"
@@ -128,7 +128,7 @@ fn cards() {
 fn host_tensors() {
     let context = first();
     assert!(
-        matches!(context.verdict(&problem(4), KernelKind::Flash), Verdict::Runs(how) if how.starts_with("Fake 0, Br"))
+        matches!(context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash)), Verdict::Runs(how) if how.starts_with("Fake 0, Br"))
     );
     let plan = plan(&context, KernelKind::Flash);
     let text = plan.to_string();
@@ -153,7 +153,7 @@ fn host_tensors() {
         short,
         Error::Problem(ProblemError::TooShort { argument: Argument::Out, .. })
     ));
-    let none = context.plan(&problem(0), &PlanOptions::default()).unwrap();
+    let none = context.plan(&problem(0), &PlanOptions::new()).unwrap();
     let mut run =
         HostRun::upload(&none, &host_args(&zeros, &values, &mut out, Some(3))).unwrap_err();
     assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
@@ -170,8 +170,8 @@ fn host_tensors() {
 
 fn large_tiles() {
     let context = first();
-    let plan = context.plan(&problem(100), &PlanOptions::default()).unwrap();
-    assert!(plan.steps()[0].variant.shared_bytes() > 48 << 10);
+    let plan = context.plan(&problem(100), &PlanOptions::new()).unwrap();
+    assert!(plan.dispatches()[0].variant.shared_bytes() > 48 << 10);
     let (zeros, mut out) = ([0; 400], [9; 400]);
     context.run_host(&plan, host_args(&zeros, &zeros, &mut out, None)).unwrap();
     assert_eq!(out, zeros);
@@ -366,12 +366,12 @@ fn incomplete() {
 
 fn no_compiler() {
     let context = first();
-    let refused = context.verdict(&problem(4), KernelKind::Flash);
+    let refused = context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash));
     assert!(
         matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])),
         "{refused}"
     );
-    let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    let error = context.plan(&problem(4), &PlanOptions::new()).unwrap_err();
     assert!(
         matches!(
             error,
@@ -385,12 +385,12 @@ fn new_compiler() {
     // The driver decides which compiler is of use, also for who only lists devices.
     assert!(matches!(devices().unwrap()[0].compiler_version(), Err(Error::NoCompiler { .. })));
     let context = first();
-    let refused = context.verdict(&problem(4), KernelKind::Flash);
+    let refused = context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash));
     assert!(
         matches!(&refused, Verdict::Refused(why) if matches!(why[..], [Reason::NoCompiler(_)])),
         "{refused}"
     );
-    let error = context.plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    let error = context.plan(&problem(4), &PlanOptions::new()).unwrap_err();
     let Error::NoCompiler { arch: 86, reason, command: "pip install nvidia-cuda-nvrtc-cu12" } =
         &error
     else {
@@ -408,7 +408,7 @@ fn new_driver() {
 }
 
 fn no_kernel() {
-    let error = first().plan(&problem(4), &PlanOptions::default()).unwrap_err();
+    let error = first().plan(&problem(4), &PlanOptions::new()).unwrap_err();
     assert!(
         matches!(&error, Error::Compile { arch: 86, message, .. } if message.contains("ptxas")),
         "{error}"

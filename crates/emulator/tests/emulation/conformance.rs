@@ -1,14 +1,15 @@
 //! The kernels over the catalogue, held to the oracle's bound, on the launches that flashtile-cuda makes for several compute capabilities.
 
 use super::Test;
-use flashtile_core::{HostArgs, KernelKind, Problem, Verdict};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, HostArgs, HostStats, KernelKind, PlanOptions,
+    Problem, Verdict,
+};
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
 use flashtile_testkit::{
-    Backend, Case, Failure, catalogue, check_neighbours, check_repeats, chosen_cases, run_case,
-    run_random,
+    Case, Failure, catalogue, check_neighbours, check_repeats, chosen_cases, run_case, run_random,
 };
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -158,6 +159,7 @@ fn together() -> Vec<Case> {
 }
 
 /// The same card, with another order of threads in each run.
+#[derive(Debug)]
 struct Turning {
     backend: EmulatedCudaBackend,
     orders: [ThreadOrder; 2],
@@ -165,22 +167,34 @@ struct Turning {
 }
 
 impl Backend for Turning {
-    fn name(&self) -> String {
-        format!("{}, then {:?}", self.backend.name(), self.orders[1])
+    fn kind(&self) -> BackendKind {
+        self.backend.kind()
     }
 
-    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        self.backend.verdict(problem, kernel)
+    fn device_name(&self) -> String {
+        format!("{}, then {:?}", self.backend.device_name(), self.orders[1])
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        self.backend.verdict(problem, options)
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        self.backend.plan(problem, options)
     }
 
     fn run(
         &self,
         problem: &Problem,
-        kernel: KernelKind,
+        options: &PlanOptions,
         args: HostArgs<'_>,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<HostStats, BackendError> {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
-        self.backend.with_order(self.orders[run % 2]).run(problem, kernel, args)
+        self.backend.with_order(self.orders[run % 2]).run(problem, options, args)
     }
 }
 

@@ -6,10 +6,11 @@
 
 use super::Test;
 use flashtile_core::KernelKind;
+use flashtile_core::{Backend, PlanOptions};
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant};
-use flashtile_testkit::{Backend, Prepared};
+use flashtile_testkit::Prepared;
 use std::sync::Arc;
 
 /// Statements that are taken out.
@@ -224,7 +225,10 @@ fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
         runs.flat_map(|run| backends.iter().map(move |backend| (run, backend))).find_map(
             |((case, order), backend)| {
                 let backend = backend.with_order(order).with_mutant(mutant);
-                if !backend.verdict(&case.tensors().problem, suspect.kernel).runs() {
+                if !backend
+                    .verdict(&case.tensors().problem, &PlanOptions::new().kernel(suspect.kernel))
+                    .runs()
+                {
                     return None;
                 }
                 case.check(&backend, suspect.kernel).err()

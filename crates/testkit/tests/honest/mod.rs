@@ -2,12 +2,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use flashtile_core::{
-    DType, Dropout, HostArgs, KernelKind, KeyTiles, MaskKind, Problem, ResolvedCall, TensorView,
-    TileKind, Verdict, check_host_args,
+    Backend, BackendError, BackendKind, BackendPlan, DType, Dropout, HostArgs, HostStats, KeyTiles,
+    MaskKind, PlanOptions, Problem, ResolvedCall, TensorView, TileKind, Timing, Verdict,
+    check_host_args,
 };
-use flashtile_testkit::Backend;
+use flashtile_testkit::cannot_plan;
 use half::{bf16, f16};
-use std::error::Error;
+use std::{sync::Arc, time::Instant};
 
 /// What is wrong with a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,21 +76,31 @@ impl Honest {
 }
 
 impl Backend for Honest {
-    fn name(&self) -> String {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Reference
+    }
+
+    fn device_name(&self) -> String {
         format!("{self:?}")
     }
 
-    fn verdict(&self, _: &Problem, _: KernelKind) -> Verdict {
+    fn verdict(&self, _: &Problem, _: &PlanOptions) -> Verdict {
         Verdict::Runs("float32, tile by tile".to_owned())
+    }
+
+    fn plan(&self, _: &Problem, _: &PlanOptions) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Err(cannot_plan(BackendKind::Reference))
     }
 
     fn run(
         &self,
         problem: &Problem,
-        _: KernelKind,
+        _: &PlanOptions,
         args: HostArgs<'_>,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let call = check_host_args(problem, &args)?;
+    ) -> Result<HostStats, BackendError> {
+        let start = Instant::now();
+        let call = check_host_args(problem, &args)
+            .map_err(|e| BackendError::of_problem(BackendKind::Reference, e))?;
         let HostArgs { q, k, v, mask, kv_lens, out, mut lse, .. } = args;
         let inputs = Inputs {
             problem,
@@ -113,7 +124,8 @@ impl Backend for Honest {
                 }
             }
         }
-        Ok(())
+        let run = Timing { host: start.elapsed(), gpu: None };
+        Ok(HostStats { run, device_bytes: 0 })
     }
 }
 

@@ -1,0 +1,69 @@
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, PlanOptions, Problem, Verdict,
+};
+use flashtile_wgpu::{
+    Context, DeviceChoice, Error, Tiles, open_baseline_blocking, open_blocking,
+};
+use std::sync::Arc;
+
+/// The kernels on one wgpu device, with a tile shape forced where a test wants one.
+#[derive(Clone, Debug)]
+pub(crate) struct WgpuBackend {
+    context: Context,
+    name: String,
+    tiles: Option<Tiles>,
+}
+
+impl WgpuBackend {
+    /// A device that is open already. `what` tells it apart from others on the same adapter.
+    pub(crate) fn new(context: Context, what: &str) -> Self {
+        let name = format!("{what} on {}", Backend::device_name(&context));
+        Self { context, name, tiles: None }
+    }
+
+    /// The best adapter of this machine, with all that it offers.
+    pub(crate) fn full() -> Result<Self, Error> {
+        Ok(Self::new(open_blocking(&DeviceChoice::new())?, "full"))
+    }
+
+    /// The same with only WebGPU's default limits and no features: what a browser grants.
+    pub(crate) fn baseline() -> Result<Self, Error> {
+        Ok(Self::new(open_baseline_blocking(&DeviceChoice::new())?, "baseline"))
+    }
+
+    /// The same device, with a tile shape forced on its flash kernel.
+    pub(crate) fn with_tiles(&self, tiles: Tiles) -> Self {
+        Self { tiles: Some(tiles), name: format!("{}, {tiles:?}", self.name), ..self.clone() }
+    }
+
+    /// The device's context.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    fn options(&self, options: &PlanOptions) -> flashtile_wgpu::PlanOptions {
+        options.for_tiles().tiles(self.tiles)
+    }
+}
+
+impl Backend for WgpuBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Wgpu
+    }
+
+    fn device_name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        self.context.verdict(problem, &self.options(options))
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Ok(Arc::new(self.context.plan_blocking(problem, &self.options(options))?))
+    }
+}
