@@ -91,8 +91,8 @@
 //! let (mut out, mut lse) = ([1.0f32; 6], [0.0f32; 6]);
 //! let q = bytes_of(&data);
 //! let args = HostArgs::new(q, q, q, bytes_of_mut(&mut out))
-//!     .kv_lens(&[2, 0][..]) // the second entry has no keys at all
-//!     .lse(&mut lse[..]);
+//!     .kv_lens(&[2, 0]) // the second entry has no keys at all
+//!     .lse(&mut lse);
 //! let report = Attention::new().run(&problem, args, Choice::backend(BackendKind::Reference))?;
 //! assert_eq!(report.backend, BackendKind::Reference);
 //! assert_eq!(out, [0.0; 6]);

@@ -168,9 +168,9 @@ pub fn scaled_dot_product_attention_with<T: Element>(
         AttnMask::Additive(mask) => bytes_of(mask.data),
     });
     let (q, k, v) = (bytes_of(query.data), bytes_of(key.data), bytes_of(value.data));
-    let args = HostArgs::new(q, k, v, bytes_of_mut(&mut data))
-        .mask(mask)
-        .call(Call::new().scale(options.scale).seed(seed).offset(offset));
+    let call = Call::new().scale(options.scale).seed(seed).offset(offset);
+    let mut args = HostArgs::new(q, k, v, bytes_of_mut(&mut data)).call(call);
+    args.mask = mask;
     Attention::global().run(&problem, args, Choice::AUTO)?;
     Ok(OwnedTensor { data, shape })
 }

@@ -2,6 +2,7 @@
 //!
 //! The names of these tests begin with `cuda`: scripts/on-gpu runs each in a process of its own.
 
+mod backend;
 mod memory;
 mod packed;
 mod refusals;
@@ -11,10 +12,11 @@ use crate::{
     harness::{Suite, Test},
     shared::{Chosen, cases, random, run_all, same_bits},
 };
+use backend::CudaBackend;
 use flashtile_core::{DType, KernelKind};
 use flashtile_cuda::{Context, CudaVariant, PlanOptions, schedule};
 use flashtile_shaders::{Operation, cuda::Engine};
-use flashtile_testkit::{Case, CudaBackend, Rng, check_neighbours, check_repeats};
+use flashtile_testkit::{Case, Rng, check_neighbours, check_repeats};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 

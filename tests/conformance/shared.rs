@@ -1,10 +1,8 @@
 //! What both kinds of device are held to, and what the tests of both are made of.
 
-use flashtile_core::{DType, HostInputs, KernelKind, Layout, Problem, TensorView};
+use flashtile_core::{Backend, DType, HostInputs, KernelKind, Layout, Problem, TensorView};
 use flashtile_reference::attention;
-use flashtile_testkit::{
-    Backend, Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random,
-};
+use flashtile_testkit::{Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random};
 
 /// The catalogue by its groups, or the one case of FLASHTILE_CASE.
 pub(crate) struct Chosen {

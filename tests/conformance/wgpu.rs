@@ -1,5 +1,6 @@
 //! Kernels through wgpu, on the best adapter of this machine.
 
+mod backend;
 mod devices;
 mod embedding;
 mod visited;
@@ -8,8 +9,9 @@ use crate::{
     harness::{Suite, Test},
     shared::{Chosen, cases, random, run_all, same_bits},
 };
+use backend::WgpuBackend;
 use flashtile_core::KernelKind;
-use flashtile_testkit::{WgpuBackend, check_neighbours, check_repeats};
+use flashtile_testkit::{check_neighbours, check_repeats};
 use flashtile_wgpu::{Context, FLASH_TILES, Tiles};
 
 /// A test of what an app or a device does.

@@ -60,22 +60,22 @@ impl<'a> HostArgs<'a> {
 
     /// Adds an attention mask.
     #[must_use]
-    pub fn mask(mut self, mask: impl Into<Option<&'a [u8]>>) -> Self {
-        self.mask = mask.into();
+    pub fn mask(mut self, mask: &'a [u8]) -> Self {
+        self.mask = Some(mask);
         self
     }
 
     /// Adds the counts of valid keys.
     #[must_use]
-    pub fn kv_lens(mut self, kv_lens: impl Into<Option<&'a [i32]>>) -> Self {
-        self.kv_lens = kv_lens.into();
+    pub fn kv_lens(mut self, kv_lens: &'a [i32]) -> Self {
+        self.kv_lens = Some(kv_lens);
         self
     }
 
     /// Adds the memory that receives the log-sum-exp.
     #[must_use]
-    pub fn lse(mut self, lse: impl Into<Option<&'a mut [f32]>>) -> Self {
-        self.lse = lse.into();
+    pub fn lse(mut self, lse: &'a mut [f32]) -> Self {
+        self.lse = Some(lse);
         self
     }
 
@@ -89,7 +89,7 @@ impl<'a> HostArgs<'a> {
     /// The inputs alone.
     pub fn inputs(&self) -> HostInputs<'_> {
         let (mask, kv_lens) = (self.mask, self.kv_lens);
-        HostInputs::new(self.q, self.k, self.v).mask(mask).kv_lens(kv_lens).call(self.call)
+        HostInputs { q: self.q, k: self.k, v: self.v, mask, kv_lens, call: self.call }
     }
 }
 
@@ -101,15 +101,15 @@ impl<'a> HostInputs<'a> {
 
     /// Adds an attention mask.
     #[must_use]
-    pub fn mask(mut self, mask: impl Into<Option<&'a [u8]>>) -> Self {
-        self.mask = mask.into();
+    pub fn mask(mut self, mask: &'a [u8]) -> Self {
+        self.mask = Some(mask);
         self
     }
 
     /// Adds the counts of valid keys.
     #[must_use]
-    pub fn kv_lens(mut self, kv_lens: impl Into<Option<&'a [i32]>>) -> Self {
-        self.kv_lens = kv_lens.into();
+    pub fn kv_lens(mut self, kv_lens: &'a [i32]) -> Self {
+        self.kv_lens = Some(kv_lens);
         self
     }
 

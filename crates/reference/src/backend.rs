@@ -156,11 +156,10 @@ impl BackendRun for ReferenceRun {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         let (out, lse) = &mut *results;
         let [q, k, v] = &self.inputs;
-        let args = HostArgs::new(q, k, v, out)
-            .mask(self.mask.as_deref())
-            .kv_lens(self.kv_lens.as_deref())
-            .lse(lse.as_deref_mut())
-            .call(self.call);
+        let mut args = HostArgs::new(q, k, v, out).call(self.call);
+        args.mask = self.mask.as_deref();
+        args.kv_lens = self.kv_lens.as_deref();
+        args.lse = lse.as_deref_mut();
         let start = Instant::now();
         run(&self.problem, args).map_err(of_problem)?;
         Ok(Timing { host: start.elapsed(), gpu: None })

@@ -314,9 +314,9 @@ fn bad_arguments_are_refused_as_core_refuses_them() {
         |inputs| flashtile_reference::attention(&case.problem, &inputs).expect_err("refused");
     assert!(matches!(error(case.inputs()), ProblemError::Missing { .. }));
     let long = [3];
-    let inputs = case.inputs().kv_lens(&long[..]);
+    let inputs = case.inputs().kv_lens(&long);
     assert_eq!(error(inputs).to_string(), "kv_lens[0] must lie in 0..=2, but is 3");
-    let mut inputs = case.inputs().kv_lens(&[1][..]);
+    let mut inputs = case.inputs().kv_lens(&[1]);
     inputs.q = &case.q[..4];
     assert_eq!(error(inputs).to_string(), "q needs 8 bytes, but 4 were given");
 }

@@ -28,17 +28,20 @@ impl Tensors {
     /// The inputs alone.
     pub fn inputs(&self) -> HostInputs<'_> {
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
-        HostInputs::new(q, k, v).mask(mask.as_deref()).kv_lens(kv_lens.as_deref()).call(*call)
+        let mut inputs = HostInputs::new(q, k, v).call(*call);
+        inputs.mask = mask.as_deref();
+        inputs.kv_lens = kv_lens.as_deref();
+        inputs
     }
 
     /// The inputs with places for the results.
     pub fn args<'a>(&'a self, out: &'a mut [u8], lse: Option<&'a mut [f32]>) -> HostArgs<'a> {
         let inputs = self.inputs();
-        HostArgs::new(inputs.q, inputs.k, inputs.v, out)
-            .mask(inputs.mask)
-            .kv_lens(inputs.kv_lens)
-            .lse(lse)
-            .call(inputs.call)
+        let mut args = HostArgs::new(inputs.q, inputs.k, inputs.v, out).call(inputs.call);
+        args.mask = inputs.mask;
+        args.kv_lens = inputs.kv_lens;
+        args.lse = lse;
+        args
     }
 }
 

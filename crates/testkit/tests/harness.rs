@@ -52,11 +52,10 @@ impl<F: Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync> Backend for M
         options: &PlanOptions,
         mut args: HostArgs<'_>,
     ) -> Result<HostStats, BackendError> {
-        let inner = HostArgs::new(args.q, args.k, args.v, &mut *args.out)
-            .mask(args.mask)
-            .kv_lens(args.kv_lens)
-            .lse(args.lse.as_deref_mut())
-            .call(args.call);
+        let mut inner = HostArgs::new(args.q, args.k, args.v, &mut *args.out).call(args.call);
+        inner.mask = args.mask;
+        inner.kv_lens = args.kv_lens;
+        inner.lse = args.lse.as_deref_mut();
         let stats = self.plan(problem, options)?.run(inner)?;
         (self.0)(problem, args.out, args.lse);
         Ok(stats)

@@ -15,9 +15,13 @@ pub(crate) struct CudaBackend {
 impl CudaBackend {
     /// The first GPU of this machine.
     pub(crate) fn first() -> Result<Self, Error> {
-        let context = open(&DeviceChoice::new())?;
+        Ok(Self::new(open(&DeviceChoice::new())?))
+    }
+
+    /// A CUDA context that is open already.
+    pub(crate) fn new(context: Context) -> Self {
         let name = Backend::device_name(&context);
-        Ok(Self { context, name, tiles: None })
+        Self { context, name, tiles: None }
     }
 
     /// The same GPU, with a tile shape forced on its flash kernel.

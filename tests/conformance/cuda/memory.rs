@@ -104,7 +104,9 @@ fn run_hiding(
     let mask = plan.problem().mask().map(|_| &mask[..]);
     let (mut out, mut lse) = (vec![0; q.len()], vec![0.0; 2 * QUERIES]);
     let (to, call) = (Some(&mut lse[..]), Call::default());
-    let args = HostArgs::new(&q, &k, &v, &mut out).mask(mask).lse(to).call(call);
+    let mut args = HostArgs::new(&q, &k, &v, &mut out).call(call);
+    args.mask = mask;
+    args.lse = to;
     plan.context().run_host(plan, args)?;
     Ok((out, lse.into_iter().map(f32::to_bits).collect()))
 }

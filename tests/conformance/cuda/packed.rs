@@ -2,12 +2,16 @@
 
 use super::AnyError;
 use crate::shared::cases;
-use flashtile_core::{Call, DType, HostArgs, HostInputs, KernelKind, Problem, Verdict};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, Call, DType, HostArgs, HostInputs, HostStats,
+    PlanOptions, Problem, Timing, Verdict,
+};
 use flashtile_cuda::{
-    Args, Context, Error, Input, Output, Plan, PlanOptions,
+    Args, Context, Error, Input, Output, Plan,
     cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut},
 };
-use flashtile_testkit::{Backend, Case};
+use flashtile_testkit::{Case, cannot_plan};
+use std::time::Instant;
 use std::{ops::Range, sync::Arc};
 
 /// What stands around tensors: a NaN in every storage type.
@@ -239,6 +243,7 @@ pub(super) fn packed_cases() -> Vec<Case> {
 }
 
 /// A backend that packs, and expects the bits that tensors by themselves give.
+#[derive(Debug)]
 pub(super) struct PackedBackend<'a> {
     pub(super) context: &'a Context,
     pub(super) stream: Arc<CudaStream>,
@@ -247,21 +252,44 @@ pub(super) struct PackedBackend<'a> {
 }
 
 impl Backend for PackedBackend<'_> {
-    fn name(&self) -> String {
-        format!("cuda on {}, {:?}", self.context.name(), self.given)
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cuda
     }
 
-    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        self.context.verdict(problem, kernel)
+    fn device_name(&self) -> String {
+        format!("{}, {:?}", self.context.name(), self.given)
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        self.context.verdict(problem, &options.for_tiles())
+    }
+
+    fn plan(&self, _: &Problem, _: &PlanOptions) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Err(cannot_plan(BackendKind::Cuda))
     }
 
     fn run(
         &self,
         problem: &Problem,
-        kernel: KernelKind,
+        options: &PlanOptions,
+        args: HostArgs<'_>,
+    ) -> Result<HostStats, BackendError> {
+        let start = Instant::now();
+        self.run_packed(problem, options, args)
+            .map_err(|e| BackendError::new(BackendKind::Cuda, false, e))?;
+        let run = Timing { host: start.elapsed(), gpu: None };
+        Ok(HostStats { run, device_bytes: 0 })
+    }
+}
+
+impl PackedBackend<'_> {
+    fn run_packed(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
         mut args: HostArgs<'_>,
     ) -> Result<(), AnyError> {
-        let plan = self.context.plan(problem, &PlanOptions::new().kernel(kernel))?;
+        let plan = self.context.plan(problem, &options.for_tiles())?;
         let expected = by_themselves(self.context, &plan, &args)?;
         let mut packed = Packed::upload(&plan, &self.stream, &args)?;
         if self.own_workspace {
@@ -279,16 +307,13 @@ pub(super) fn by_themselves(
     plan: &Plan,
     args: &HostArgs<'_>,
 ) -> Result<(Vec<u8>, Option<Vec<f32>>), AnyError> {
-    let HostInputs { q, k, v, mask, kv_lens, call } = args.inputs();
+    let inputs = args.inputs();
     let (mut out, mut lse) = (args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec));
-    context.run_host(
-        plan,
-        HostArgs::new(q, k, v, &mut out)
-            .mask(mask)
-            .kv_lens(kv_lens)
-            .lse(lse.as_deref_mut())
-            .call(call),
-    )?;
+    let mut own = HostArgs::new(inputs.q, inputs.k, inputs.v, &mut out).call(inputs.call);
+    own.mask = inputs.mask;
+    own.kv_lens = inputs.kv_lens;
+    own.lse = lse.as_deref_mut();
+    context.run_host(plan, own)?;
     Ok((out, lse))
 }
 

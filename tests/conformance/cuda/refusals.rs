@@ -49,19 +49,87 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
     let beyond = Call::new().seq_kv(9);
     use Argument::{AttnMask, K, KvLens, Lse, Out, Q, V, Workspace};
     let cases = [
-        (&flash, Args { out: to(x_at, 256), ..args() }, aliased(Out, Q)),
-        (&flash, Args { v: at(out_at + 252, 256), ..args() }, aliased(Out, V)),
-        (&full, Args { lse: Some(to(out_at + 224, 32)), ..whole() }, aliased(Out, Lse)),
-        (&full, Args { lse: Some(to(x_at + 64, 32)), ..whole() }, aliased(Lse, Q)),
-        (&full, Args { lse: Some(to(lens_at, 32)), ..whole() }, aliased(Lse, KvLens)),
-        (&unfused, args().workspace(to(x_at, 256)), aliased(Workspace, Q)),
-        (&unfused, args().workspace(to(out_at, 256)), aliased(Out, Workspace)),
-        (&flash, Args { q: at(x_at + 2, 256), ..args() }, misaligned(Q, x_at + 2, 4)),
-        (&flash, Args { q: at(x_at, 300).offset(1), ..args() }, misaligned(Q, x_at + 1, 4)),
-        (&flash, Args { out: to(out_at + 1, 256), ..args() }, misaligned(Out, out_at + 1, 4)),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.out = to(x_at, 256);
+                args
+            },
+            aliased(Out, Q),
+        ),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.v = at(out_at + 252, 256);
+                args
+            },
+            aliased(Out, V),
+        ),
         (
             &full,
-            Args { kv_lens: Some(at(lens_at + 2, 4)), ..whole() },
+            {
+                let mut args = whole();
+                args.lse = Some(to(out_at + 224, 32));
+                args
+            },
+            aliased(Out, Lse),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.lse = Some(to(x_at + 64, 32));
+                args
+            },
+            aliased(Lse, Q),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.lse = Some(to(lens_at, 32));
+                args
+            },
+            aliased(Lse, KvLens),
+        ),
+        (&unfused, args().workspace(to(x_at, 256)), aliased(Workspace, Q)),
+        (&unfused, args().workspace(to(out_at, 256)), aliased(Out, Workspace)),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.q = at(x_at + 2, 256);
+                args
+            },
+            misaligned(Q, x_at + 2, 4),
+        ),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.q = at(x_at, 300).offset(1);
+                args
+            },
+            misaligned(Q, x_at + 1, 4),
+        ),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.out = to(out_at + 1, 256);
+                args
+            },
+            misaligned(Out, out_at + 1, 4),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.kv_lens = Some(at(lens_at + 2, 4));
+                args
+            },
             misaligned(KvLens, lens_at + 2, 4),
         ),
         (
@@ -69,21 +137,97 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
             args().workspace(to(scores_at + 8, 256)),
             misaligned(Workspace, scores_at + 8, 16),
         ),
-        (&flash, Args { v: at(x_at, 252), ..args() }, short(V, 256, 252)),
-        (&flash, Args { k: at(x_at, 256).offset(4), ..args() }, short(K, 260, 256)),
         (
             &flash,
-            Args { k: at(x_at, 256).offset(u64::MAX - 3), ..args() },
+            {
+                let mut args = args();
+                args.v = at(x_at, 252);
+                args
+            },
+            short(V, 256, 252),
+        ),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.k = at(x_at, 256).offset(4);
+                args
+            },
+            short(K, 260, 256),
+        ),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.k = at(x_at, 256).offset(u64::MAX - 3);
+                args
+            },
             short(K, usize::MAX, 256),
         ),
-        (&flash, Args { out: to(out_at, 256).offset(8), ..args() }, short(Out, 264, 256)),
-        (&full, Args { mask: Some(at(x_at, 63)), ..whole() }, short(AttnMask, 64, 63)),
-        (&full, Args { kv_lens: Some(at(lens_at, 3)), ..whole() }, short(KvLens, 4, 3)),
-        (&full, Args { lse: Some(to(scores_at, 28)), ..whole() }, short(Lse, 32, 28)),
+        (
+            &flash,
+            {
+                let mut args = args();
+                args.out = to(out_at, 256).offset(8);
+                args
+            },
+            short(Out, 264, 256),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.mask = Some(at(x_at, 63));
+                args
+            },
+            short(AttnMask, 64, 63),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.kv_lens = Some(at(lens_at, 3));
+                args
+            },
+            short(KvLens, 4, 3),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.lse = Some(to(scores_at, 28));
+                args
+            },
+            short(Lse, 32, 28),
+        ),
         (&unfused, args().workspace(to(scores_at, 252)), short(Workspace, 256, 252)),
-        (&full, Args { mask: None, ..whole() }, missing(AttnMask)),
-        (&full, Args { kv_lens: None, ..whole() }, missing(KvLens)),
-        (&full, Args { lse: None, ..whole() }, missing(Lse)),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.mask = None;
+                args
+            },
+            missing(AttnMask),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.kv_lens = None;
+                args
+            },
+            missing(KvLens),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.lse = None;
+                args
+            },
+            missing(Lse),
+        ),
         (&flash, args().lse(to(scores_at, 32)), ProblemError::Unexpected { argument: Lse }.into()),
         (
             &flash,

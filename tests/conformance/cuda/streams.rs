@@ -1,5 +1,6 @@
 //! Whose stream, whose context, and in what order.
 
+use super::backend::CudaBackend;
 use super::{
     AnyError, Check, numbers,
     packed::{Given, Packed, by_themselves, packed_cases, same},
@@ -13,7 +14,7 @@ use flashtile_cuda::{
         sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
     },
 };
-use flashtile_testkit::{Case, CudaBackend};
+use flashtile_testkit::Case;
 use std::thread;
 
 pub(super) const CHECKS: [(&str, Check); 6] = [
@@ -26,7 +27,7 @@ pub(super) const CHECKS: [(&str, Check); 6] = [
 ];
 
 fn both_kernels() -> [PlanOptions; 2] {
-    KernelKind::ALL.iter().copied().map(PlanOptions::kernel)
+    [KernelKind::Flash, KernelKind::Unfused].map(|kernel| PlanOptions::new().kernel(kernel))
 }
 
 /// Not the primary one, and a stream that is not the default.

@@ -1,9 +1,7 @@
 use flashtile_core::{
     Backend, BackendError, BackendKind, BackendPlan, PlanOptions, Problem, Verdict,
 };
-use flashtile_wgpu::{
-    Context, DeviceChoice, Error, Tiles, open_baseline_blocking, open_blocking,
-};
+use flashtile_wgpu::{Context, DeviceChoice, Error, Tiles, open_baseline_blocking, open_blocking};
 use std::sync::Arc;
 
 /// The kernels on one wgpu device, with a tile shape forced where a test wants one.

@@ -4,7 +4,7 @@ use super::{Check, embedding::buffer};
 use crate::shared::{bytes, dense, floats, hold, text};
 use flashtile_core::{Call, HostArgs, HostInputs, Problem};
 use flashtile_wgpu::{
-    AdapterChoice, Args, Context, Error, HostRun, PlanOptions, adapters_blocking, open_blocking,
+    Args, Context, DeviceChoice, Error, HostRun, PlanOptions, adapters_blocking, open_blocking,
     wgpu,
 };
 use std::sync::{
@@ -25,7 +25,7 @@ fn foreign_buffer(context: &Context) -> Result<(), String> {
     let [one, other] = two_devices(context)?;
     let view = dense([1, 1, 2, 4]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan = one.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let plan = one.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     let (x, out) =
         (buffer(&other, &[0; 32], Usage::STORAGE), buffer(&one, &[0; 32], Usage::STORAGE));
     let mut encoder =
@@ -59,10 +59,10 @@ fn two_devices(context: &Context) -> Result<[Context; 2], String> {
 
 /// A device of its own, since it does not survive. Whatever is begun on it afterwards says that it is lost, and nothing panics.
 fn lost_device(_: &Context) -> Result<(), String> {
-    let context = open_blocking(&AdapterChoice::default()).map_err(text)?;
+    let context = open_blocking(&DeviceChoice::default()).map_err(text)?;
     let view = dense([1, 1, 2, 4]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
-    let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+    let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     let host = [0; 32];
     let [mut out, mut late] = [[0; 32]; 2];
     let call = Call::default();
@@ -76,8 +76,8 @@ fn lost_device(_: &Context) -> Result<(), String> {
     let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
     let late = HostArgs::new(&host, &host, &host, &mut late).call(call);
     let results = [
-        ("a cached plan", context.plan_blocking(&problem, &PlanOptions::default()).map(|_| ())),
-        ("a new plan", context.plan_blocking(&wider, &PlanOptions::default()).map(|_| ())),
+        ("a cached plan", context.plan_blocking(&problem, &PlanOptions::new()).map(|_| ())),
+        ("a new plan", context.plan_blocking(&wider, &PlanOptions::new()).map(|_| ())),
         (
             "a new context",
             Context::new_blocking(context.device().clone(), context.queue().clone()).map(|_| ()),
@@ -105,7 +105,7 @@ fn timestamps(context: &Context) -> Result<(), String> {
     let without = device(&same_adapter(context)?, wgpu::Limits::default())?;
     for context in [context, &without] {
         let has = context.device().features().contains(wgpu::Features::TIMESTAMP_QUERY);
-        let plan = context.plan_blocking(&problem, &PlanOptions::default()).map_err(text)?;
+        let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
         let host = bytes(&floats(9, 2 * 64 * 16));
         let mut out = vec![0; host.len()];
         let inputs = HostInputs::new(&host, &host, &host);
@@ -128,19 +128,17 @@ fn timestamps(context: &Context) -> Result<(), String> {
 fn adapter_by_index(_: &Context) -> Result<(), String> {
     let listed = adapters_blocking();
     for (index, entry) in listed.iter().enumerate() {
-        let choice = AdapterChoice { index: Some(index), ..AdapterChoice::default() };
+        let choice = DeviceChoice::new().index(index);
         let opened = open_blocking(&choice).map_err(text)?;
         if *opened.adapter_info() != entry.info {
             return Err(format!("number {index} opened {:?}", opened.adapter_info()));
         }
     }
-    let beyond = AdapterChoice { index: Some(listed.len()), ..AdapterChoice::default() };
-    let other =
-        AdapterChoice { index: Some(0), name: Some("no such card".into()), baseline: false };
-    for (choice, expected) in [
-        (beyond, " with number "),
-        (other, " with number 0 named like `no such card`: there is 0: "),
-    ] {
+    let beyond = DeviceChoice::new().index(listed.len());
+    let other = DeviceChoice::new().index(0).name("no such GPU");
+    for (choice, expected) in
+        [(beyond, " number "), (other, " number 0 with a name like `no such GPU`: found 0: ")]
+    {
         match open_blocking(&choice) {
             Err(e @ Error::NoAdapter { .. }) if e.to_string().contains(expected) => {}
             got => return Err(format!("{choice:?} gave {got:?}")),

@@ -1,5 +1,6 @@
 //! What an app that owns its device relies on: its buffers and offsets, its encoders and passes, its threads, and errors instead of panics.
 
+use super::backend::WgpuBackend;
 use super::{
     Check,
     devices::{device, same_adapter},
@@ -9,8 +10,7 @@ use flashtile_core::{
     Argument, Call, DType, HostArgs, HostInputs, KernelKind, Mask, MaskKind, Problem, ProblemError,
     Reason, TensorView,
 };
-use flashtile_testkit::WgpuBackend;
-use flashtile_wgpu::{Args, BufferView, Context, Error, PlanOptions, wgpu};
+use flashtile_wgpu::{Args, Context, Error, PlanOptions, Region, wgpu};
 use wgpu::BufferUsages as Usage;
 
 pub(super) const CHECKS: [(&str, Check); 10] = [
@@ -21,7 +21,7 @@ pub(super) const CHECKS: [(&str, Check); 10] = [
     ("threads share a plan", threads),
     ("lengths on the device are clamped", device_kv_lens),
     ("bad buffers are typed errors", bad_buffers),
-    ("slots run out and come back", slots),
+    ("thousands of calls are recorded at once", many_recorded_calls),
     ("kernels that do not fit are refused", refused),
     ("small bindings and grids split the work", small_limits),
 ];
@@ -65,7 +65,7 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     );
     let host = bytes(&packed);
     let gpu = buffer(context, &host, Usage::STORAGE);
-    let at = |n: usize| BufferView::new(&gpu, 4 * (lead + n * heads * dim) as u64);
+    let at = |n: usize| Region::from(&gpu).offset(4 * (lead + n * heads * dim) as u64);
     let mut runs = Vec::new();
     for causal in [false, true] {
         let problem = Problem::builder(view, view, view)
@@ -203,41 +203,89 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
     let cases = [
         (
             &plain,
-            Args { q: (&out).into(), ..args() },
+            {
+                let mut args = args();
+                args.q = (&out).into();
+                args
+            },
             Error::Aliased { written: Argument::Out, other: Argument::Q },
         ),
         (&full, whole().lse(&out), Error::Aliased { written: Argument::Out, other: Argument::Lse }),
         (&full, whole().lse(&x), Error::Aliased { written: Argument::Lse, other: Argument::Q }),
         (
             &plain,
-            Args { v: (&short).into(), ..args() },
+            {
+                let mut args = args();
+                args.v = (&short).into();
+                args
+            },
             ProblemError::TooShort { argument: Argument::V, expected: 256, given: 252 }.into(),
         ),
         (
             &plain,
-            Args { k: BufferView::new(&x, 4), ..args() },
+            {
+                let mut args = args();
+                args.k = Region::from(&x).offset(4);
+                args
+            },
             ProblemError::TooShort { argument: Argument::K, expected: 260, given: 256 }.into(),
         ),
         (
             &plain,
-            Args { k: BufferView::new(&x, u64::MAX - 3), ..args() },
+            {
+                let mut args = args();
+                args.k = Region::from(&x).offset(u64::MAX - 3);
+                args
+            },
             ProblemError::TooShort { argument: Argument::K, expected: usize::MAX, given: 256 }
                 .into(),
         ),
         (
             &plain,
-            Args { q: BufferView::new(&x, 2), ..args() },
+            {
+                let mut args = args();
+                args.q = Region::from(&x).offset(2);
+                args
+            },
             Error::Misaligned { argument: Argument::Q, offset: 2, size: 4 },
         ),
         (
             &plain,
-            Args { k: (&uniform).into(), ..args() },
+            {
+                let mut args = args();
+                args.k = (&uniform).into();
+                args
+            },
             Error::Usage { argument: Argument::K, expected: "STORAGE", given: uniform.usage() },
         ),
         (&plain, args().lse(&lse), ProblemError::Unexpected { argument: Argument::Lse }.into()),
-        (&full, Args { mask: None, ..whole() }, missing(Argument::AttnMask)),
-        (&full, Args { kv_lens: None, ..whole() }, missing(Argument::KvLens)),
-        (&full, Args { lse: None, ..whole() }, missing(Argument::Lse)),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.mask = None;
+                args
+            },
+            missing(Argument::AttnMask),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.kv_lens = None;
+                args
+            },
+            missing(Argument::KvLens),
+        ),
+        (
+            &full,
+            {
+                let mut args = whole();
+                args.lse = None;
+                args
+            },
+            missing(Argument::Lse),
+        ),
         (
             &plain,
             args().call(Call::new().seq_kv(9)),
@@ -261,26 +309,40 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
     }
 }
 
-/// Calls that are never submitted hold their slots until their encoder goes. On a device of its own: other tests want slots too.
-fn slots(context: &Context) -> Result<(), String> {
-    let context = &device(&same_adapter(context)?, wgpu::Limits::default())?;
-    let view = dense([1, 1, 2, 4]);
-    let problem = Problem::builder(view, view, view).build().map_err(text)?;
+/// There is no limit to the calls that wait for their submission: every call of a long recording has
+/// parameters of its own here, and all of them are right.
+fn many_recorded_calls(context: &Context) -> Result<(), String> {
+    let (rows, dim) = (5000, 4);
+    let view = dense([1, 1, 1, dim]);
+    let kv = dense([1, 1, rows, dim]);
+    let problem = Problem::builder(view, kv, kv).build().map_err(text)?;
     let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
-    let (x, out) =
-        (buffer(context, &[0; 32], Usage::STORAGE), buffer(context, &[0; 32], Usage::STORAGE));
-    let args = Args::new(&x, &x, &x, &out);
+    let (q, k) = (bytes(&floats(9, dim)), bytes(&floats(10, rows * dim)));
+    let [gpu_q, gpu_k] = [&q, &k].map(|host| buffer(context, host, Usage::STORAGE));
+    let out = buffer(context, &vec![0; 4 * dim], Usage::STORAGE);
     let mut encoder =
         context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    let refused = (0..10_000).find_map(|_| plan.encode(&mut encoder, &args).err());
-    match refused {
-        Some(Error::TooManyCalls { .. }) => {}
-        other => return Err(format!("10000 calls in one encoder gave {other:?}")),
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for keys in 1..=rows {
+            let call = Call::new().seq_kv(keys);
+            let args = Args::new(&gpu_q, &gpu_k, &gpu_k, &out).call(call);
+            plan.encode_in_pass(&mut pass, &args).map_err(text)?;
+        }
     }
-    drop(encoder);
-    let mut encoder =
-        context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    plan.encode(&mut encoder, &args).map_err(text)
+    context.queue().submit([encoder.finish()]);
+    let inputs = HostInputs::new(&q, &k, &k);
+    hold(&problem, &inputs, &read(context, &out)?)?;
+    // An encoder that is dropped without a submission gives everything back.
+    for _ in 0..3 {
+        let mut encoder =
+            context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for keys in 1..=rows {
+            let args = Args::new(&gpu_q, &gpu_k, &gpu_k, &out).call(Call::new().seq_kv(keys));
+            plan.encode(&mut encoder, &args).map_err(text)?;
+        }
+    }
+    Ok(())
 }
 
 fn refused(context: &Context) -> Result<(), String> {

@@ -50,7 +50,10 @@ impl Case {
 
     pub fn inputs(&self) -> HostInputs<'_> {
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
-        HostInputs::new(q, k, v).mask(mask.as_deref()).kv_lens(kv_lens.as_deref()).call(*call)
+        let mut inputs = HostInputs::new(q, k, v).call(*call);
+        inputs.mask = mask.as_deref();
+        inputs.kv_lens = kv_lens.as_deref();
+        inputs
     }
 
     pub fn answer(&self) -> Answer {
