@@ -1,38 +1,39 @@
-//! What encoding a plan costs the host: the price of a call in an app's frame or in a decode loop, besides what the GPU does.
+//! What a call costs the host: the price in an application's frame or in a decode loop, besides the
+//! GPU's work.
 //!
-//! Each iteration records one call of a plan that is compiled and whose bind groups are cached: into a compute pass of its own,
-//! into one that is open already, and there with wgpu's own share, which comes when the encoder is finished. Nothing is
-//! submitted, so that neither the driver nor the GPU is measured.
+//! Each iteration records one call of a compiled plan: into a compute pass of its own, into one
+//! that is already open, and there with wgpu's own share, which is due when the encoder is
+//! finished. The calls go round 1, 16 or 128 sets of buffers, as the layers of a model do. Nothing
+//! is submitted, so neither the driver nor the GPU is measured. `plan` is planning with compiled
+//! pipelines.
 
 use criterion::Criterion;
-use flashtile::wgpu::{
-    AdapterChoice, Args, BufferView, Context, Plan, PlanOptions, open_blocking, wgpu,
-};
-use flashtile::{Align, Call, DType, Layout, Problem, TensorView};
+use flashtile::wgpu::{Args, Context, DeviceChoice, Plan, PlanOptions, open_blocking, wgpu};
+use flashtile::{Align, Call, DType, Problem, TensorView};
 use std::{
     error::Error,
     hint::black_box,
     time::{Duration, Instant},
 };
 
-/// Calls recorded into one encoder: fewer than there are parameter slots.
+/// Calls recorded into one encoder.
 const CALLS: u64 = 256;
 
-/// Records so many calls; the time it took.
+/// Sets of buffers that calls go round: one layer, a small model, more layers than a large one has.
+const SETS: [usize; 3] = [1, 16, 128];
+
+/// Records so many calls, and returns the time that it took.
 type Record = fn(&Bench, wgpu::CommandEncoder, u64) -> Duration;
 
-/// A plan and the buffers of its calls.
+/// A plan and the buffers of its calls: q, k, v and out of each set.
 struct Bench {
-    name: &'static str,
+    name: String,
     plan: Plan,
-    q: wgpu::Buffer,
-    k: wgpu::Buffer,
-    v: wgpu::Buffer,
-    out: wgpu::Buffer,
+    sets: Vec<[wgpu::Buffer; 4]>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let context = match open_blocking(&AdapterChoice::default()) {
+    let context = match open_blocking(&DeviceChoice::new()) {
         Ok(context) => context,
         Err(error)
             if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
@@ -44,11 +45,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
-    let benches = [bench(&context, "flash", 64, 64)?, bench(&context, "decode", 1, 256)?];
+    let mut benches = Vec::new();
+    for sets in SETS {
+        benches.push(bench(&context, "flash", 64, 64, sets)?);
+        benches.push(bench(&context, "decode", 1, 256, sets)?);
+    }
     let mut criterion =
         Criterion::default().measurement_time(Duration::from_secs(2)).configure_from_args();
     for bench in &benches {
-        let mut group = criterion.benchmark_group(bench.name);
+        let mut group = criterion.benchmark_group(&bench.name);
         let record: [(_, Record); 3] = [
             ("encode", Bench::encode),
             ("encode_in_pass", Bench::encode_in_pass),
@@ -61,17 +66,25 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         group.finish();
     }
+    let problem = benches[0].plan.problem().clone();
+    let options = PlanOptions::new();
+    criterion.bench_function("plan", |b| {
+        b.iter(|| {
+            context.plan_blocking(black_box(&problem), &options).expect("it was planned before")
+        });
+    });
     criterion.final_summary();
     Ok(())
 }
 
 fn bench(
     context: &Context,
-    name: &'static str,
+    name: &str,
     seq_q: usize,
     seq_kv: usize,
+    sets: usize,
 ) -> Result<Bench, Box<dyn Error>> {
-    let view = |seq| TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, 1, seq, 32]);
+    let view = |seq| TensorView::bshd(DType::F32, [1, seq, 1, 32]);
     let (q, kv) = (view(seq_q)?, view(seq_kv)?);
     let problem = Problem::builder(q, kv, kv).causal(true).align(Align::BottomRight).build()?;
     let buffer = |view: &TensorView| {
@@ -82,24 +95,22 @@ fn bench(
             mapped_at_creation: false,
         })
     };
-    let plan = context.plan_blocking(&problem, &PlanOptions::default())?;
+    let set = |_| [&q, &kv, &kv, problem.out()].map(buffer);
     Ok(Bench {
-        name,
-        plan,
-        q: buffer(&q),
-        k: buffer(&kv),
-        v: buffer(&kv),
-        out: buffer(problem.out()),
+        name: format!("{name}, {sets} buffer sets"),
+        plan: context.plan_blocking(&problem, &PlanOptions::new())?,
+        sets: (0..sets).map(set).collect(),
     })
 }
 
 impl Bench {
-    /// The arguments of one call; each looks at another length of the cache, as in a decode loop.
+    /// The arguments of one call. All layers of a token see the same length of the cache; the next
+    /// token sees another.
     fn args(&self, call: u64) -> Args<'_> {
-        let problem = self.plan.problem();
-        let seq_kv = Some(problem.seq_kv() - (call as usize % 8));
-        let call = Call::new().seq_kv(seq_kv);
-        Args::new(&self.q, &self.k, BufferView::new(&self.v, 0), &self.out).call(call)
+        let (token, layer) = (call as usize / self.sets.len(), call as usize % self.sets.len());
+        let [q, k, v, out] = &self.sets[layer];
+        let keys = self.plan.problem().seq_kv() - token % 8;
+        Args::new(q, k, v.slice(..), out).call(Call::new().seq_kv(keys))
     }
 
     fn measure(&self, context: &Context, calls: u64, record: Record) -> Duration {
@@ -108,7 +119,8 @@ impl Bench {
             let encoder =
                 context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             took += record(self, encoder, CALLS.min(calls - begin));
-            // What was recorded is dropped by now. The parameters that were written go to the device with any submission.
+            // The recording has been dropped. Parameters that were written reach the device with
+            // any submission.
             context.queue().submit([]);
             context
                 .device()

@@ -1,13 +1,13 @@
-//! The kernels on the best adapter, flash beside unfused, without compiling and without copies: by GPU timestamps where the device has
-//! them, else from submission to completion.
+//! The kernels on the best adapter, flash beside unfused, without compiling and copying: by GPU
+//! timestamps where the device has them, else from submission to completion.
 //!
-//! A handful of shapes small enough for a software adapter. `flashtile bench` measures the named shapes of models, memory and
-//! every backend.
+//! A few shapes that are small enough for a software adapter. `flashtile bench` measures the shapes
+//! of known models, memory, and every backend.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use flashtile::wgpu::{AdapterChoice, Context, HostRun, PlanOptions, open_blocking};
+use flashtile::wgpu::{Context, DeviceChoice, HostRun, PlanOptions, open_blocking};
 use flashtile::{
-    Align, Call, Cost, DType, HostArgs, KernelKind, Layout, Problem, TensorView, zeroed_bytes,
+    Align, Call, Cost, DType, HostArgs, KernelKind, Problem, TensorView, zeroed_bytes,
 };
 use std::{error::Error, time::Duration};
 
@@ -22,7 +22,7 @@ const SHAPES: [Shape; 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let context = match open_blocking(&AdapterChoice::default()) {
+    let context = match open_blocking(&DeviceChoice::new()) {
         Ok(context) => context,
         Err(error)
             if std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1") =>
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let run = upload(&context, &problem, kernel)?;
             group.bench_function(BenchmarkId::from_parameter(kernel), |b| {
                 b.iter_custom(|runs| {
-                    (0..runs).map(|_| pollster::block_on(run.run()).expect("it runs").best()).sum()
+                    (0..runs).map(|_| run.run_blocking().expect("it runs").best()).sum()
                 });
             });
         }
@@ -60,8 +60,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn problem((_, [b, h, seq_q, d], seq_kv, dtype, causal): Shape) -> Result<Problem, Box<dyn Error>> {
-    let q = TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [b, h, seq_q, d])?;
-    let kv = TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [b, h, seq_kv, d])?;
+    let q = TensorView::bshd(dtype, [b, seq_q, h, d])?;
+    let kv = TensorView::bshd(dtype, [b, seq_kv, h, d])?;
     Ok(Problem::builder(q, kv, kv).causal(causal).align(Align::BottomRight).build()?)
 }
 
@@ -80,5 +80,5 @@ fn upload(
     let [q, k, v] = [problem.q(), problem.k(), problem.v()].map(numbers);
     let mut out = zeroed_bytes(problem)?;
     let args = HostArgs::new(&q, &k, &v, &mut out);
-    Ok(pollster::block_on(HostRun::upload(&plan, &args))?)
+    Ok(HostRun::upload_blocking(&plan, &args)?)
 }

@@ -1,15 +1,18 @@
-//! Attention in an app that already owns a wgpu device: its buffers, its encoder, its compute pass, its submission.
+//! Attention in an application that already owns a wgpu device: on its buffers, in its encoder and
+//! compute pass, with its submission.
 //!
-//! The device has WebGPU's default limits and no optional feature, as in a browser. Queries, keys and values lie interleaved in
-//! one buffer, as a fused projection writes them, behind a few words of something else. Two plans share one pass: one reads the
-//! whole prompt, the other is planned once for a cache of 48 keys and recorded for several lengths of it.
+//! The device has WebGPU's default limits and no optional feature, as in a browser. Queries, keys
+//! and values are interleaved in one buffer after a header, as a fused projection writes them. Two
+//! plans share one pass: one processes the whole prompt; the other is planned once for a cache of
+//! 48 keys and recorded for several lengths of it.
 //!
-//! `cargo run --release --example own_device`, or behind `scripts/with-vulkan` where the machine has no Vulkan driver.
+//! `cargo run --release --example own_device`, or with `scripts/with-vulkan` in front if the
+//! machine has no Vulkan driver.
 
-use flashtile::wgpu::{Args, BufferView, Context, PlanOptions, wgpu};
+use approx::assert_abs_diff_eq;
+use flashtile::wgpu::{Args, Context, PlanOptions, wgpu};
 use flashtile::{
-    Align, Call, DType, HostInputs, Layout, Problem, TensorView, bound, bytes_of,
-    reference::attention,
+    Align, Call, DType, HostInputs, Problem, TensorView, bound, bytes_of, reference::attention,
 };
 use std::error::Error;
 
@@ -17,7 +20,7 @@ const TOKENS: usize = 48;
 const HEADS: usize = 4;
 /// Numbers in a head's query, key or value.
 const WIDTH: usize = 32;
-/// Words in front of the tensors: no alignment but that of an element is asked for.
+/// Words in front of the tensors: only the alignment of an element is required.
 const HEADER: usize = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -25,7 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
-    // All of this is the app's own, long before attention comes into it.
+    // The application's own device, created long before attention is needed. An application that
+    // can choose requests `flashtile::wgpu::device_descriptor(&adapter)`: subgroups make kernels
+    // faster.
     let instance =
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = match instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await {
@@ -36,13 +41,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
             return Err(error.into());
         }
         Err(error) => {
-            eprintln!("nothing to show without a GPU: {error}");
+            eprintln!("nothing to run without a GPU: {error}");
             return Ok(());
         }
     };
     let (device, queue) = adapter.request_device(&wgpu::DeviceDescriptor::default()).await?;
 
-    // One token is [q of all heads, k of all heads, v of all heads]. A view of one of the three steps over the other two.
+    // One token is [q of all heads, k of all heads, v of all heads]. A view of one of the three
+    // strides over the other two.
     let view = |seq| {
         TensorView::strided(
             DType::F32,
@@ -50,9 +56,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
             [TOKENS * 3 * HEADS * WIDTH, WIDTH, 3 * HEADS * WIDTH, 1],
         )
     };
-    // What attention is, checked without a device.
+    // The two attention configurations, checked without a device. A token's query stands at the
+    // last key of the cache.
     let prompt = Problem::builder(view(TOKENS), view(TOKENS), view(TOKENS))
-        .out(TensorView::from_bhsd_sizes(DType::F32, Layout::Bshd, [1, HEADS, TOKENS, WIDTH])?)
+        .out(TensorView::bshd(DType::F32, [1, TOKENS, HEADS, WIDTH])?)
         .causal(true)
         .build()?;
     let token = Problem::builder(view(1), view(TOKENS), view(TOKENS))
@@ -60,33 +67,33 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .align(Align::BottomRight)
         .build()?;
 
-    // How it is done here. A context is made once for a device, a plan once for a kind of attention.
+    // One context per device, and one plan per attention configuration, shared by all layers.
     let context = Context::new(device.clone(), queue.clone()).await?;
-    let read_prompt = context.plan(&prompt, &PlanOptions::default()).await?;
-    let read_token = context.plan(&token, &PlanOptions::default()).await?;
+    let read_prompt = context.plan(&prompt, &PlanOptions::new()).await?;
+    let read_token = context.plan(&token, &PlanOptions::new()).await?;
     println!("{read_prompt}\n\n{read_token}\n");
 
     let numbers: Vec<f32> =
         (0..HEADER + TOKENS * 3 * HEADS * WIDTH).map(|n| (n as f32 * 0.7).sin()).collect();
     let qkv = buffer(&device, "qkv", numbers.len(), wgpu::BufferUsages::COPY_DST);
     queue.write_buffer(&qkv, 0, bytes_of(&numbers));
-    // Outputs may share a buffer with each other, though not with what the same call reads.
+    // Outputs of different calls may share a buffer. An input of the same call may not.
     let lengths = [16, 32, 48];
     let prompt_len = TOKENS * HEADS * WIDTH;
     let out_len = prompt_len + lengths.len() * HEADS * WIDTH;
     let out = buffer(&device, "out", out_len, wgpu::BufferUsages::COPY_SRC);
 
-    // Where q, k and v of a token begin, in elements; buffers are addressed in bytes.
+    // Where q, k and v of a token start, in elements. Buffers are addressed in bytes.
     let [q, k, v] = [0, 1, 2].map(|which| HEADER + which * HEADS * WIDTH);
     let query_of = |token: usize| q + token * 3 * HEADS * WIDTH;
-    let at = |buffer, element: usize| BufferView::new(buffer, 4 * element as u64);
+    let at = |buffer: &'_ wgpu::Buffer, element: usize| buffer.slice(4 * element as u64..);
     let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         read_prompt
             .encode_in_pass(&mut pass, &Args::new(at(&qkv, q), at(&qkv, k), at(&qkv, v), &out))?;
         for (n, length) in lengths.into_iter().enumerate() {
-            // The last of `length` tokens looks back on all of them.
+            // The last of `length` tokens attends to all of them.
             let call = Call::new().seq_kv(length);
             let result = at(&out, prompt_len + n * HEADS * WIDTH);
             let args = Args::new(at(&qkv, query_of(length - 1)), at(&qkv, k), at(&qkv, v), result)
@@ -94,7 +101,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             read_token.encode_in_pass(&mut pass, &args)?;
         }
     }
-    // Nothing has been waited for so far, and the app goes on in the same encoder.
+    // Nothing has waited so far, and the application continues in the same encoder.
     let readback = device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("readback"),
         size: out.size(),
@@ -105,7 +112,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     queue.submit([encoder.finish()]);
     let got = read(&device, &readback)?;
 
-    // The same in float64. Each row has a bound on its error, and must keep it.
+    // The same in float64. Each row must be within its error bound.
     let (of_prompt, of_tokens) = got.split_at(prompt_len);
     let slice = |element: usize| bytes_of(&numbers[element..]);
     let inputs = |query: usize, call| HostInputs::new(slice(query), slice(k), slice(v)).call(call);
@@ -119,7 +126,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         assert!(share <= 1.0);
         // The prompt's causal rows are the same attention.
         let row = &of_prompt[(length - 1) * HEADS * WIDTH..][..HEADS * WIDTH];
-        assert!(row.iter().zip(got).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert_abs_diff_eq!(row, got, epsilon = 1e-5);
     }
     Ok(())
 }
@@ -148,7 +155,7 @@ fn read(device: &wgpu::Device, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Box<dy
     Ok(view.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
 }
 
-/// The largest error of `got` (B, S, H, D) as a share of what its row may have.
+/// The largest error of `got` (B, S, H, D) as a share of its row's bound.
 fn largest_share(
     problem: &Problem,
     inputs: &HostInputs<'_>,

@@ -1,14 +1,18 @@
-//! A causal transformer block (GPT-2's, small) end to end on the GPU, attention being one step among the app's own:
+//! A small causal transformer block (GPT-2's) end to end on the GPU, with attention as one step
+//! among the application's own:
 //!
 //!     h = x + attention(layer_norm(x) Wqkv) Wo
 //!     y = h + gelu(layer_norm(h) Wup) Wdown
 //!
-//! All seven steps are recorded into one compute pass; no tensor leaves the GPU in between. The other kernels are in
-//! transformer_block.wgsl. The result is compared with the same block in float64.
+//! All seven steps are recorded into one compute pass, and no tensor leaves the GPU in between. The
+//! other kernels are in transformer_block.wgsl. The result is compared with the same block in
+//! float64.
 //!
-//! `cargo run --release --example transformer_block`, or behind `scripts/with-vulkan` where the machine has no Vulkan driver.
+//! `cargo run --release --example transformer_block`, or with `scripts/with-vulkan` in front if the
+//! machine has no Vulkan driver.
 
-use flashtile::wgpu::{Args, BufferView, Context, PlanOptions, wgpu};
+use approx::assert_abs_diff_eq;
+use flashtile::wgpu::{Args, Context, PlanOptions, wgpu};
 use flashtile::{DType, Problem, TensorView, bytes_of};
 use std::error::Error;
 use wgpu::util::DeviceExt as _;
@@ -34,7 +38,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             return Err(error.into());
         }
         Err(error) => {
-            eprintln!("nothing to show without a GPU: {error}");
+            eprintln!("nothing to run without a GPU: {error}");
             return Ok(());
         }
     };
@@ -42,7 +46,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let block = Block::new();
     let x = random(1, TOKENS * EMBED, 1.0);
 
-    // The projection writes q, k and v of a token side by side; attention reads them there and writes (token, head, width).
+    // The projection writes q, k and v of a token side by side. Attention reads them there and
+    // writes (token, head, width).
     let view = TensorView::strided(
         DType::F32,
         [1, HEADS, TOKENS, WIDTH],
@@ -50,10 +55,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     );
     let problem = Problem::builder(view, view, view).causal(true).build()?;
     let context = Context::new(device.clone(), queue.clone()).await?;
-    let attention = context.plan(&problem, &PlanOptions::default()).await?;
+    let attention = context.plan(&problem, &PlanOptions::new()).await?;
     println!("{attention}\n");
 
-    // Each of the app's own steps, ready to be recorded.
+    // The application's own steps, ready to be recorded.
     let gpu = Gpu::new(&device);
     let [normed, attended, h, h_normed] = [(); 4].map(|()| gpu.tensor(TOKENS * EMBED));
     let [qkv, up] = [3 * EMBED, MLP].map(|width| gpu.tensor(TOKENS * width));
@@ -74,7 +79,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         steps_before.iter().for_each(|step| step.record(&mut pass));
-        let [q, k, v] = [0, 1, 2].map(|which| BufferView::new(&qkv, (which * EMBED * 4) as u64));
+        let [q, k, v] = [0, 1, 2].map(|which| qkv.slice((which * EMBED * 4) as u64..));
         attention.encode_in_pass(&mut pass, &Args::new(q, k, v, &attended))?;
         steps_after.iter().for_each(|step| step.record(&mut pass));
     }
@@ -87,19 +92,17 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let got = read.recv()??;
     let got: &[f32] = bytemuck::cast_slice(&got);
 
-    // Numbers here are of the order of 1, and sums have up to 256 terms, each rounded to 2^-24 of itself: 1e-5 leaves a
-    // margin over what rounding explains, and any mistake is far above it.
+    // Numbers are of the order of 1, and sums have up to 256 terms, each rounded to 2^-24 of
+    // itself: 1e-5 leaves a margin over what rounding explains, and any mistake is far above it.
     let expected = block.in_float64(&x);
-    let largest = got
-        .iter()
-        .zip(&expected)
-        .fold(0.0, |most: f64, (&got, want)| most.max((f64::from(got) - want).abs()));
-    println!("{TOKENS} tokens of width {EMBED}: largest error {largest:.1e}, tolerance 1e-5");
-    assert!(got.len() == expected.len() && largest <= 1e-5);
+    let got: Vec<f64> = got.iter().copied().map(f64::from).collect();
+    assert_abs_diff_eq!(got[..], expected[..], epsilon = 1e-5);
+    println!("{TOKENS} tokens of width {EMBED} agree with float64 to 1e-5");
     Ok(())
 }
 
-/// The block's weights: a matrix (rows of x, columns of y) and a bias each; for layer norms, two vectors.
+/// The block's weights: a matrix (rows of x, columns of y) and a bias each; two vectors for a layer
+/// norm.
 struct Block {
     norm_1: Weights,
     qkv: Weights,
@@ -246,7 +249,8 @@ impl<'a> Gpu<'a> {
         })
     }
 
-    /// The step `kernel` from `x` to `y`. A kernel's bind group holds only the bindings that it uses.
+    /// The step `kernel` from `x` to `y`. A kernel's bind group holds only the bindings that it
+    /// uses.
     fn step(
         &self,
         kernel: &str,

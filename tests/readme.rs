@@ -14,39 +14,95 @@ use flashtile::{
 use flashtile_shaders::{Access, Operation, Slot, Variant, cuda::Engine};
 use std::{env, fmt::Write as _, fs, path::Path};
 
-// ---- The README's example -----------------------------------------------------------------------
+// ---- Examples -----------------------------------------------------------------------------------
 
-/// Compiled but not run. The programs in examples/ run the same calls.
-#[expect(dead_code, reason = "it is shown, not called")]
-mod embed {
+/// The code in README.md. Compiled but not run; the programs in examples/ run the same calls.
+#[expect(dead_code, reason = "shown in a document, not called")]
+mod readme {
     // <example>
     use flashtile::wgpu::{Args, Context, PlanOptions, wgpu};
-    use flashtile::{DType, Layout, Problem, TensorView};
+    use flashtile::{DType, Problem, TensorView};
 
     fn attention(
-        context: &Context, // Context::new_blocking(device, queue)? once: it keeps the compiled kernels
+        context: &Context, // Context::new_blocking(device, queue)?, once per device
         encoder: &mut wgpu::CommandEncoder,
-        [q, k, v, out]: [&wgpu::Buffer; 4],
+        [q, k, v, out]: [&wgpu::Buffer; 4], // f16: batch 1, 1024 positions, 8 heads of width 64
     ) -> Result<(), Box<dyn std::error::Error>> {
-        let view = TensorView::from_bhsd_sizes(DType::F16, Layout::Bshd, [1, 8, 1024, 64])?; // always (B, H, S, D)
+        let view = TensorView::bshd(DType::F16, [1, 1024, 8, 64])?;
         let problem = Problem::builder(view, view, view).causal(true).build()?;
-        let plan = context.plan_blocking(&problem, &PlanOptions::default())?; // keep it: one a kind of attention
-        plan.encode(encoder, &Args::new(q, k, v, out))?; // every call: records, does not wait
+        let plan = context.plan_blocking(&problem, &PlanOptions::new())?; // keep one per problem
+        plan.encode(encoder, &Args::new(q, k, v, out))?; // each call: records, never waits
         Ok(())
     }
     // </example>
 }
 
+/// The code in docs/COOKBOOK.md. Compiled but not run.
+#[expect(dead_code, reason = "shown in a document, not called")]
+mod cookbook {
+    use flashtile::wgpu::{Args, Context, Plan, PlanOptions, Tiles, device_descriptor, wgpu};
+    use flashtile::{Align, Call, DType, PlanCache, Problem, TensorView};
+
+    type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+    fn decode(
+        context: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        [q, k_cache, v_cache, out]: [&wgpu::Buffer; 4],
+        filled: usize,
+    ) -> Result<()> {
+        // <decode>
+        let q_view = TensorView::bshd(DType::F16, [1, 1, 32, 128])?; // one query, 32 heads
+        let cache = TensorView::bshd(DType::F16, [1, 8192, 8, 128])?; // 8192 keys, 8 kv heads
+        let problem = Problem::builder(q_view, cache, cache)
+            .causal(true)
+            .align(Align::BottomRight)
+            .build()?;
+        let plan = context.plan_blocking(&problem, &PlanOptions::new())?; // once, for all layers
+
+        // For each token and layer. `filled` keys are in the cache, the new one included.
+        let call = Call::new().seq_kv(filled);
+        plan.encode(encoder, &Args::new(q, k_cache, v_cache, out).call(call))?;
+        // </decode>
+        Ok(())
+    }
+
+    fn cache(context: &Context, problem: &Problem) -> Result<Plan> {
+        // <cache>
+        let plans: PlanCache<Plan, Tiles> = PlanCache::new(); // one per device
+        let options = PlanOptions::new();
+        let plan =
+            plans.get_or_plan(problem, &options, || context.plan_blocking(problem, &options))?;
+        // </cache>
+        Ok(plan)
+    }
+
+    async fn device(adapter: wgpu::Adapter) -> Result<Context> {
+        // <device>
+        let (device, queue) = adapter.request_device(&device_descriptor(&adapter)).await?;
+        let context = Context::new(device, queue).await?;
+        // </device>
+        Ok(context)
+    }
+}
+
 #[test]
-fn the_readme_shows_the_example_that_compiles() {
+fn documents_show_the_examples_that_compile() {
+    compare("README.md", "example", &code("example"));
+    for name in ["decode", "cache", "device"] {
+        compare("docs/COOKBOOK.md", name, &code(name));
+    }
+}
+
+/// The lines between the tags `name` of this file, without their common indentation, as a block of
+/// Markdown.
+fn code(name: &str) -> String {
     let text = include_str!("readme.rs");
-    let (_, text) = text.split_once("    // <example>\n").expect("begins");
-    let (text, _) = text.split_once("    // </example>").expect("ends");
-    let text: String = text
-        .lines()
-        .map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)))
-        .collect();
-    compare("README.md", "example", &format!("```rust\n{text}```\n"));
+    let (_, text) = text.split_once(&format!("// <{name}>\n")).expect("the tag is in this file");
+    let (text, _) = text.split_once(&format!("// </{name}>")).expect("the tag is closed");
+    let indent = text.len() - text.trim_start().len();
+    let lines: Vec<_> = text.lines().map(|line| line.get(indent..).unwrap_or("")).collect();
+    format!("```rust\n{}\n```\n", lines.join("\n").trim_end())
 }
 
 // ---- What runs where ----------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 mod backend;
 mod devices;
 mod embedding;
+mod long;
+mod stress;
 mod visited;
 
 use crate::{
@@ -38,6 +40,17 @@ fn tests() -> Vec<Test<Devices>> {
     let mut tests: Vec<Test<Devices>> = Vec::new();
     let chosen = Chosen::by_environment();
     for (group, all) in chosen.groups {
+        if group == "long keys" && !chosen.replay {
+            // A driver may refuse these, with one reason. Both devices run all of them.
+            let again = all.clone();
+            tests.extend([
+                Test::new("full: long keys", move |d: &Devices| long::long_keys(&d.full, &all)),
+                Test::new("baseline: long keys", move |d: &Devices| {
+                    long::long_keys(&d.baseline, &again)
+                }),
+            ]);
+            continue;
+        }
         // Most pipelines are compiled by one case only, and on software adapters compiling is the time that tests take: the device that users
         // have runs every case, the others a spread of them.
         let (some, few) = (Chosen::spread(&all, 5), Chosen::spread(&all, 8));
@@ -63,7 +76,12 @@ fn tests() -> Vec<Test<Devices>> {
     let check = |name, check: Check| Test::new(name, move |d: &Devices| check(d.full.context()));
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
-    tests.push(check("tiles out of sight are not visited".into(), visited::visited_tiles));
+    tests.push(check("key tiles are visited as core says".into(), visited::visited_tiles));
+    tests.push(check(
+        "loop iterations are counted as kernels run them".into(),
+        long::loop_iterations,
+    ));
+    tests.push(check("eight threads see no spurious error".into(), stress::threads));
     tests.push(Test::new("same bits in a second run", |d: &Devices| {
         same_bits(&d.full, check_repeats)
     }));

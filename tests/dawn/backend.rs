@@ -2,30 +2,66 @@
 
 use crate::node::Session;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use flashtile_core::{Call, HostArgs, KernelKind, Problem, Verdict};
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, Call, HostArgs, HostStats, KernelKind,
+    PlanOptions, Problem, Timing, Verdict,
+};
 use flashtile_shaders::{Access, Constants, Slot, Variant};
-use flashtile_testkit::Backend;
+use flashtile_testkit::cannot_plan;
 use flashtile_wgpu::{Error, ExportedCall, ExportedDispatch, export_baseline};
 use serde_json::{Map, Value, json};
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, sync::Arc, time::Instant};
 
 /// Kernels on Dawn, on a device with WebGPU's default limits and no features.
 pub(crate) struct DawnBackend<'a>(pub(crate) &'a Session<'a>);
 
+impl fmt::Debug for DawnBackend<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.device_name())
+    }
+}
+
 impl Backend for DawnBackend<'_> {
-    fn name(&self) -> String {
-        format!("Dawn on {}", self.0.dawn.adapter)
+    fn kind(&self) -> BackendKind {
+        BackendKind::Wgpu
     }
 
-    fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
-        match export_baseline(problem, kernel, &Call::default()) {
+    fn device_name(&self) -> String {
+        format!("kernels in Dawn on {}", self.0.dawn.adapter)
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        match export_baseline(problem, kernel(options), &Call::new()) {
             Err(Error::Refused { reasons, .. }) => Verdict::Refused(reasons),
-            // Whatever else is wrong, the run says.
-            _ => Verdict::Runs(self.name()),
+            // The run reports everything else that is wrong.
+            _ => Verdict::Runs(self.device_name()),
         }
     }
 
+    fn plan(&self, _: &Problem, _: &PlanOptions) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Err(cannot_plan(BackendKind::Wgpu))
+    }
+
     fn run(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+        args: HostArgs<'_>,
+    ) -> Result<HostStats, BackendError> {
+        let start = Instant::now();
+        self.run_call(problem, kernel(options), args)
+            .map_err(|e| BackendError::new(BackendKind::Wgpu, false, e))?;
+        let run = Timing { host: start.elapsed(), gpu: None };
+        Ok(HostStats { run, device_bytes: 0 })
+    }
+}
+
+fn kernel(options: &PlanOptions) -> KernelKind {
+    options.kernel.unwrap_or(KernelKind::Flash)
+}
+
+impl DawnBackend<'_> {
+    fn run_call(
         &self,
         problem: &Problem,
         kernel: KernelKind,

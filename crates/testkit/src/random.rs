@@ -2,8 +2,12 @@ use crate::case::{Case, KvLens, MaskContent, MaskSpec, Placement, Poison, Values
 use crate::rng::Rng;
 use flashtile_core::{Align, DType, Layout, MaskKind};
 
-/// The most that a random case costs.
+/// The most FLOPs of a random case with short keys.
 const MOST_FLOPS: u64 = 8_000_000;
+
+/// The most FLOPs of one with long keys: three queries of two heads of width 128 over 16384 keys.
+#[cfg(test)]
+const MOST_LONG_FLOPS: u64 = 52_000_000;
 
 /// A random problem: always valid, always the same for the same seed, and any mix of what the words allow.
 pub fn random_case(seed: u64) -> Case {
@@ -19,7 +23,11 @@ pub fn random_case(seed: u64) -> Case {
     if rng.chance(0.4) {
         case.head_dim_v = width(rng);
     }
-    while case.flops() > MOST_FLOPS {
+    let long = rng.chance(0.06);
+    if long {
+        lengthen(&mut case, rng);
+    }
+    while !long && case.flops() > MOST_FLOPS {
         if case.seq_q.max(case.seq_kv) > 16 {
             (case.seq_q, case.seq_kv) = (case.seq_q.div_ceil(2), case.seq_kv.div_ceil(2));
         } else {
@@ -42,6 +50,15 @@ pub fn random_case(seed: u64) -> Case {
     case.poison = rng.pick(&[Poison::Gaps, Poison::Unseen]);
     case.seed = rng.next_u64() >> 40;
     case
+}
+
+/// Few queries over long keys.
+fn lengthen(case: &mut Case, rng: &mut Rng) {
+    (case.batch, case.kv_heads) = (1, 1);
+    case.heads = 1 + rng.below(2);
+    case.seq_q = 1 + rng.below(3);
+    let wide = case.head_dim.max(case.head_dim_v) > 128;
+    case.seq_kv = if wide { 1000 + rng.below(3097) } else { 1000 + rng.below(15385) };
 }
 
 fn length(rng: &mut Rng) -> usize {
@@ -126,12 +143,13 @@ mod tests {
 
     #[test]
     fn random_cases_are_valid_and_varied() {
-        let mut features = [0; 8];
+        let mut features = [0; 9];
         for seed in 0..2000 {
             let case = random_case(seed);
             assert_eq!(case, random_case(seed));
             assert_eq!(case.to_string().parse().as_ref(), Ok(&case));
-            assert!(case.flops() <= MOST_FLOPS, "{case}");
+            let long = case.seq_kv >= 1000;
+            assert!(case.flops() <= if long { MOST_LONG_FLOPS } else { MOST_FLOPS }, "{case}");
             if let Err(error) = case.problem().and_then(|problem| case.call().resolve(&problem)) {
                 panic!("{case}: {error}");
             }
@@ -147,6 +165,7 @@ mod tests {
                 case.call_q.is_some(),
                 case.window_left.is_some(),
                 case.head_dim > 256,
+                case.seq_kv > 8192,
             ];
             features.iter_mut().zip(has).for_each(|(n, has)| *n += usize::from(has));
         }

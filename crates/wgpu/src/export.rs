@@ -1,7 +1,7 @@
 use crate::machine::Machine;
 use crate::schedule::schedule;
 use flashtile_core::{Call, KernelKind, PlanOptions, Problem};
-use flashtile_shaders::{Access, Slot, Tiles};
+use flashtile_shaders::{Access, Slot, Tiles, Variant};
 
 /// A call prepared for another WebGPU implementation: kernel sources, parameters and bindings. No
 /// device is involved.
@@ -12,6 +12,8 @@ use flashtile_shaders::{Access, Slot, Tiles};
 pub struct ExportedCall {
     /// In order.
     pub dispatches: Vec<ExportedDispatch>,
+    /// The kernel variant of each dispatch.
+    pub variants: Vec<Variant>,
     /// Bytes of the workspace buffer; 0 for none.
     pub workspace_bytes: u64,
 }
@@ -60,7 +62,7 @@ pub fn export_baseline(
     let call = call.resolve(problem)?;
     let schedule = schedule(problem, kernel, &PlanOptions::<Tiles>::new(), &Machine::baseline())
         .map_err(|reasons| crate::Error::Refused { kernel, reasons })?;
-    let mut dispatches = Vec::new();
+    let (mut dispatches, mut variants) = (Vec::new(), Vec::new());
     for step in &schedule.steps {
         let part = &schedule.parts[step.part];
         let offset = |slot| part.window(problem, slot).start as u32;
@@ -69,6 +71,7 @@ pub fn export_baseline(
         };
         let bindings =
             step.variant.bindings().into_iter().filter(|binding| binding.slot != Slot::Params);
+        variants.push(step.variant);
         dispatches.push(ExportedDispatch {
             variant: step.variant.to_string(),
             wgsl: step.variant.wgsl(),
@@ -85,5 +88,5 @@ pub fn export_baseline(
             workgroups,
         });
     }
-    Ok(ExportedCall { dispatches, workspace_bytes: schedule.workspace_bytes })
+    Ok(ExportedCall { dispatches, variants, workspace_bytes: schedule.workspace_bytes })
 }

@@ -1,6 +1,9 @@
 //! Uniform slots for the parameters of dispatches.
 
-use crate::{Error, scope::catch_now};
+use crate::{
+    Error,
+    scope::{catch_now, check_lost},
+};
 use flashtile_shaders::Params;
 use std::{
     collections::HashMap,
@@ -75,7 +78,11 @@ impl ParamSlots {
             state.add(buffer, self.stride);
         }
         let slot = state.free.pop().expect("a buffer was added if there was none");
-        queue.write_buffer(&slot.buffer, slot.offset.into(), bytemuck::bytes_of(params));
+        let write = || {
+            queue.write_buffer(&slot.buffer, slot.offset.into(), bytemuck::bytes_of(params));
+        };
+        catch_now(&self.device, write)
+            .map_err(|caught| caught.about(&self.device, || "the parameters".into()))?;
         state.by_content.insert(words, slot.clone());
         Ok(slot)
     }
@@ -87,8 +94,11 @@ impl ParamSlots {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         };
-        catch_now(&self.device, || self.device.create_buffer(&descriptor))
-            .map_err(|caught| caught.about(&self.device, || "parameter slots".into()))
+        let buffer = catch_now(&self.device, || self.device.create_buffer(&descriptor))
+            .map_err(|caught| caught.about(&self.device, || "parameter slots".into()))?;
+        // A lost device creates an invalid buffer without an error.
+        check_lost(&self.device)?;
+        Ok(buffer)
     }
 }
 

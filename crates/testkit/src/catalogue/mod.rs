@@ -28,6 +28,7 @@ pub fn catalogue() -> Vec<(&'static str, Case)> {
         ("unseen", options::unseen()),
         ("not a number", options::not_a_number()),
         ("long", tensors::long()),
+        ("long keys", tensors::long_keys()),
         ("together", options::together()),
     ];
     let parse =

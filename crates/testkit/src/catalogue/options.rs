@@ -81,6 +81,10 @@ pub(super) fn scale() -> Vec<String> {
              shape=1x1x130x64 skv=128 values=large scale=3e4 dtype={dtype}
              shape=1x1x70x64 skv=200 values=huge scale=-1e5 causal=yes dtype={dtype}
              shape=1x1x40x32 skv=192 values=constant scale=1e7 dtype={dtype}
+             shape=1x2x40x32 skv=192 values=normal scale=3e38 dtype={dtype}
+             shape=1x2x40x32 skv=75 values=normal scale=-3e38 causal=yes dtype={dtype}
+             shape=1x2x33x16 skv=50 values=normal scale=3e38 mask=f32:qk:lowest dtype={dtype}
+             shape=1x2x33x16 skv=50 values=normal scale=2e38 softcap=20.0 dtype={dtype}
              shape=1x1x40x32 skv=192 values=constant scale=1e38 lse=no dtype={dtype}
              shape=1x1x40x32 skv=192 values=constant scale=-1e38 lse=no dtype={dtype}
              shape=1x1x40x32 skv=75 values=constant scale=-1e38 lse=no window_left=20 dtype={dtype}"

@@ -197,3 +197,25 @@ pub(super) fn long() -> Vec<String> {
          shape=2x3x150x80 kv_lens=random",
     )
 }
+
+/// As many keys as people use, with few queries so that the oracle stays quick. Drivers may end long
+/// loops early: llvmpipe before Mesa 25 did, at about 1500 keys of width 512 and 16000 of width 32.
+pub(super) fn long_keys() -> Vec<String> {
+    lines(
+        "shape=1x2x1x32 skv=16384
+         shape=1x2x1x64 skv=16384 dtype=f16
+         shape=1x2x2x96 hkv=1 skv=16384 dtype=bf16 causal=yes align=bottom-right
+         shape=1x2x1x128 skv=16384
+         shape=1x1x3x128 skv=16384 dtype=f16 mask=bool:k:random poison=unseen
+         shape=2x1x1x64 skv=16384 kv_lens=16384:9001 values=positive
+         shape=1x1x1x64 skv=16384 dropout=0.1 dropout_seed=3
+         shape=1x1x2x64 skv=16384 causal=yes align=bottom-right window_left=5000 dtype=bf16
+         shape=1x1x40x32 skv=8192 causal=yes align=bottom-right
+         shape=1x2x1x128 skv=4099
+         shape=1x2x1x64 skv=8192 values=positive
+         shape=1x1x1x512 skv=4096
+         shape=1x1x2x512 skv=4096 dtype=f16 mask=f32:qk:blocks
+         shape=1x1x1x512 skv=2048 dtype=bf16
+         shape=1x1x3x40 skv=12000 dv=200 softcap=20.0 call_kv=11111",
+    )
+}

@@ -310,7 +310,8 @@ impl Honest {
         }
         let scale = if self.has(Sabotage::WrongScale) { call.scale * 1.001 } else { call.scale };
         let cap = |s: f32| problem.softcap().map_or(s, |c| c * (s / c).tanh());
-        let mut score = dot * scale;
+        let saturate = |s: f32| s.clamp(f32::MIN, f32::MAX);
+        let mut score = saturate(dot * scale);
         if self.has(Sabotage::SoftcapAfterMask) {
             score = cap(score + added);
         } else if self.has(Sabotage::MaskInLog2) {
@@ -323,8 +324,8 @@ impl Honest {
             Some(Sabotage::F16Scores) => f16::from_f32(score).to_f32(),
             Some(Sabotage::Bf16Scores) => bf16::from_f32(score).to_f32(),
             Some(Sabotage::MaskInLog2) => score,
-            // What overflows is a number still.
-            _ => score.clamp(f32::MIN, f32::MAX),
+            // A score that overflows is still a number.
+            _ => saturate(score),
         }
     }
 

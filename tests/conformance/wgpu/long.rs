@@ -1,0 +1,162 @@
+//! Long keys: results over as many keys as people use, and the loops that it takes.
+
+use super::{
+    backend::WgpuBackend,
+    embedding::{buffer, read},
+};
+use crate::shared::text;
+use flashtile_core::{Call, DType, KernelKind, Problem, TensorView};
+use flashtile_shaders::{LoopShape, Slot};
+use flashtile_testkit::{Case, Failure, Wrong, run_case};
+use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
+use wgpu::BufferUsages as Usage;
+
+/// Runs long cases with the kernel that a plan takes by itself, and with each kernel forced. A driver
+/// that ends loops early has to be refused by that reason and by no other; nothing may be wrong.
+pub(super) fn long_keys(backend: &WgpuBackend, cases: &[Case]) -> Result<(), String> {
+    let mut failures = Vec::new();
+    for case in cases {
+        for &kernel in KernelKind::ALL {
+            match run_case(backend, kernel, case) {
+                Ok(_) => {}
+                Err(Failure { wrong: Wrong::Refused(reasons), .. })
+                    if reasons.iter().all(|r| r.to_string().contains("ends loops silently")) =>
+                {
+                    println!("refused: {kernel}, {case}");
+                }
+                Err(failure) => failures.push(failure.to_string()),
+            }
+        }
+        // Without a forced kernel one of them has to run.
+        let problem = case.problem().map_err(text)?;
+        if let Err(error) = backend.context().plan_blocking(&problem, &Default::default()) {
+            failures.push(format!("no kernel for {case}: {error}"));
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// Where the instrumented kernels write the largest count of any invocation.
+const COUNTER_BINDING: u32 = 9;
+
+/// Every `for` of a kernel counts its passes, the last one included that only finds the loop finished.
+fn instrumented(wgsl: &str) -> String {
+    let mut source = format!(
+        "@group(0) @binding({COUNTER_BINDING}) var<storage, read_write> most: atomic<u32>;\n\
+         var<private> passes: u32;\n"
+    );
+    let mut in_entry = false;
+    for line in wgsl.lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        in_entry |= line.starts_with("@compute");
+        if line.trim_start().starts_with("for (") {
+            source += &format!("{indent}passes += 1u;\n{line}\n{indent}    passes += 1u;\n");
+        } else if in_entry && line == "}" {
+            source += "    atomicMax(&most, passes);\n}\n";
+        } else {
+            source += &format!("{line}\n");
+        }
+    }
+    source
+}
+
+/// `Variant::loop_iterations` never counts fewer iterations than a kernel runs, and not many more.
+pub(super) fn loop_iterations(context: &Context) -> Result<(), String> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for (seq_q, seq_kv, dim, dim_v) in
+        [(1, 700, 64, 64), (70, 300, 33, 40), (5, 515, 128, 17), (40, 97, 300, 512)]
+    {
+        let view = |seq, dim| TensorView::bhsd(DType::F32, [1, 2, seq, dim]).map_err(text);
+        for dropout in [0.0, 0.5] {
+            let (k, v) = (view(seq_kv, dim)?, view(seq_kv, dim_v)?);
+            let problem = Problem::builder(view(seq_q, dim)?, k, v).dropout_p(dropout);
+            problems.push(problem.build().map_err(text)?);
+        }
+    }
+    for problem in &problems {
+        for &kernel in KernelKind::ALL {
+            let call = export_baseline(problem, kernel, &Call::new()).map_err(text)?;
+            for (dispatch, variant) in call.dispatches.iter().zip(&call.variants) {
+                let counted = count(context, problem, dispatch, call.workspace_bytes)?;
+                let predicted = variant.loop_iterations(&LoopShape {
+                    keys: problem.seq_kv(),
+                    careful_tiles: 0,
+                    head_dim: problem.head_dim(),
+                    head_dim_v: problem.head_dim_v(),
+                    dropout: problem.dropout().is_some(),
+                });
+                if predicted < counted || predicted > counted + counted / 3 + 64 {
+                    return Err(format!(
+                        "{problem}, {variant}: {counted} iterations, {predicted} predicted"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The most loop iterations of any invocation of one dispatch.
+fn count(
+    context: &Context,
+    problem: &Problem,
+    dispatch: &ExportedDispatch,
+    workspace_bytes: u64,
+) -> Result<u64, String> {
+    let device = context.device();
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(&dispatch.variant),
+        source: wgpu::ShaderSource::Wgsl(instrumented(&dispatch.wgsl).into()),
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(&dispatch.variant),
+        layout: None,
+        module: &module,
+        entry_point: Some(dispatch.entry_point),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &dispatch.constants,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    let tensor = |bytes: u64| buffer(context, &vec![0; bytes as usize], Usage::STORAGE);
+    let span = |view: &TensorView| view.byte_span().unwrap_or(0) as u64;
+    let params: &[u8] = bytemuck::cast_slice(&dispatch.params);
+    let mut buffers = vec![(Slot::Params as u32, buffer(context, params, Usage::UNIFORM))];
+    for binding in &dispatch.bindings {
+        let bytes = match binding.slot {
+            Slot::Q => span(problem.q()),
+            Slot::K => span(problem.k()),
+            Slot::V => span(problem.v()),
+            Slot::Out => span(problem.out()),
+            Slot::Scores => workspace_bytes,
+            other => return Err(format!("{other:?} is not part of these problems")),
+        };
+        buffers.push((binding.binding, tensor(bytes)));
+    }
+    let counter = buffer(context, &[0; 4], Usage::STORAGE);
+    buffers.push((COUNTER_BINDING, counter.clone()));
+    let entries: Vec<_> = buffers
+        .iter()
+        .map(|(binding, buffer)| wgpu::BindGroupEntry {
+            binding: *binding,
+            resource: buffer.as_entire_binding(),
+        })
+        .collect();
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &entries,
+    });
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        let [x, y] = dispatch.workgroups;
+        pass.dispatch_workgroups(x, y, 1);
+    }
+    context.queue().submit([encoder.finish()]);
+    let bytes = read(context, &counter)?;
+    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).into())
+}
