@@ -17,6 +17,10 @@ use std::{
 /// Dynamic shared memory that a launch can use without opting in to more.
 const SHARED_BYTES: u32 = 48 << 10;
 
+/// From this many bytes of dynamic shared memory on, a kernel keeps its tiles there. Those that use
+/// less gain more from the L1 cache, which is the other part of the same memory.
+const TILE_BYTES: u32 = 1 << 10;
+
 /// A compiled variant, loaded into a CUDA context.
 #[derive(Debug)]
 pub(crate) struct Function {
@@ -67,6 +71,13 @@ impl Function {
             function
                 .set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
                 .map_err(failed)?;
+        }
+        if variant.shared_bytes() >= TILE_BYTES {
+            // As many blocks as possible share a multiprocessor if all of its memory is shared
+            // memory. This is a hint: without it the kernel computes the same, so an error that
+            // concerns the hint alone does not matter, and any other error returns at the launch.
+            let _ =
+                function.set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
         }
         Ok(function)
     }

@@ -229,7 +229,14 @@ Result cuModuleGetFunction(void** function, void* module, const char* name) {
     return strncpy(made->name, name, sizeof made->name - 1), *function = made, SUCCESS;
 }
 Result cuFuncSetAttribute(struct Function* function, int attribute, int value) {
-    return attribute == 8 ? (function->shared = value, SUCCESS) : INVALID;
+    char line[100];
+    switch (attribute) {
+    case 8: return function->shared = value, SUCCESS;
+    case 9: // the preferred share of shared memory, in percent
+        snprintf(line, sizeof line, "carveout %s %d", function->name, value);
+        return write_log(line), SUCCESS;
+    default: return INVALID;
+    }
 }
 
 #ifndef INCOMPLETE

@@ -178,6 +178,14 @@ fn shared_memory() {
     // The fake refuses a launch with more shared memory than the function opted in to.
     context.run_host(&plan, host_args(&zeros, &zeros, &mut out, None)).unwrap();
     assert_eq!(out, zeros);
+    assert_eq!(log_lines("carveout"), ["carveout flash_forward 100"]);
+
+    // The softmax uses 128 bytes, and more of L1 serves it better.
+    context.plan(&problem(4), &PlanOptions::new().kernel(KernelKind::Unfused)).unwrap();
+    assert_eq!(
+        log_lines("carveout")[1..],
+        ["carveout unfused_scores 100", "carveout unfused_values 100"]
+    );
 }
 
 fn memory() {
