@@ -47,6 +47,16 @@ pub(crate) const ALL: &[Scenario] = &[
         run: no_compiler,
     },
     Scenario {
+        name: "the_named_compiler_is_used",
+        settings: &[("LD_LIBRARY_PATH", "whole:new")],
+        run: named_compiler,
+    },
+    Scenario {
+        name: "the_newest_compiler_is_used_if_none_is_named",
+        settings: &[("LD_LIBRARY_PATH", "whole:new:old"), ("FLASHTILE_NVRTC", "")],
+        run: newest_compiler,
+    },
+    Scenario {
         name: "a_compiler_too_new_for_the_driver",
         settings: &[("FAKE_NEW_COMPILER", "1")],
         run: new_compiler,
@@ -422,6 +432,14 @@ fn no_compiler() {
         ),
         "{error}"
     );
+}
+
+fn named_compiler() {
+    assert_eq!(devices().unwrap()[0].compiler_version(), Ok((12, 4)));
+}
+
+fn newest_compiler() {
+    assert_eq!(devices().unwrap()[0].compiler_version(), Ok((12, 99)));
 }
 
 fn new_compiler() {
