@@ -1,6 +1,6 @@
-//! CUDA kernels, on the first NVIDIA card of this machine.
+//! Tests of the CUDA kernels on the first NVIDIA GPU of this machine.
 //!
-//! The names of these tests begin with `cuda`: scripts/on-gpu runs each in a process of its own.
+//! The names of these tests start with `cuda`: scripts/on-gpu runs each in a process of its own.
 
 mod backend;
 mod memory;
@@ -20,7 +20,7 @@ use flashtile_testkit::{Case, Rng, check_neighbours, check_repeats};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A test of what an app does.
+/// A test of something that a program does with the crate.
 type Check = fn(&Context) -> Result<(), AnyError>;
 
 pub(super) fn suite() -> Suite<CudaBackend> {
@@ -32,7 +32,8 @@ fn tests() -> Vec<Test<CudaBackend>> {
     let mut tests: Vec<Test<CudaBackend>> = Vec::new();
     let chosen = Chosen::by_environment();
     if !chosen.replay {
-        // Each compiles one kernel. They come first, so that those after them find theirs on the disk, also where each test is a process.
+        // Each compiles one kernel. They come first so that later tests find the kernels on disk,
+        // also if each test runs in a process of its own.
         tests.extend(
             CudaVariant::all()
                 .filter(|variant| variant.operation == Operation::FlashForward)
@@ -77,8 +78,8 @@ fn tests() -> Vec<Test<CudaBackend>> {
     tests
 }
 
-/// One kernel text, forced: whatever a plan would choose, every one is right. Those that need a newer card, or one with more shared memory, are left
-/// to that.
+/// Forces one kernel variant, because every variant has to be right and not only those that plans
+/// choose. Ignored if the variant needs a newer GPU or more shared memory.
 fn of_variant(variant: CudaVariant) -> Test<CudaBackend> {
     let misfit = move |card: &CudaBackend| {
         let machine = card.context().machine();
@@ -117,12 +118,13 @@ fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> 
     run_all(&card.with_tiles(tiles), KernelKind::Flash, &cases)
 }
 
-/// Several tiles of queries and of keys, with edges; the widest head that the shape holds, odd ones, and more columns of V than a block has.
+/// Cases with several tiles of queries and of keys, with edge tiles, with the widest head that the
+/// tile shape supports, with odd widths, and with more columns of V than a block computes.
 fn cases_of(variant: &CudaVariant) -> Vec<Case> {
     let CudaVariant { dtype, tiles, .. } = *variant;
     let (rows, keys) = (tiles.rows, tiles.keys);
     let (seq_q, seq_kv) = (2 * rows + 9, 3 * keys + 13);
-    // Wider heads than tensor cores hold are no cases; f32 units read Q again for them.
+    // Tiles for tensor cores do not support wider heads. f32 units read Q again for them.
     let (wide, wider) = match tiles.engine {
         Engine::Mma => (tiles.head_dim, tiles.head_dim),
         _ => (tiles.head_dim, tiles.head_dim + 37),
@@ -169,7 +171,7 @@ fn cases_of(variant: &CudaVariant) -> Vec<Case> {
     ])
 }
 
-/// Densely packed numbers of the normal distribution.
+/// Densely packed, normally distributed numbers.
 fn numbers(dtype: DType, seed: u64, count: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed, 0);
     let mut bytes = vec![0; count * dtype.size()];

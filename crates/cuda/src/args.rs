@@ -7,15 +7,17 @@ use std::{fmt, sync::Arc};
 trait Readable {
     fn bytes(&self) -> u64;
     fn context(&self) -> &Arc<CudaContext>;
-    /// Its address, for work on `stream` that is enqueued before the second value is dropped.
-    fn begin<'b>(&'b self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>);
+    /// Its address, for work on `stream`. The caller enqueues that work before it drops the second
+    /// value, which records that the stream reads the memory.
+    fn address<'b>(&'b self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>);
 }
 
 /// Device memory that is written.
 trait Writable {
     fn bytes(&self) -> u64;
     fn context(&self) -> &Arc<CudaContext>;
-    fn begin<'b>(&'b mut self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>);
+    /// As [`Readable::address`], for work that writes the memory.
+    fn address<'b>(&'b mut self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>);
 }
 
 macro_rules! readable {
@@ -27,7 +29,7 @@ macro_rules! readable {
             fn context(&self) -> &Arc<CudaContext> {
                 cudarc::driver::DeviceSlice::stream(self).context()
             }
-            fn begin<'b>(&'b self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>) {
+            fn address<'b>(&'b self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>) {
                 self.device_ptr(stream)
             }
         }
@@ -44,7 +46,7 @@ macro_rules! writable {
             fn context(&self) -> &Arc<CudaContext> {
                 cudarc::driver::DeviceSlice::stream(self).context()
             }
-            fn begin<'b>(&'b mut self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>) {
+            fn address<'b>(&'b mut self, stream: &'b CudaStream) -> (u64, SyncOnDrop<'b>) {
                 self.device_ptr_mut(stream)
             }
         }
@@ -52,15 +54,27 @@ macro_rules! writable {
 }
 writable!(CudaSlice<T>, CudaViewMut<'_, T>);
 
-/// Memory by its address.
+/// Memory given by its address.
 #[derive(Clone, Copy, Debug)]
 struct Raw {
     address: u64,
     bytes: u64,
 }
 
-/// A tensor that a call reads: where it begins in device memory that the caller owns. Made from a reference to a [`CudaSlice`] or a [`CudaView`] of
-/// any element type, or from an address. Shape, strides and storage type are the problem's.
+/// Where the memory of an argument lies, as far as it is known without an address.
+pub(crate) struct Memory<'a> {
+    /// The CUDA context that owns it; `None` for memory given by its address.
+    pub(crate) context: Option<&'a Arc<CudaContext>>,
+    /// Bytes of the whole memory.
+    pub(crate) bytes: u64,
+    /// Bytes in front of the tensor's first element.
+    pub(crate) offset: u64,
+}
+
+/// A tensor that a call reads, in device memory that the caller owns.
+///
+/// It is made from a reference to a [`CudaSlice`] or a [`CudaView`] of any element type, or from an
+/// address. The problem states its shape, its strides and its storage type.
 pub struct Input<'a> {
     source: Source<'a>,
     offset: u64,
@@ -71,7 +85,10 @@ enum Source<'a> {
     Raw(Raw),
 }
 
-/// A tensor that a call writes: as [`Input`], from an exclusive reference to a [`CudaSlice`] or a [`CudaViewMut`], or from an address.
+/// A tensor that a call writes, in device memory that the caller owns.
+///
+/// It is made from an exclusive reference to a [`CudaSlice`] or a [`CudaViewMut`] of any element
+/// type, or from an address.
 pub struct Output<'a> {
     target: Target<'a>,
     offset: u64,
@@ -83,33 +100,37 @@ enum Target<'a> {
 }
 
 impl Input<'_> {
-    /// Memory that another library owns: `bytes` bytes from `address` on.
+    /// The `bytes` bytes of device memory at `address`, which another library owns.
     ///
     /// # Safety
-    /// They are device memory that the plan's context can read, until the work of every call that this is given to is done; whatever writes them
-    /// is ordered before that work.
+    /// The plan's context can read the memory until the work of every call with this argument is
+    /// done. Everything that writes the memory is ordered before that work.
     pub unsafe fn from_raw(address: u64, bytes: u64) -> Self {
         Self { source: Source::Raw(Raw { address, bytes }), offset: 0 }
     }
 
-    /// The tensor begins this many bytes further on: a multiple of the element size. No other alignment is asked for, and multiples of 16 are fastest.
+    /// Starts the tensor this many bytes into the memory. Its address has to be a multiple of the
+    /// element size; multiples of 16 bytes are fastest.
     #[must_use]
     pub fn offset(mut self, bytes: u64) -> Self {
         self.offset = bytes;
         self
     }
 
-    pub(crate) fn place(&self) -> (Option<&Arc<CudaContext>>, u64, u64) {
-        match &self.source {
-            Source::Slice(slice) => (Some(slice.context()), slice.bytes(), self.offset),
-            Source::Raw(raw) => (None, raw.bytes, self.offset),
-        }
+    pub(crate) fn memory(&self) -> Memory<'_> {
+        let (context, bytes) = match &self.source {
+            Source::Slice(slice) => (Some(slice.context()), slice.bytes()),
+            Source::Raw(raw) => (None, raw.bytes),
+        };
+        Memory { context, bytes, offset: self.offset }
     }
 
-    pub(crate) fn begin<'b>(&'b self, stream: &'b CudaStream) -> (u64, Option<SyncOnDrop<'b>>) {
+    /// The address of the first element, for work on `stream`, and cudarc's record of the use: the
+    /// caller drops it after the work is enqueued.
+    pub(crate) fn address<'b>(&'b self, stream: &'b CudaStream) -> (u64, Option<SyncOnDrop<'b>>) {
         let (address, sync) = match &self.source {
             Source::Slice(slice) => {
-                let (address, sync) = slice.begin(stream);
+                let (address, sync) = slice.address(stream);
                 (address, Some(sync))
             }
             Source::Raw(raw) => (raw.address, None),
@@ -119,11 +140,11 @@ impl Input<'_> {
 }
 
 impl Output<'_> {
-    /// Memory that another library owns: `bytes` bytes from `address` on.
+    /// The `bytes` bytes of device memory at `address`, which another library owns.
     ///
     /// # Safety
-    /// They are device memory that the plan's context can write, until the work of every call that this is given to is done; whatever else reads or
-    /// writes them is ordered before or after that work.
+    /// The plan's context can write the memory until the work of every call with this argument is
+    /// done. Everything else that reads or writes the memory is ordered before or after that work.
     pub unsafe fn from_raw(address: u64, bytes: u64) -> Self {
         Self { target: Target::Raw(Raw { address, bytes }), offset: 0 }
     }
@@ -135,17 +156,22 @@ impl Output<'_> {
         self
     }
 
-    pub(crate) fn place(&self) -> (Option<&Arc<CudaContext>>, u64, u64) {
-        match &self.target {
-            Target::Slice(slice) => (Some(slice.context()), slice.bytes(), self.offset),
-            Target::Raw(raw) => (None, raw.bytes, self.offset),
-        }
+    pub(crate) fn memory(&self) -> Memory<'_> {
+        let (context, bytes) = match &self.target {
+            Target::Slice(slice) => (Some(slice.context()), slice.bytes()),
+            Target::Raw(raw) => (None, raw.bytes),
+        };
+        Memory { context, bytes, offset: self.offset }
     }
 
-    pub(crate) fn begin<'b>(&'b mut self, stream: &'b CudaStream) -> (u64, Option<SyncOnDrop<'b>>) {
+    /// As [`Input::address`].
+    pub(crate) fn address<'b>(
+        &'b mut self,
+        stream: &'b CudaStream,
+    ) -> (u64, Option<SyncOnDrop<'b>>) {
         let (address, sync) = match &mut self.target {
             Target::Slice(slice) => {
-                let (address, sync) = slice.begin(stream);
+                let (address, sync) = slice.address(stream);
                 (address, Some(sync))
             }
             Target::Raw(raw) => (raw.address, None),
@@ -180,7 +206,7 @@ impl<'a, T> From<&'a mut CudaViewMut<'_, T>> for Output<'a> {
 
 impl fmt::Debug for Input<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, bytes, offset) = self.place();
+        let Memory { bytes, offset, .. } = self.memory();
         f.debug_struct("Input")
             .field("bytes", &bytes)
             .field("offset", &offset)
@@ -190,7 +216,7 @@ impl fmt::Debug for Input<'_> {
 
 impl fmt::Debug for Output<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, bytes, offset) = self.place();
+        let Memory { bytes, offset, .. } = self.memory();
         f.debug_struct("Output")
             .field("bytes", &bytes)
             .field("offset", &offset)

@@ -1,4 +1,4 @@
-//! The context as a [`Backend`]: what runs problems on host memory, on any device.
+//! Implements [`Backend`], which runs problems on host memory on any device.
 
 use crate::{Context, Error, HostRun, Plan};
 use flashtile_core::{
@@ -52,7 +52,8 @@ impl BackendPlan for Plan {
     }
 }
 
-/// A [`HostRun`] that several threads may use one after the other: launches borrow its output.
+/// A [`HostRun`] that several threads can share. A run needs it exclusively, because it writes the
+/// output.
 struct SharedRun(Mutex<HostRun>);
 
 impl SharedRun {

@@ -1,7 +1,9 @@
-//! Compiled kernels on disk, for compiling one takes seconds.
+//! Compiled kernels on disk, because compiling one takes seconds.
 //!
-//! An entry holds its whole key, so that a wrong one is never taken, and a checksum, so that a damaged one is not. It is written beside its place
-//! and moved there, so that readers see all of it or nothing, however many processes write. Whatever goes wrong with files, there just is no entry.
+//! An entry contains its whole key and a checksum, so that neither another key's entry nor a
+//! damaged one is ever used. A writer first writes a temporary file and then renames it, so that
+//! readers in other processes see the whole entry or none. Any error with a file means that there
+//! is no entry.
 
 use std::{
     env, fs,
@@ -11,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Where entries are kept; empty for nowhere.
+/// The variable that names the directory of entries. If it is empty, none are kept.
 pub(crate) const DIRECTORY: &str = "FLASHTILE_CACHE_DIR";
 
 const MAGIC: &[u8] = b"flashtile cubin 1\n";
@@ -22,7 +24,7 @@ pub(crate) struct Cache {
     directory: Option<PathBuf>,
 }
 
-/// What is kept of a compilation.
+/// The result of a compilation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) cubin: Vec<u8>,
@@ -30,7 +32,7 @@ pub(crate) struct Entry {
 }
 
 impl Cache {
-    /// The user's.
+    /// The user's cache.
     pub(crate) fn of_user() -> Self {
         let directory = match env::var_os(DIRECTORY) {
             Some(directory) if directory.is_empty() => None,
@@ -40,12 +42,13 @@ impl Cache {
         Self { directory }
     }
 
-    /// No place to keep anything.
+    /// A cache that keeps nothing.
     pub(crate) fn none() -> Self {
         Self { directory: None }
     }
 
-    /// The entry of `key`, or what `build` makes, which is then kept. `name` begins the name of its file.
+    /// The entry of `key`, or else the one that `build` returns, which is then kept. The name of
+    /// its file starts with `name`.
     pub(crate) fn get_or_build<E>(
         &self,
         name: &str,
@@ -60,13 +63,13 @@ impl Cache {
             return Ok(entry);
         }
         let entry = build()?;
-        // Without a place to keep it, it is compiled again the next time.
+        // If it cannot be kept, the next process compiles it again.
         let _ = write(directory, &path, &encode(key, &entry));
         Ok(entry)
     }
 }
 
-/// Where this platform keeps what can be made again.
+/// The platform's directory for data that can be made again.
 fn platform_directory() -> Option<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if cfg!(windows) {
@@ -86,12 +89,12 @@ fn write(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(&part, path));
     written.inspect_err(|_| {
-        // It is of no use to anyone.
+        // Nothing reads a part of an entry.
         let _ = fs::remove_file(&part);
     })
 }
 
-/// Magic, checksum, lengths of key, log and cubin, and the three.
+/// The bytes of an entry: magic, checksum, the lengths of key, log and cubin, then these three.
 fn encode(key: &str, entry: &Entry) -> Vec<u8> {
     let fields = [key.as_bytes(), entry.log.as_bytes(), &entry.cubin];
     let mut bytes = MAGIC.to_vec();
@@ -105,7 +108,7 @@ fn encode(key: &str, entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// `None` where the entry is damaged, or another's.
+/// The entry in `bytes`; `None` if it is damaged or has another key.
 fn decode(bytes: &[u8], key: &str) -> Option<Entry> {
     let mut rest = bytes.strip_prefix(MAGIC)?;
     let mut number = || {
@@ -128,7 +131,8 @@ fn decode(bytes: &[u8], key: &str) -> Option<Entry> {
     })?
 }
 
-/// FNV-1a of all fields and their lengths: the standard library's hashers may change with its version.
+/// FNV-1a of all fields and their lengths. The standard library's hashers may change between its
+/// versions.
 fn hash<const N: usize>(fields: [&[u8]; N]) -> u64 {
     let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     fields.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, field| {
@@ -149,7 +153,7 @@ mod tests {
         Entry { cubin: text.as_bytes().to_vec(), log: format!("log of {text}") }
     }
 
-    /// What the cache gives for `key`, and whether it had to be built.
+    /// The entry that the cache returns for `key`, and whether it called `build`.
     fn get(cache: &Cache, key: &str, made: &str) -> (Entry, bool) {
         let mut built = false;
         let got = cache.get_or_build("kernel", key, || {
@@ -162,7 +166,7 @@ mod tests {
 
     fn only_file(directory: &Path) -> PathBuf {
         let files: Vec<_> = fs::read_dir(directory)
-            .expect("there")
+            .expect("the directory exists")
             .map(|file| file.expect("readable").path())
             .collect();
         assert_eq!(files.len(), 1, "{files:?}");
@@ -181,7 +185,7 @@ mod tests {
         assert_eq!(get(&cache, "c", "now it does"), (entry("now it does"), true));
     }
 
-    /// Every byte of an entry counts, and so does every one that is missing.
+    /// A change of any byte is detected, and so is a missing or an additional one.
     #[test]
     fn damaged_entries_are_built_again() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -195,15 +199,15 @@ mod tests {
             for damaged in [&flipped, &good[..n], &[&good[..], b"x"].concat()] {
                 fs::write(&path, damaged).expect("written");
                 assert_eq!(get(&cache, "key", "good"), (entry("good"), true), "byte {n}");
-                assert_eq!(fs::read(&path).expect("mended"), good);
+                assert_eq!(fs::read(&path).expect("written again"), good);
             }
         }
         assert_eq!(decode(&good, "another key with the same hash"), None);
     }
 
-    /// Threads stand for processes: they share nothing but the directory.
+    /// The threads act like processes: they share only the directory.
     #[test]
-    fn writers_at_once_do_not_mix() {
+    fn concurrent_writers_do_not_mix() {
         let directory = tempfile::tempdir().expect("a directory");
         let contents: Vec<String> = (0..8).map(|n| n.to_string().repeat(100_000)).collect();
         thread::scope(|scope| {
@@ -214,24 +218,24 @@ mod tests {
                             get(&cache(directory.path()), &format!("key {round}"), content);
                         assert!(
                             contents.iter().any(|content| got == entry(content)),
-                            "neither one nor the other"
+                            "the entry is none of those written"
                         );
                     }
                 });
             }
         });
         assert_eq!(
-            fs::read_dir(directory.path()).expect("there").count(),
+            fs::read_dir(directory.path()).expect("the directory exists").count(),
             20,
-            "nothing else is left behind"
+            "no temporary file is left"
         );
     }
 
     #[test]
-    fn without_a_place_everything_works() {
+    fn without_a_directory_every_entry_is_built() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("a file");
-        fs::write(&file, "in the way").expect("written");
+        fs::write(&file, "not a directory").expect("written");
         for cache in [cache(&file.join("below")), Cache::none()] {
             assert_eq!(get(&cache, "key", "made"), (entry("made"), true));
             assert_eq!(get(&cache, "key", "again"), (entry("again"), true));

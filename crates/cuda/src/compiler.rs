@@ -1,4 +1,4 @@
-//! From a variant to machine code, by NVRTC. No card is needed for that.
+//! Compiles variants to machine code with NVRTC. This needs no GPU.
 
 use crate::{
     Error,
@@ -9,38 +9,40 @@ use crate::{
 use flashtile_shaders::cuda::{Arch, CudaVariant};
 use std::sync::Arc;
 
-/// What the compiler made of a variant.
+/// The machine code of a variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Compiled {
-    /// The compute capability that it is for: the one asked for, or the newest before it that the compiler knows in the same family.
+    /// The compute capability that it is for: the requested one, or else the newest one below it
+    /// that the compiler supports in the same family.
     pub arch: Arch,
     /// The machine code, an ELF file.
     pub cubin: Vec<u8>,
-    /// What the compiler said.
+    /// The compiler's log.
     pub log: String,
-    /// Version of NVRTC.
+    /// Major and minor version of NVRTC.
     pub compiler: (u32, u32),
 }
 
-/// What a thread or a block of a kernel takes, as the assembler tells it.
+/// The resources that a kernel uses, as reported by the assembler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Registers of a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Bytes of a thread's stack.
+    /// Bytes of stack per thread.
     pub stack_bytes: u32,
-    /// Bytes of registers that were moved to memory for want of more.
+    /// Bytes per thread that are written to memory because registers ran out.
     pub spill_store_bytes: u32,
-    /// Bytes of them that are read back.
+    /// Bytes per thread that are read back from there.
     pub spill_load_bytes: u32,
-    /// Bytes of shared memory fixed in the text. What a launch asks for (`CudaVariant::shared_bytes`) is not in it.
+    /// Bytes of shared memory per block that the kernel source declares. Dynamic shared memory
+    /// ([`CudaVariant::shared_bytes`]) is not included.
     pub static_shared_bytes: u32,
 }
 
 impl Compiled {
-    /// What the kernel takes, out of the log; `None` where the compiler did not tell.
+    /// The resources that the kernel uses, read from the log; `None` if the log lacks them.
     pub fn usage(&self) -> Option<Usage> {
         Usage::from_log(&self.log)
     }
@@ -67,9 +69,11 @@ impl Usage {
     }
 }
 
-/// Compiles `variant` for cards of compute capability `arch`, with the newest NVRTC on this machine that can. Needs neither card nor driver.
+/// Compiles `variant` for GPUs of compute capability `arch` (75 for 7.5), with the newest NVRTC on
+/// this machine that supports them. Needs neither a GPU nor a driver.
 ///
-/// NVRTC is looked for in `FLASHTILE_NVRTC` (a file; then nowhere else), in CUDA toolkits, on the library path and in Python's packages.
+/// If `FLASHTILE_NVRTC` is set, it is the path of the only library that is tried. Otherwise NVRTC
+/// is searched for in CUDA toolkits, on the library path and in Python's packages.
 ///
 /// # Errors
 /// [`Error::NoCompiler`], [`Error::Compile`].
@@ -78,7 +82,7 @@ pub fn compile(variant: &CudaVariant, arch: Arch) -> Result<Compiled, Error> {
     compile_with(&nvrtc, variant, arch, &Cache::none())
 }
 
-/// Major and minor version of the NVRTC that [`compile`] takes for `arch`.
+/// Major and minor version of the NVRTC that [`compile`] uses for `arch`.
 ///
 /// # Errors
 /// [`Error::NoCompiler`].
@@ -86,11 +90,11 @@ pub fn compiler_version(arch: Arch) -> Result<(u32, u32), Error> {
     Ok(find(arch, None)?.version)
 }
 
-/// Lambdas have no place for `__device__`: what says nothing is for the device.
+/// The kernels' lambdas carry no `__device__`; this makes the device the default.
 const DEVICE_LAMBDAS: &str = "--device-as-default-execution-space";
 
-/// Compiles `variant` to PTX, the text before machine code, for cards of compute capability `arch`: to look at, or to run elsewhere. As
-/// [`compile`] otherwise.
+/// Compiles `variant` to PTX, the assembly language from which machine code is made, for GPUs of
+/// compute capability `arch`. Otherwise as [`compile`].
 ///
 /// # Errors
 /// [`Error::NoCompiler`], [`Error::Compile`].
@@ -109,14 +113,14 @@ fn options(kind: &str, arch: Arch) -> Vec<String> {
     ]
 }
 
-/// Compiles `variant`, unless `cache` has it.
+/// Compiles `variant`, unless `cache` contains it.
 pub(crate) fn compile_with(
     nvrtc: &Nvrtc,
     variant: &CudaVariant,
     arch: Arch,
     cache: &Cache,
 ) -> Result<Compiled, Error> {
-    let unknown = || failed(variant, arch, format!("{} does not know it", nvrtc.path.display()));
+    let unknown = || failed(variant, arch, format!("{} does not support it", nvrtc.path.display()));
     let target = nvrtc.target(arch).ok_or_else(unknown)?;
     let mut options = options("sm", target);
     options.push("--ptxas-options=-v".to_owned());
@@ -135,7 +139,7 @@ fn failed(variant: &CudaVariant, arch: Arch, message: String) -> Error {
     Error::Compile { variant: variant.to_string(), arch, message }
 }
 
-/// The code, and what the compiler said.
+/// The code and the compiler's log.
 fn run(
     nvrtc: &Nvrtc,
     variant: &CudaVariant,
@@ -151,8 +155,9 @@ fn run(
     }
 }
 
-/// The best NVRTC for `arch`, the one that knows it best, and then the newest. Drivers take machine code of their own major version and of older
-/// ones: a newer one is of no use.
+/// The best NVRTC for `arch`: the one that compiles for the nearest compute capability, and among
+/// those the newest. Drivers accept machine code from compilers of their own major version and of
+/// older ones only.
 pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, Error> {
     let opened: Vec<_> =
         library::candidates().into_iter().map(|path| (Nvrtc::open(&path), path)).collect();
@@ -169,10 +174,11 @@ pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, 
     let reason = match (&found[..], std::env::var_os(library::OVERRIDE)) {
         ([], Some(path)) if !path.is_empty() => {
             let why = opened.into_iter().find_map(|(nvrtc, _)| nvrtc.err()).unwrap_or_default();
-            format!("{} does not open ({why})", path.display())
+            format!("FLASHTILE_NVRTC names {}, which does not open ({why})", path.display())
         }
-        ([], _) => "NVRTC is in no CUDA toolkit, not on the library path, and in no Python package"
-            .to_owned(),
+        ([], _) => {
+            "found no NVRTC in CUDA toolkits, on the library path or in Python packages".to_owned()
+        }
         (found, _) => {
             unfit(found, driver_major.filter(|_| !found.iter().all(|nvrtc| suits(nvrtc))))
         }
@@ -180,29 +186,31 @@ pub(crate) fn find(arch: Arch, driver_major: Option<u32>) -> Result<Arc<Nvrtc>, 
     Err(Error::NoCompiler { arch, reason, command: install_command(arch, driver_major) })
 }
 
-/// What was found instead, each version once. `driver`: the CUDA version of the driver, where some are too new for it.
+/// Describes what was found instead, each version once. `driver` is the driver's major version of
+/// CUDA if some of the compilers are too new for it.
 fn unfit(found: &[&Arc<Nvrtc>], driver: Option<u32>) -> String {
-    let mut told: Vec<&Arc<Nvrtc>> = Vec::new();
+    let mut versions: Vec<&Arc<Nvrtc>> = Vec::new();
     for nvrtc in found {
-        if told.iter().all(|other| other.version != nvrtc.version) {
-            told.push(nvrtc);
+        if versions.iter().all(|other| other.version != nvrtc.version) {
+            versions.push(nvrtc);
         }
     }
-    let tell = |nvrtc: &&Arc<Nvrtc>| {
+    let describe = |nvrtc: &&Arc<Nvrtc>| {
         let (major, minor) = nvrtc.version;
         let archs = nvrtc.archs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         format!("NVRTC {major}.{minor} at {} compiles for {archs}", nvrtc.path.display())
     };
-    let told = told.iter().map(tell).collect::<Vec<_>>().join(", ");
+    let described = versions.iter().map(describe).collect::<Vec<_>>().join(", ");
     match driver {
         Some(major) => format!(
-            "{told}; the driver is of CUDA {major} and takes machine code of no newer compiler"
+            "{described}; the driver supports CUDA {major} and accepts no code of newer compilers"
         ),
-        None => told,
+        None => described,
     }
 }
 
-/// CUDA 13's compilers begin at 7.5, and their machine code needs a driver of CUDA 13.
+/// CUDA 13's compilers support compute capability 7.5 and newer, and their machine code needs a
+/// driver for CUDA 13.
 fn install_command(arch: Arch, driver_major: Option<u32>) -> &'static str {
     if arch < 75 || driver_major.is_some_and(|major| major < 13) {
         "pip install nvidia-cuda-nvrtc-cu12"
@@ -221,7 +229,8 @@ mod tests {
             ptxas info    : Compiling entry function 'flash_forward' for 'sm_90'\n\
             ptxas info    : Function properties for flash_forward\n\
             \x20   16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n\
-            ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size, 128 bytes smem";
+            ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size, \
+            128 bytes smem";
         let expected = Usage {
             registers: 168,
             stack_bytes: 16,
@@ -234,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_suits_card_and_driver() {
+    fn the_command_suits_the_gpu_and_the_driver() {
         assert!(install_command(70, Some(13)).ends_with("-cu12"));
         assert!(install_command(90, Some(12)).ends_with("-cu12"));
         assert!(install_command(90, Some(13)).ends_with("nvrtc"));

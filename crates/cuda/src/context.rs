@@ -1,6 +1,6 @@
 use crate::{
-    Error, Machine, cache::Cache, compiler, devices, driver, launch::is_captured, module::Function,
-    nvrtc::Nvrtc,
+    Error, Machine, cache::Cache, capture::SideStreams, compiler, devices, driver,
+    module::Function, nvrtc::Nvrtc,
 };
 use cudarc::driver::{CudaContext, CudaStream};
 use flashtile_shaders::cuda::CudaVariant;
@@ -10,7 +10,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What all plans in one CUDA context share: its compiled kernels. A clone is another handle to the same.
+/// What all plans in one CUDA context share: its compiled kernels. A clone is another handle to the
+/// same context.
 #[derive(Clone)]
 pub struct Context {
     pub(crate) inner: Arc<Inner>,
@@ -21,25 +22,28 @@ pub(crate) struct Inner {
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) name: String,
     pub(crate) machine: Machine,
+    pub(crate) side_streams: SideStreams,
     driver: u32,
     cache: Cache,
     compiler: Mutex<Option<Arc<Nvrtc>>>,
     functions: Mutex<HashMap<CudaVariant, Arc<Function>>>,
-    apart: Mutex<Vec<Arc<CudaStream>>>,
 }
 
 impl Context {
-    /// Works in the caller's CUDA context. `stream` is where host runs go; plans launch on whichever stream of the context they are given.
+    /// Works in the CUDA context of `stream`, which the caller owns. Host runs use `stream`; plans
+    /// launch on any stream of the context.
     ///
-    /// Compiled kernels are kept on disk, in `FLASHTILE_CACHE_DIR` or the user's cache directory (an empty value: nowhere).
+    /// Compiled kernels are kept on disk, in `FLASHTILE_CACHE_DIR` or in the user's cache
+    /// directory. If the variable is empty, they are kept nowhere.
     ///
     /// # Errors
-    /// [`Error::OldDriver`], and [`Error::NoDriver`] where the driver lacks a function; [`Error::DeviceLost`].
+    /// [`Error::NoDriver`] if the driver lacks a function, [`Error::OldDriver`],
+    /// [`Error::DeviceLost`].
     pub fn new(stream: Arc<CudaStream>) -> Result<Self, Error> {
         let cuda = stream.context().clone();
         let driver = driver::check()?
-            .ok_or_else(|| Error::NoDriver("it finds no card any more".to_owned()))?;
-        let failed = |e| Error::of_driver(e, "the description of the card");
+            .ok_or_else(|| Error::NoDriver("the driver no longer finds a GPU".to_owned()))?;
+        let failed = |e| Error::of_driver(e, "the description of the GPU");
         let memory = cuda.total_mem().map_err(failed)? as u64;
         let machine =
             devices::machine(|attribute| cuda.attribute(attribute), memory).map_err(failed)?;
@@ -48,11 +52,11 @@ impl Context {
             cuda,
             stream,
             machine,
+            side_streams: SideStreams::default(),
             driver,
             cache: Cache::of_user(),
             compiler: Mutex::default(),
             functions: Mutex::default(),
-            apart: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -67,12 +71,12 @@ impl Context {
         &self.inner.stream
     }
 
-    /// The card's name.
+    /// The GPU's name.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// What planning knows of the card.
+    /// The numbers of the GPU that planning uses.
     pub fn machine(&self) -> &Machine {
         &self.inner.machine
     }
@@ -82,12 +86,12 @@ impl Context {
         self.inner.driver
     }
 
-    /// Kernels compiled or loaded so far.
+    /// How many kernels this context has compiled, or loaded from disk, so far.
     pub fn kernel_count(&self) -> usize {
         self.inner.functions.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The compiler for this card and driver, looked for until it is found.
+    /// The compiler for this GPU and driver. Each call searches again until one is found.
     pub(crate) fn compiler(&self) -> Result<Arc<Nvrtc>, Error> {
         let mut compiler = self.inner.compiler.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = &*compiler {
@@ -97,29 +101,14 @@ impl Context {
         Ok(compiler.insert(found).clone())
     }
 
-    /// A stream on which nothing is ever done, and that is part of no capture: to be given back.
-    pub(crate) fn take_apart(&self) -> Result<Arc<CudaStream>, Error> {
-        let mut streams = self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        for n in 0..streams.len() {
-            if !is_captured(&streams[n])? {
-                return Ok(streams.swap_remove(n));
-            }
-        }
-        self.inner.cuda.new_stream().map_err(|e| Error::of_driver(e, "a stream beside a capture"))
-    }
-
-    /// Takes a stream back. One that became part of a capture is destroyed no sooner than that is over.
-    pub(crate) fn give_apart(&self, stream: Arc<CudaStream>) {
-        self.inner.apart.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
-    }
-
-    /// The kernel of a variant, compiled and loaded at the first call.
+    /// The kernel of a variant, compiled and loaded by the first call.
     pub(crate) fn function(&self, variant: &CudaVariant) -> Result<Arc<Function>, Error> {
         let Inner { cuda, machine, cache, functions, .. } = &*self.inner;
         if let Some(found) = functions.lock().unwrap_or_else(PoisonError::into_inner).get(variant) {
             return Ok(found.clone());
         }
-        // Compiling takes long, and other threads go on meanwhile. Two may come here for one variant: the second's is dropped for the first's.
+        // The lock is not held here, because compiling takes seconds and other threads go on. Two
+        // threads may compile the same variant; then the second result is dropped.
         let compiled = compiler::compile_with(&*self.compiler()?, variant, machine.arch, cache)?;
         let function = Arc::new(Function::load(cuda, variant, &compiled)?);
         Ok(functions
@@ -133,6 +122,6 @@ impl Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("card", &self.inner.name).finish_non_exhaustive()
+        f.debug_struct("Context").field("gpu", &self.inner.name).finish_non_exhaustive()
     }
 }

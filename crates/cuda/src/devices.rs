@@ -7,7 +7,7 @@ use flashtile_shaders::cuda::Arch;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceEntry {
-    /// Its number, which tells two identical GPUs apart. `CUDA_VISIBLE_DEVICES` changes it.
+    /// Its number, which distinguishes identical GPUs. `CUDA_VISIBLE_DEVICES` changes it.
     pub index: usize,
     /// Its name.
     pub name: String,
@@ -38,7 +38,7 @@ fn entry(index: usize) -> Result<DeviceEntry, DriverError> {
     Ok(DeviceEntry { index, name: result::device::get_name(device)?, machine })
 }
 
-/// The numbers of a GPU, queried one by one.
+/// Queries the numbers of a GPU one by one.
 pub(crate) fn machine(
     attribute: impl Fn(Attribute) -> Result<i32, DriverError>,
     memory: u64,
@@ -68,8 +68,8 @@ impl DeviceEntry {
     }
 }
 
-/// Opens a GPU for a program that owns no context: on its primary context, which other libraries
-/// of the process use too, and on the default stream.
+/// Opens a GPU for a program without a CUDA context: in its primary context, which other libraries
+/// of the process use too, and with the default stream.
 ///
 /// # Errors
 /// [`Error::NoDriver`], [`Error::OldDriver`], [`Error::NoDevice`].
@@ -78,9 +78,10 @@ pub fn open(choice: &DeviceChoice) -> Result<Context, Error> {
     let found = devices()?;
     let Some(device) = found.iter().find(|device| choice.allows(device.index, &device.name)) else {
         let names: Vec<_> = found.iter().map(|device| device.name.clone()).collect();
-        return Err(no_device(match names.len() {
-            0 => "the driver finds no GPU".to_owned(),
-            _ => choice.not_among(&names),
+        return Err(no_device(if names.is_empty() {
+            "the driver finds none".to_owned()
+        } else {
+            choice.not_among(&names)
         }));
     };
     let context = CudaContext::new(device.index)

@@ -1,18 +1,20 @@
-//! Whether NVIDIA's driver is there and complete.
+//! Checks that NVIDIA's driver is installed and complete.
 //!
-//! cudarc looks the driver's functions up when they are first called, and panics where one is missing, or the library. So nothing of cudarc is
-//! called by this crate before [`check`] has seen them all.
+//! cudarc looks up each driver function when it is first called, and panics if the function or the
+//! library is missing. So this crate calls nothing of cudarc before [`check`] has found all of
+//! them.
 
 use crate::{Error, error::describe};
 use cudarc::driver::{DriverError, result, sys};
 use libloading::Library;
 use std::{ffi::c_int, sync::OnceLock};
 
-/// In the order in which cudarc tries them.
+/// File names of the driver, in the order in which cudarc tries them.
 const NAMES: &[&str] =
     if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
-/// Every function that this crate calls, through cudarc or by itself. All are in every driver of CUDA 12.
+/// Every function that this crate calls, directly or through cudarc. Every driver for CUDA 12 has
+/// all of them.
 const FUNCTIONS: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -51,36 +53,38 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
-/// The oldest driver that takes machine code of CUDA 12's compilers.
+/// The oldest driver that accepts machine code from CUDA 12's compilers.
 const OLDEST: u32 = 12_000;
 
-/// The version of the driver (12040 for CUDA 12.4), which is ready for use after this.
+/// The version of the driver (12040 for CUDA 12.4), or `None` if it finds no GPU. Initialises the
+/// driver.
 ///
 /// # Errors
-/// [`Error::NoDriver`], [`Error::OldDriver`]. `Ok(None)` where there is a driver and no card.
+/// [`Error::NoDriver`], [`Error::OldDriver`].
 pub(crate) fn check() -> Result<Option<u32>, Error> {
     static LIBRARY: OnceLock<Result<Library, Error>> = OnceLock::new();
     LIBRARY.get_or_init(|| open(NAMES, FUNCTIONS)).as_ref().map_err(Clone::clone)?;
-    let failed = |e: DriverError| Error::NoDriver(format!("it does not start: {}", describe(e)));
+    let failed =
+        |e: DriverError| Error::NoDriver(format!("it does not initialise: {}", describe(e)));
     match result::init() {
         Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(None),
         started => started.map_err(failed)?,
     }
     let mut version: c_int = 0;
-    // SAFETY: the driver writes one int. That it has the function was seen above.
+    // SAFETY: the driver writes one int. `open` found the function.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed)?;
     let version = version.max(0) as u32;
     if version < OLDEST { Err(Error::OldDriver(version)) } else { Ok(Some(version)) }
 }
 
-/// Opens the first of `names` that there is, and looks for `functions` in it.
+/// Opens the first of `names` that exists, and looks up `functions` in it.
 fn open(names: &[&str], functions: &[&str]) -> Result<Library, Error> {
-    // SAFETY: what the driver does when it is loaded is no more than to set up its own state.
+    // SAFETY: on loading, the driver only sets up its own state.
     let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    let library = library
-        .ok_or_else(|| Error::NoDriver(format!("{} is not on this machine", names.join(" or "))))?;
+    let library =
+        library.ok_or_else(|| Error::NoDriver(format!("cannot open {}", names.join(" or "))))?;
     let is_missing = |name: &&&str| {
-        // SAFETY: the address is only looked for, never called.
+        // SAFETY: the address is only looked up, never called.
         unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err()
     };
     let missing: Vec<&str> = functions.iter().filter(is_missing).copied().collect();
@@ -88,7 +92,7 @@ fn open(names: &[&str], functions: &[&str]) -> Result<Library, Error> {
         return Ok(library);
     }
     Err(Error::NoDriver(format!(
-        "{} is too old or not whole: it lacks {}",
+        "{} is too old or incomplete: it lacks {}",
         names.join(" or "),
         missing.join(", ")
     )))
@@ -99,16 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn a_missing_library_is_reported() {
         let none =
-            open(&["libflashtile-is-nowhere.so"], FUNCTIONS).expect_err("there is no such library");
-        assert_eq!(
-            none,
-            Error::NoDriver("libflashtile-is-nowhere.so is not on this machine".into())
-        );
+            open(&["libflashtile-is-nowhere.so"], FUNCTIONS).expect_err("no library has this name");
+        assert_eq!(none, Error::NoDriver("cannot open libflashtile-is-nowhere.so".into()));
     }
 
-    /// The C library stands for a driver that lacks something.
+    /// The C library takes the place of an incomplete driver.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_library_without_the_functions_is_no_driver() {
@@ -116,7 +117,7 @@ mod tests {
         assert!(open(&names, &["malloc"]).is_ok());
         let Err(Error::NoDriver(why)) = open(&names, &["malloc", "cuInit", "cuLaunchKernel"])
         else {
-            panic!("the C library is no driver");
+            panic!("the C library was accepted as a driver");
         };
         assert!(why.ends_with("it lacks cuInit, cuLaunchKernel"), "{why}");
     }

@@ -1,68 +1,76 @@
 use cudarc::driver::{DriverError, sys::CUresult};
-use flashtile_core::DeviceChoice;
-use flashtile_core::{Argument, KernelKind, ProblemError, Reason};
+use flashtile_core::{Argument, DeviceChoice, KernelKind, ProblemError, Reason};
 use flashtile_shaders::cuda::Arch;
 
-/// What can go wrong on a CUDA card.
+/// What can go wrong on an NVIDIA GPU.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// NVIDIA's driver is not installed, or not complete.
-    #[error("no CUDA driver: {0}")]
+    /// NVIDIA's driver is not installed, or it is incomplete.
+    #[error("no CUDA driver: {0}; install an NVIDIA driver for CUDA 12.0 or newer")]
     NoDriver(String),
-    /// NVIDIA's driver is too old for machine code of CUDA 12.
-    #[error("the CUDA driver is of version {}.{}, and CUDA 12.0 is the oldest that works: a newer NVIDIA driver is needed", .0 / 1000, .0 % 1000 / 10)]
+    /// NVIDIA's driver is too old for machine code of CUDA 12. Its version is 11080 for CUDA 11.8.
+    #[error(
+        "the CUDA driver supports CUDA {}.{} at most; CUDA 12.0 is the oldest that works: \
+         update the NVIDIA driver",
+        .0 / 1000, .0 % 1000 / 10
+    )]
     OldDriver(u32),
-    /// There is no card, or not the one that was asked for.
-    #[error("no CUDA card{wanted}: {reason}")]
+    /// There is no GPU, or none that matches the choice.
+    #[error("no CUDA GPU{wanted}: {reason}")]
     NoDevice {
-        /// What was asked for.
+        /// The choice.
         wanted: DeviceChoice,
-        /// What was found.
+        /// What was found instead.
         reason: String,
     },
-    /// No NVRTC, the compiler for kernels, was found that can compile for the card.
+    /// No NVRTC was found that can compile kernels for the GPU and its driver.
     #[error(
-        "no compiler for sm_{arch}: {reason}; `{command}` brings one, and FLASHTILE_NVRTC=PATH names one"
+        "no compiler for sm_{arch}: {reason}; install one with `{command}`, \
+         or set FLASHTILE_NVRTC to the path of one"
     )]
     NoCompiler {
-        /// The card's compute capability.
+        /// The GPU's compute capability.
         arch: Arch,
         /// What was found instead.
         reason: String,
-        /// The command that installs the right one.
+        /// The command that installs a suitable one.
         command: &'static str,
     },
-    /// The problem cannot run with this kernel, for all of these reasons.
-    #[error("the {kernel} kernel cannot run this: {}", reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    /// The kernel cannot run the problem, for all of these reasons.
+    #[error(
+        "the {kernel} kernel cannot run this problem: {}",
+        reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+    )]
     Refused {
-        /// Which kernel.
+        /// The kernel.
         kernel: KernelKind,
-        /// Why.
+        /// Every reason.
         reasons: Vec<Reason>,
     },
     /// The arguments break a rule of the problem.
     #[error(transparent)]
     Problem(#[from] ProblemError),
-    /// A kernel did not compile, or the driver did not take what was compiled.
+    /// A kernel did not compile, or the driver refused its machine code.
     #[error("kernel {variant} did not compile for sm_{arch}: {message}")]
     Compile {
         /// The variant's name.
         variant: String,
         /// The compute capability that it was compiled for.
         arch: Arch,
-        /// What the compiler or the driver said.
+        /// The message of the compiler or the driver.
         message: String,
     },
-    /// The card is out of memory.
-    #[error("the card is out of memory for {what}")]
+    /// The GPU is out of memory.
+    #[error("the GPU is out of memory for {what}; free some memory or split the batch")]
     OutOfMemory {
         /// What did not fit.
         what: String,
     },
     /// An output shares memory with another argument.
     #[error(
-        "{written} and {other} overlap in memory: what is written must not be read in the same call"
+        "{written} and {other} overlap in memory; \
+         an output needs memory that no other argument of the call uses"
     )]
     Aliased {
         /// The output.
@@ -70,37 +78,40 @@ pub enum Error {
         /// The other argument.
         other: Argument,
     },
-    /// A tensor does not begin at a multiple of its element size, or the workspace at one of 16.
-    #[error("{argument} begins at address {address:#x}, which is not a multiple of {size} bytes")]
+    /// A tensor does not start at a multiple of its element size, or the workspace not at a
+    /// multiple of 16 bytes.
+    #[error(
+        "{argument} starts at address {address:#x}; it has to start at a multiple of {size} bytes"
+    )]
     Misaligned {
-        /// Which tensor.
+        /// Which argument.
         argument: Argument,
         /// The device address of its first element.
         address: u64,
-        /// What it has to be a multiple of.
+        /// The alignment in bytes.
         size: u64,
     },
     /// A stream or a tensor belongs to another CUDA context than the plan.
-    #[error("{what} belongs to another CUDA context than the plan")]
+    #[error("{what} belongs to another CUDA context than the plan; use the plan's own")]
     OtherContext {
-        /// `the stream`, or the name of the argument.
+        /// `the stream`, `the plan` or the name of the argument.
         what: String,
     },
-    /// A kernel failed, or the card did: the CUDA context is of no use any more.
-    #[error("the CUDA context is lost: {0}")]
+    /// A kernel or the GPU failed, and the CUDA context cannot be used any more.
+    #[error("the CUDA context is lost: {0}; no further call in it works")]
     DeviceLost(String),
-    /// The driver refused something.
-    #[error("the CUDA driver refused {what}: {message}")]
+    /// The driver reports another error.
+    #[error("the CUDA driver reports an error for {what}: {message}")]
     Driver {
-        /// What was asked of it.
+        /// What was requested.
         what: String,
-        /// What it said.
+        /// The driver's message.
         message: String,
     },
 }
 
 impl Error {
-    /// What the driver's error means where it came of `what`.
+    /// What an error of the driver means for the request `what`.
     pub(crate) fn of_driver(error: DriverError, what: impl Into<String>) -> Self {
         use CUresult as Code;
         let what = what.into();
@@ -120,6 +131,8 @@ impl Error {
             | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
             | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
             | Code::CUDA_ERROR_DEINITIALIZED => Error::DeviceLost(describe(error)),
+            // cudarc's enum has about a hundred codes, and newer drivers add more. All of the
+            // others concern one request and leave the context usable.
             _ => Error::Driver { what, message: describe(error) },
         }
     }

@@ -100,16 +100,16 @@ impl HostRun {
         Ok(self.run_times(1)?[0])
     }
 
-    /// Runs `count` times on the context's stream, back to back, and then waits. The GPU does not wait
-    /// for the host between runs, which would show in the time of a short kernel. The host's time is
-    /// divided evenly.
+    /// Runs `count` times on the context's stream, back to back, and then waits. The GPU does not
+    /// wait for the host between runs, which would show in the time of a short kernel. The host's
+    /// time is divided evenly.
     ///
     /// # Errors
     /// Those of [`Plan::launch`].
     pub fn run_times(&mut self, count: usize) -> Result<Vec<Timing>, Error> {
         let plan = self.plan.clone();
         let stream = plan.context().stream();
-        let failed = |e: DriverError| Error::of_driver(e, "a run");
+        let failed = |e: DriverError| Error::of_driver(e, "the timing of a run");
         let stamp = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
         let start = Instant::now();
         let mut launched = 0;
@@ -148,24 +148,26 @@ impl HostRun {
     }
 }
 
-/// Bytes from the first element to the end of the last, which the arguments were seen to have.
+/// Bytes from the first element to the end of the last. `check_host_args` found as many in each
+/// argument.
 fn span(view: &TensorView) -> usize {
     view.byte_span().unwrap_or(0)
 }
 
-/// Waits, and reports whatever failed since.
+/// Waits for the stream, and reports every error since the last wait.
 fn synchronize(stream: &CudaStream) -> Result<(), Error> {
     let failed = |e| Error::of_driver(e, "the work on the stream");
     stream.synchronize().map_err(failed)?;
-    // cudarc keeps what failed where it could not be returned.
+    // cudarc keeps errors of calls that cannot return one.
     stream.context().check_err().map_err(failed)
 }
 
-/// New device memory that holds `bytes`; at least one byte, because empty memory cannot be allocated.
+/// New device memory that holds `bytes`; at least one byte, because empty memory cannot be
+/// allocated.
 fn upload(stream: &Arc<CudaStream>, what: &str, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
     let failed = |e| Error::of_driver(e, format!("{} bytes of {what}", bytes.len()));
-    // SAFETY: all of it is written before anything reads it, or it is the one byte of an empty tensor,
-    // which nothing reads.
+    // SAFETY: the copy below writes all of it before anything reads it. The one byte of an empty
+    // tensor is never read.
     let mut slice = unsafe { stream.alloc::<u8>(bytes.len().max(1)) }.map_err(failed)?;
     if !bytes.is_empty() {
         stream.memcpy_htod(bytes, &mut slice).map_err(failed)?;
@@ -178,5 +180,5 @@ fn download(stream: &Arc<CudaStream>, from: &CudaSlice<u8>, to: &mut [u8]) -> Re
         return Ok(());
     }
     let copied = stream.memcpy_dtoh(&from.slice(..to.len()), to);
-    copied.map_err(|e| Error::of_driver(e, "the results"))
+    copied.map_err(|e| Error::of_driver(e, "the copy of the results"))
 }

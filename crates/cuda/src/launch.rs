@@ -1,41 +1,52 @@
-use crate::{Args, Error, Launch, Plan, Pointers, args::Input, plan::PlanInner};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, sys::CUstreamCaptureStatus};
+use crate::{
+    Args, Error, Launch, Plan, Pointers,
+    args::{Input, Memory, Output},
+    capture::is_captured,
+    plan::PlanInner,
+};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, SyncOnDrop};
 use flashtile_core::{
     Argument, Mask, Problem, ProblemError, ResolvedCall, TensorView, check_presence,
 };
-use std::sync::Arc;
 
-/// The workspace begins at a multiple of this.
+/// The workspace starts at a multiple of this.
 const WORKSPACE_ALIGNMENT: u64 = 16;
+
+/// One value for each of q, k, v, out, mask, kv_lens, lse and workspace, in this order.
+type PerArgument<T> = [T; 8];
 
 /// What one argument has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Need {
     argument: Argument,
-    /// From the first element to the end of the last.
+    /// From the first element to the end of the last; 0 if the problem lacks the argument.
     bytes: u64,
-    /// Bytes that its address is a multiple of.
+    /// Bytes that its address has to be a multiple of.
     alignment: u64,
     written: bool,
 }
 
 impl Plan {
-    /// Enqueues one call on `stream`, which is of the plan's CUDA context. Does not wait, allocates nothing on the card, and may be captured into a
-    /// CUDA graph.
+    /// Enqueues one call on `stream`, which belongs to the plan's CUDA context. Does not wait and
+    /// allocates no device memory. May be captured into a CUDA graph.
     ///
-    /// Slices and views keep cudarc's order of reads and writes across streams. While `stream` is captured they do not: no order reaches across the
-    /// border of a graph, and whoever launches the graph orders it among what else reads and writes the tensors. A captured graph refers to them, to
-    /// the plan's kernels and to its workspace, so all of these have to outlive it; a graph that uses the plan's own workspace must not run beside
-    /// other calls of the plan. The last handle to a plan or context is not to be dropped during a capture: that waits for the card, which spoils it.
+    /// Slices and views keep cudarc's order of reads and writes across streams. During a capture
+    /// they do not, because ordering does not extend across a graph boundary: order the graph's
+    /// launches yourself among everything else that reads or writes the tensors. A captured graph
+    /// refers to the tensors, to the plan's kernels and to its workspace, so all of them have to
+    /// outlive the graph. A graph that uses the plan's own workspace must not run at the same time
+    /// as another call of the plan. Do not drop the last handle to a plan or a context during a
+    /// capture: that waits for the GPU, which invalidates the capture.
     ///
     /// # Errors
-    /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range; [`Error::Aliased`], [`Error::Misaligned`],
-    /// [`Error::OtherContext`] for memory; [`Error::DeviceLost`] where an earlier kernel failed.
+    /// [`Error::Problem`] for missing, unexpected or short arguments and for values out of range;
+    /// [`Error::Aliased`], [`Error::Misaligned`] and [`Error::OtherContext`] for memory;
+    /// [`Error::DeviceLost`] if an earlier kernel failed.
     pub fn launch(&self, stream: &CudaStream, args: &mut Args<'_>) -> Result<(), Error> {
         self.launch_counted(stream, args).map(|_| ())
     }
 
-    /// As [`launch`](Self::launch): how many kernels were enqueued.
+    /// As [`launch`](Self::launch). Returns how many kernels it enqueued.
     pub(crate) fn launch_counted(
         &self,
         stream: &CudaStream,
@@ -51,50 +62,54 @@ impl Plan {
         inner.check(args, &needs)?;
         cuda.bind_to_thread().map_err(|e| Error::of_driver(e, "the CUDA context"))?;
 
-        // cudarc makes a stream wait for the events of slices, and records others on it. Within a capture the one is an error, and the other makes
-        // events of the graph that nobody outside can wait for. There a stream apart waits, and nothing is recorded.
         let captured = is_captured(stream)?;
-        let apart = if captured { Some(inner.context.take_apart()?) } else { None };
-        let ordered = apart.as_deref().unwrap_or(stream);
-
-        // What was begun is ended, and with it cudarc's record of reads and writes, when these are dropped: after the launches.
-        let Args { q, k, v, out, mask, kv_lens, lse, workspace, .. } = args;
-        let (q, q_use) = q.begin(ordered);
-        let (k, k_use) = k.begin(ordered);
-        let (v, v_use) = v.begin(ordered);
-        let (mask, mask_use) = mask.as_ref().map_or((0, None), |mask| mask.begin(ordered));
-        let (kv_lens, lens_use) =
-            kv_lens.as_ref().map_or((0, None), |kv_lens| kv_lens.begin(ordered));
-        let (out, out_use) = out.begin(ordered);
-        let (lse, lse_use) = lse.as_mut().map_or((0, None), |lse| lse.begin(ordered));
-        let own = workspace.is_none();
-        let (scores, scores_use) =
-            workspace.as_mut().map_or((0, None), |workspace| workspace.begin(ordered));
-        let uses = [q_use, k_use, v_use, mask_use, lens_use, out_use, lse_use, scores_use];
-        let _uses = if let Some(apart) = apart.clone() {
-            // What was recorded before stays as it was: others still wait for it.
-            uses.into_iter().for_each(std::mem::forget);
-            let joined = rejoin(stream, &apart);
-            inner.context.give_apart(apart);
-            joined?;
-            None
+        let own_workspace = args.workspace.is_none();
+        // Dropping `_uses` records the reads and writes in cudarc's events: after the launches.
+        let (pointers, _uses) = if captured {
+            let addresses = |side: &CudaStream| {
+                let (pointers, uses) = addresses(args, side);
+                // The events keep what they recorded before the capture: others still wait for it.
+                uses.into_iter().for_each(std::mem::forget);
+                pointers
+            };
+            (inner.context.inner.side_streams.with(stream, addresses)?, None)
         } else {
-            Some(uses)
+            let (pointers, uses) = addresses(args, stream);
+            (pointers, Some(uses))
         };
-        // An order that cudarc could not establish is kept as an error in its context.
+        // cudarc keeps the error if it fails to make the stream wait.
         cuda.check_err()
             .map_err(|e| Error::of_driver(e, "the order of reads and writes across streams"))?;
-        let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
         check_addresses(&needs, &pointers)?;
         match &inner.workspace {
-            Some(workspace) if own => {
+            Some(workspace) if own_workspace => {
                 let launch =
                     |scores| inner.enqueue(stream, &call, &Pointers { scores, ..pointers });
                 workspace.with(stream, captured, launch)
             }
-            _ => inner.enqueue(stream, &call, &pointers),
+            Some(_) | None => inner.enqueue(stream, &call, &pointers),
         }
     }
+}
+
+/// The addresses of a call's tensors for work on `stream`, 0 where there is none, and cudarc's
+/// records of their use: the caller drops these after the work is enqueued.
+fn addresses<'b>(
+    args: &'b mut Args<'_>,
+    stream: &'b CudaStream,
+) -> (Pointers, PerArgument<Option<SyncOnDrop<'b>>>) {
+    const ABSENT: (u64, Option<SyncOnDrop<'_>>) = (0, None);
+    let Args { q, k, v, out, mask, kv_lens, lse, workspace, .. } = args;
+    let (q, q_use) = q.address(stream);
+    let (k, k_use) = k.address(stream);
+    let (v, v_use) = v.address(stream);
+    let (out, out_use) = out.address(stream);
+    let (mask, mask_use) = mask.as_ref().map_or(ABSENT, |mask| mask.address(stream));
+    let (kv_lens, lens_use) = kv_lens.as_ref().map_or(ABSENT, |lens| lens.address(stream));
+    let (lse, lse_use) = lse.as_mut().map_or(ABSENT, |lse| lse.address(stream));
+    let (scores, scores_use) = workspace.as_mut().map_or(ABSENT, |memory| memory.address(stream));
+    let pointers = Pointers { q, k, v, mask, kv_lens, out, lse, scores };
+    (pointers, [q_use, k_use, v_use, out_use, mask_use, lens_use, lse_use, scores_use])
 }
 
 impl PlanInner {
@@ -105,12 +120,14 @@ impl PlanInner {
         pointers: &Pointers,
     ) -> Result<usize, Error> {
         let mut count = 0;
-        for (step, function) in self.schedule.dispatches.iter().zip(&self.functions) {
-            let Some(launch) = self.schedule.launch(&self.problem, step, call, pointers) else {
+        for (dispatch, function) in self.schedule.dispatches.iter().zip(&self.functions) {
+            let Some(launch) = self.schedule.launch(&self.problem, dispatch, call, pointers) else {
                 continue;
             };
-            // SAFETY: the caller bound the context and compared the stream's with it. Every tensor was seen to be as long as the problem's views
-            // reach, and kernels go no further: lengths in kv_lens are clamped. cudarc, or who made a raw argument, keeps the memory there.
+            // SAFETY: the caller made the context current and checked that the stream belongs to
+            // it. Every tensor is as long as the problem's views reach, and kernels access nothing
+            // beyond: they clamp the lengths in kv_lens. cudarc keeps the memory alive, or whoever
+            // made a raw argument does.
             unsafe { function.launch(stream.cu_stream(), &launch) }
                 .map_err(|e| refused(e, &launch))?;
             count += 1;
@@ -118,74 +135,56 @@ impl PlanInner {
         Ok(count)
     }
 
-    /// What can be told before addresses are asked for: presence, context and size.
-    fn check(&self, args: &Args<'_>, needs: &[Need; 8]) -> Result<(), Error> {
-        let problem = &self.problem;
-        check_presence(problem, args.mask.is_some(), args.kv_lens.is_some(), args.lse.is_some())?;
-        for need in needs {
-            let place = match need.argument {
-                Argument::Q => Some(args.q.place()),
-                Argument::K => Some(args.k.place()),
-                Argument::V => Some(args.v.place()),
-                Argument::Out => Some(args.out.place()),
-                Argument::AttnMask => args.mask.as_ref().map(Input::place),
-                Argument::KvLens => args.kv_lens.as_ref().map(Input::place),
-                Argument::Lse => args.lse.as_ref().map(|lse| lse.place()),
-                _ => args.workspace.as_ref().map(|workspace| workspace.place()),
-            };
-            if let Some((context, bytes, offset)) = place {
-                check_context(need.argument, context, self.context.cuda())?;
-                check_size(need, bytes, offset)?;
+    /// Checks what needs no address: presence, context and size.
+    fn check(&self, args: &Args<'_>, needs: &PerArgument<Need>) -> Result<(), Error> {
+        check_presence(
+            &self.problem,
+            args.mask.is_some(),
+            args.kv_lens.is_some(),
+            args.lse.is_some(),
+        )?;
+        let memories: PerArgument<Option<Memory<'_>>> = [
+            Some(args.q.memory()),
+            Some(args.k.memory()),
+            Some(args.v.memory()),
+            Some(args.out.memory()),
+            args.mask.as_ref().map(Input::memory),
+            args.kv_lens.as_ref().map(Input::memory),
+            args.lse.as_ref().map(Output::memory),
+            args.workspace.as_ref().map(Output::memory),
+        ];
+        for (need, memory) in needs.iter().zip(memories) {
+            if let Some(memory) = memory {
+                check_context(need.argument, &memory, self.context.cuda())?;
+                check_size(need, &memory)?;
             }
         }
         Ok(())
     }
 }
 
-/// A tensor that something wrote within the capture makes whoever waits for it part of the capture, and all parts have to come together again.
-fn rejoin(captured: &CudaStream, apart: &CudaStream) -> Result<(), Error> {
-    if !is_captured(apart)? {
-        return Ok(());
-    }
-    captured.join(apart).map_err(|e| Error::of_driver(e, "the capture"))
-}
-
-/// Whether work on the stream becomes part of a graph.
-pub(crate) fn is_captured(stream: &CudaStream) -> Result<bool, Error> {
-    let status = stream
-        .capture_status()
-        .map_err(|e| Error::of_driver(e, "whether the stream is captured"))?;
-    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-}
-
 fn refused(error: DriverError, launch: &Launch) -> Error {
     Error::of_driver(error, format!("the launch of {} in {} blocks", launch.variant, launch.grid))
 }
 
-fn check_context(
-    argument: Argument,
-    given: Option<&Arc<CudaContext>>,
-    plan: &CudaContext,
-) -> Result<(), Error> {
-    match given {
-        Some(context) if **context != *plan => {
-            Err(Error::OtherContext { what: argument.to_string() })
-        }
-        _ => Ok(()),
+fn check_context(argument: Argument, memory: &Memory<'_>, plan: &CudaContext) -> Result<(), Error> {
+    if memory.context.is_some_and(|context| **context != *plan) {
+        return Err(Error::OtherContext { what: argument.to_string() });
     }
+    Ok(())
 }
 
-fn check_size(need: &Need, given: u64, offset: u64) -> Result<(), Error> {
-    let end = offset.saturating_add(need.bytes);
-    if need.bytes > 0 && given < end {
-        let (argument, expected, given) = (need.argument, end as usize, given as usize);
+fn check_size(need: &Need, memory: &Memory<'_>) -> Result<(), Error> {
+    let end = memory.offset.saturating_add(need.bytes);
+    if need.bytes > 0 && memory.bytes < end {
+        let (argument, expected, given) = (need.argument, end as usize, memory.bytes as usize);
         return Err(ProblemError::TooShort { argument, expected, given }.into());
     }
     Ok(())
 }
 
-/// What a problem needs of each argument that it can have.
-fn needs(problem: &Problem, workspace_bytes: u64) -> [Need; 8] {
+/// What a problem needs of each argument.
+fn needs(problem: &Problem, workspace_bytes: u64) -> PerArgument<Need> {
     let need = |argument, bytes, alignment, written| Need { argument, bytes, alignment, written };
     let view = |argument, view: &TensorView, written| {
         let bytes = view.byte_span().map_or(u64::MAX, |bytes| bytes as u64);
@@ -195,11 +194,7 @@ fn needs(problem: &Problem, workspace_bytes: u64) -> [Need; 8] {
         (mask.byte_span().map_or(u64::MAX, |bytes| bytes as u64), mask.kind.size() as u64)
     };
     let (mask_bytes, mask_alignment) = problem.mask().map_or((0, 1), mask);
-    let lse_bytes = if problem.lse() {
-        4 * problem.lse_shape().iter().map(|&n| n as u64).product::<u64>()
-    } else {
-        0
-    };
+    let lse_bytes = problem.lse_bytes();
     let kv_lens_bytes = if problem.kv_lens() { 4 * problem.batch() as u64 } else { 0 };
     [
         view(Argument::Q, problem.q(), false),
@@ -213,25 +208,13 @@ fn needs(problem: &Problem, workspace_bytes: u64) -> [Need; 8] {
     ]
 }
 
-/// Alignment, and that nothing that is written overlaps anything else.
-fn check_addresses(needs: &[Need; 8], pointers: &Pointers) -> Result<(), Error> {
-    let address = |argument| match argument {
-        Argument::Q => pointers.q,
-        Argument::K => pointers.k,
-        Argument::V => pointers.v,
-        Argument::Out => pointers.out,
-        Argument::AttnMask => pointers.mask,
-        Argument::KvLens => pointers.kv_lens,
-        Argument::Lse => pointers.lse,
-        _ => pointers.scores,
-    };
-    // The plan's own workspace has no address yet, and shares its memory with nobody.
-    let used = || {
-        needs
-            .iter()
-            .map(|need| (need, address(need.argument)))
-            .filter(|(need, at)| need.bytes > 0 && *at != 0)
-    };
+/// Checks that each address is aligned, and that no output overlaps another argument.
+fn check_addresses(needs: &PerArgument<Need>, pointers: &Pointers) -> Result<(), Error> {
+    let Pointers { q, k, v, mask, kv_lens, out, lse, scores } = *pointers;
+    let addresses: PerArgument<u64> = [q, k, v, out, mask, kv_lens, lse, scores];
+    // The plan's own workspace has no address yet. It shares its memory with no argument.
+    let used =
+        || needs.iter().zip(addresses).filter(|(need, address)| need.bytes > 0 && *address != 0);
     for (need, address) in used() {
         if !address.is_multiple_of(need.alignment) {
             return Err(Error::Misaligned {
@@ -264,8 +247,8 @@ mod tests {
         Problem::builder(view, view, view).kv_lens(true).lse(true).build().expect("valid")
     }
 
-    /// Four tensors of 128 bytes, eight of kv_lens and 32 of lse, apart.
-    const APART: Pointers = Pointers {
+    /// Four tensors of 128 bytes, 8 bytes of kv_lens and 32 of lse; no two overlap.
+    const DISJOINT: Pointers = Pointers {
         q: 0x1000,
         k: 0x2000,
         v: 0x3000,
@@ -281,47 +264,58 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_shares_nothing() {
-        assert_eq!(check(APART), Ok(()));
-        assert_eq!(check(Pointers { k: 0x1000, v: 0x1040, ..APART }), Ok(()), "inputs may share");
-        assert_eq!(check(Pointers { out: 0x1000 + 128, ..APART }), Ok(()), "side by side");
+    fn outputs_overlap_nothing() {
+        assert_eq!(check(DISJOINT), Ok(()));
+        assert_eq!(
+            check(Pointers { k: 0x1000, v: 0x1040, ..DISJOINT }),
+            Ok(()),
+            "inputs may share"
+        );
+        assert_eq!(check(Pointers { out: 0x1000 + 128, ..DISJOINT }), Ok(()), "adjacent");
         let aliased = |written, other| Err(Error::Aliased { written, other });
         assert_eq!(
-            check(Pointers { out: 0x1000 + 126, ..APART }),
+            check(Pointers { out: 0x1000 + 126, ..DISJOINT }),
             aliased(Argument::Out, Argument::Q)
         );
         assert_eq!(
-            check(Pointers { out: 0x4000 - 126, ..APART }),
+            check(Pointers { out: 0x4000 - 126, ..DISJOINT }),
             aliased(Argument::Out, Argument::KvLens)
         );
-        assert_eq!(check(Pointers { lse: 0x5000, ..APART }), aliased(Argument::Out, Argument::Lse));
         assert_eq!(
-            check(Pointers { scores: 0x3000, ..APART }),
+            check(Pointers { lse: 0x5000, ..DISJOINT }),
+            aliased(Argument::Out, Argument::Lse)
+        );
+        assert_eq!(
+            check(Pointers { scores: 0x3000, ..DISJOINT }),
             aliased(Argument::Workspace, Argument::V)
         );
-        assert_eq!(check(Pointers { scores: 0, ..APART }), Ok(()), "the plan's own");
+        assert_eq!(check(Pointers { scores: 0, ..DISJOINT }), Ok(()), "the plan's own workspace");
     }
 
     #[test]
-    fn addresses_are_multiples_of_elements() {
+    fn addresses_are_multiples_of_the_element_size() {
         let misaligned =
             |argument, address, size| Err(Error::Misaligned { argument, address, size });
-        assert_eq!(check(Pointers { v: 0x3002, ..APART }), Ok(()));
-        assert_eq!(check(Pointers { v: 0x3001, ..APART }), misaligned(Argument::V, 0x3001, 2));
-        assert_eq!(check(Pointers { lse: 0x6002, ..APART }), misaligned(Argument::Lse, 0x6002, 4));
+        assert_eq!(check(Pointers { v: 0x3002, ..DISJOINT }), Ok(()));
+        assert_eq!(check(Pointers { v: 0x3001, ..DISJOINT }), misaligned(Argument::V, 0x3001, 2));
         assert_eq!(
-            check(Pointers { scores: 0x7008, ..APART }),
+            check(Pointers { lse: 0x6002, ..DISJOINT }),
+            misaligned(Argument::Lse, 0x6002, 4)
+        );
+        assert_eq!(
+            check(Pointers { scores: 0x7008, ..DISJOINT }),
             misaligned(Argument::Workspace, 0x7008, 16)
         );
     }
 
     #[test]
-    fn short_memory_is_told_with_its_offset() {
+    fn the_size_of_memory_counts_its_offset() {
         let [q, ..] = needs(&problem(), 0);
-        assert_eq!(check_size(&q, 128, 0), Ok(()));
+        let memory = |bytes, offset| Memory { context: None, bytes, offset };
+        assert_eq!(check_size(&q, &memory(128, 0)), Ok(()));
         let expected = ProblemError::TooShort { argument: Argument::Q, expected: 130, given: 128 };
-        assert_eq!(check_size(&q, 128, 2), Err(expected.into()));
-        assert!(check_size(&q, 128, u64::MAX).is_err());
-        assert_eq!(check_size(&Need { bytes: 0, ..q }, 0, 4), Ok(()), "nothing is read");
+        assert_eq!(check_size(&q, &memory(128, 2)), Err(expected.into()));
+        assert!(check_size(&q, &memory(128, u64::MAX)).is_err());
+        assert_eq!(check_size(&Need { bytes: 0, ..q }, &memory(0, 4)), Ok(()), "nothing is read");
     }
 }

@@ -1,4 +1,4 @@
-//! Attention on an NVIDIA card, on a CUDA context and stream that the caller owns.
+//! Attention kernels for NVIDIA GPUs, on a CUDA context and stream that the caller owns.
 //!
 //! ```no_run
 //! use flashtile_core::{DType, Problem, TensorView};
@@ -6,38 +6,49 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stream = CudaContext::new(0)?.new_stream()?;
-//! let context = Context::new(stream.clone())?; // once: keeps compiled kernels
+//! let context = Context::new(stream.clone())?; // once: holds the compiled kernels
 //! let view = TensorView::bshd(DType::F32, [1, 1024, 8, 64])?;
 //! let problem = Problem::builder(view, view, view).causal(true).build()?;
 //! let plan = context.plan(&problem, &PlanOptions::new())?; // once per configuration
 //!
 //! let tensor = || stream.alloc_zeros::<f32>(8 * 1024 * 64);
 //! let (q, k, v, mut out) = (tensor()?, tensor()?, tensor()?, tensor()?);
-//! plan.launch(&stream, &mut Args::new(&q, &k, &v, &mut out))?; // every call: enqueues, does not wait
+//! plan.launch(&stream, &mut Args::new(&q, &k, &v, &mut out))?; // every call: does not wait
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! - [`Context`] holds what is shared in one CUDA context: compiled kernels. Clone it freely.
-//! - [`Plan`] says how a [`Problem`](flashtile_core::Problem) is done here: launches, tiles, workspace, reasons. Reusable from several threads.
-//! - [`Args`] are a call's memory and values: slices, views or addresses. [`Plan::launch`] enqueues them, and can be captured into a CUDA graph.
-//! - [`HostRun`] does all of it for tensors in host memory; [`devices`] lists cards and [`open`] opens one, for programs that own none.
-//! - [`schedule`] decides what will be launched, and [`compile`] compiles it, without a card.
+//! - A [`Problem`](flashtile_core::Problem) describes one attention configuration: shapes, storage
+//!   types and options.
+//! - A [`Context`] holds what is shared in one CUDA context: the compiled kernels. Clones are
+//!   cheap.
+//! - A [`Plan`] states how a problem is computed: dispatches, tiles, workspace and reasons. Several
+//!   threads can share it.
+//! - [`Args`] are the memory and the values of one call, as slices, views or addresses.
+//!   [`Plan::launch`] enqueues the call, and it can be captured into a CUDA graph.
+//! - A [`HostRun`] runs a plan on tensors in host memory. [`devices`] lists the GPUs and [`open`]
+//!   opens one, for programs without a CUDA context of their own.
+//! - [`schedule`] plans and [`compile`] compiles without a GPU.
 //!
-//! Nothing of CUDA is needed to build this crate. To run, it needs NVIDIA's driver and NVRTC, CUDA's run-time compiler: from a toolkit, or by
-//! `pip install nvidia-cuda-nvrtc` (`nvidia-cuda-nvrtc-cu12` for cards before Turing and drivers before CUDA 13). What is missing is a typed error
-//! that says so, and never a panic.
+//! # Requirements
 //!
-//! | variable | what it says |
+//! Building needs nothing of CUDA. Running needs NVIDIA's driver for CUDA 12.0 or newer, a GPU of
+//! compute capability 6.0 or newer, and NVRTC, CUDA's run-time compiler. A CUDA toolkit contains
+//! NVRTC; without a toolkit use `pip install nvidia-cuda-nvrtc`, or `nvidia-cuda-nvrtc-cu12` for
+//! GPUs before Turing and for drivers before CUDA 13. If one of these is missing, calls return a
+//! typed error that names it; they never panic.
+//!
+//! | variable | meaning |
 //! | --- | --- |
-//! | `FLASHTILE_NVRTC` | the file of NVRTC to use, and no other |
-//! | `FLASHTILE_CACHE_DIR` | where compiled kernels are kept; empty: nowhere |
+//! | `FLASHTILE_NVRTC` | path of the NVRTC library to use; no other is tried |
+//! | `FLASHTILE_CACHE_DIR` | directory for compiled kernels; if empty, none are kept on disk |
 //!
-//! `cudarc` is re-exported: use the same version as this crate does.
+//! The API uses types of `cudarc`, which is re-exported: use the same version of it.
 
 mod args;
 mod backend;
 mod cache;
+mod capture;
 mod compiler;
 mod context;
 mod devices;

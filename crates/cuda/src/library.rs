@@ -1,15 +1,16 @@
-//! Where NVRTC, CUDA's run-time compiler, may lie on this machine.
+//! Searches this machine for NVRTC, CUDA's run-time compiler.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// Names one library and no other.
+/// The variable that names the only library to use.
 pub(crate) const OVERRIDE: &str = "FLASHTILE_NVRTC";
 
-/// Every place at which NVRTC was found or the system's loader may find it, each once: the override alone, or toolkits, the library path,
-/// conda's environment, Python's packages, and names that the loader knows.
+/// Every path at which NVRTC was found, each once, and the names by which the system's loader may
+/// find it. With the override, its path alone. Otherwise the search covers CUDA toolkits, the
+/// library path, conda's environment and Python's packages.
 pub(crate) fn candidates() -> Vec<PathBuf> {
     if let Some(path) = env::var_os(OVERRIDE).filter(|path| !path.is_empty()) {
         return vec![path.into()];
@@ -34,14 +35,14 @@ pub(crate) fn candidates() -> Vec<PathBuf> {
     found
 }
 
-/// What the loader is asked for at last, newest first.
+/// The names for the system's loader, newest first.
 const LOADER_NAMES: &[&str] = if cfg!(windows) {
     &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
 } else {
     &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
 };
 
-/// The libraries in one directory, by their real names: links to one library are one.
+/// The libraries in one directory, with links resolved, each once.
 fn libraries_in(directory: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries(directory)
         .into_iter()
@@ -53,7 +54,8 @@ fn libraries_in(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether a file has the name of NVRTC: not of its built-in functions, nor of its variant for small stacks.
+/// Whether a file has the name of NVRTC. Its built-in functions and its variant for small stacks
+/// are other libraries.
 fn is_library(name: &str) -> bool {
     if cfg!(windows) {
         name.starts_with("nvrtc64_") && name.ends_with(".dll") && !name.contains("alt")
@@ -62,11 +64,11 @@ fn is_library(name: &str) -> bool {
     }
 }
 
-/// The libraries of built-in functions that lie beside an NVRTC whose directory is known.
+/// NVRTC's libraries of built-in functions in the same directory; none if `library` is a bare name.
 pub(crate) fn builtins_beside(library: &Path) -> Vec<PathBuf> {
     let is_builtins = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        ["libnvrtc-builtins.so.", "nvrtc-builtins64_"].iter().any(|begin| name.starts_with(begin))
+        ["libnvrtc-builtins.so.", "nvrtc-builtins64_"].iter().any(|start| name.starts_with(start))
     };
     let directory = library.parent().filter(|directory| !directory.as_os_str().is_empty());
     directory.map(entries).unwrap_or_default().into_iter().filter(is_builtins).collect()
@@ -99,7 +101,7 @@ fn in_toolkit(root: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Where the wheels of CUDA 12 and of CUDA 13 put it.
+/// The directories in which the wheels of CUDA 12 and of CUDA 13 install it.
 fn in_packages(packages: &Path) -> Vec<PathBuf> {
     ["cu13/lib", "cu13/bin/x86_64", "cuda_nvrtc/lib", "cuda_nvrtc/bin"]
         .iter()
@@ -107,12 +109,12 @@ fn in_packages(packages: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The package directories of the Pythons that can be told without running one.
+/// The package directories of every Python that can be found without running it.
 fn site_packages() -> Vec<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from);
     let mut prefixes: Vec<PathBuf> =
         ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
-    // A `python3` in PATH may be a link into the installation that it belongs to; so is the one of a virtual environment.
+    // A `python3` in PATH may be a link into its installation, as in a virtual environment.
     let name = if cfg!(windows) { "python.exe" } else { "python3" };
     let up = if cfg!(windows) { 1 } else { 2 };
     for python in paths("PATH")
@@ -153,7 +155,7 @@ fn paths(variable: &str) -> Vec<PathBuf> {
     env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
-/// What a directory holds, in order; nothing where it cannot be read.
+/// The paths in a directory, sorted; none if it cannot be read.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(directory)
         .into_iter()
@@ -170,7 +172,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_to_one_library_are_one() {
+    fn a_library_with_several_links_is_listed_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         fs::write(path("libnvrtc.so.12.9.86"), "").expect("written");
@@ -180,7 +182,7 @@ mod tests {
         for link in ["libnvrtc.so.12", "libnvrtc.so"] {
             std::os::unix::fs::symlink(path("libnvrtc.so.12.9.86"), path(link)).expect("linked");
         }
-        let real = fs::canonicalize(path("libnvrtc.so.12.9.86")).expect("there");
+        let real = fs::canonicalize(path("libnvrtc.so.12.9.86")).expect("it exists");
         assert_eq!(libraries_in(directory.path()), [real]);
         assert!(libraries_in(&path("nowhere")).is_empty());
     }
@@ -191,7 +193,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         for wheel in ["nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "nvidia/cu13/lib/libnvrtc.so.13"] {
             let path = directory.path().join(wheel);
-            fs::create_dir_all(path.parent().expect("has one")).expect("made");
+            fs::create_dir_all(path.parent().expect("it has a parent")).expect("created");
             fs::write(path, "").expect("written");
         }
         let found: Vec<PathBuf> = in_packages(directory.path())

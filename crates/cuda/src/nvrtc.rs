@@ -1,4 +1,4 @@
-//! NVRTC's C interface, from a library that is opened at run time.
+//! NVRTC's C interface, in a library that is opened at run time.
 
 use crate::library;
 use flashtile_shaders::cuda::Arch;
@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What the system's loader said, which libloading keeps as the cause.
+/// The message of the system's loader, which libloading keeps as the source of its error.
 fn failed(error: libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -27,10 +27,10 @@ pub(crate) struct Nvrtc {
     pub(crate) path: PathBuf,
     /// Major and minor.
     pub(crate) version: (u32, u32),
-    /// The compute capabilities that it compiles for.
+    /// The compute capabilities that it supports.
     pub(crate) archs: Vec<Arch>,
     functions: Functions,
-    /// The functions live in it. Never closed: NVRTC keeps threads and state of its own.
+    /// Contains the functions. Never closed, because NVRTC keeps threads and state of its own.
     _library: Library,
 }
 
@@ -55,23 +55,24 @@ struct Functions {
     ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
 }
 
-/// What a program is compiled to.
+/// What to compile a program to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// For one architecture.
+    /// Machine code for one architecture.
     Machine,
-    /// The text before it.
+    /// PTX, from which machine code is made.
     Ptx,
 }
 
-/// What came of a compilation: the code, or nothing, and what the compiler said.
+/// The result of a compilation: the code, or `None` if the source has errors, and the log.
 pub(crate) struct Output {
     pub(crate) code: Option<Vec<u8>>,
     pub(crate) log: String,
 }
 
 impl Nvrtc {
-    /// The library at `path`, opened once in the life of the process; the error says what is wrong with it.
+    /// The library at `path`, opened once per process. The error is the reason why it cannot be
+    /// used.
     pub(crate) fn open(path: &Path) -> Result<Arc<Nvrtc>, String> {
         type Opened = HashMap<PathBuf, Result<Arc<Nvrtc>, String>>;
         static OPENED: Mutex<Option<Opened>> = Mutex::new(None);
@@ -82,13 +83,15 @@ impl Nvrtc {
 
     fn load(path: &Path) -> Result<Nvrtc, String> {
         for builtins in library::builtins_beside(path) {
-            // NVRTC opens it by its bare name when it compiles, and 13's does not look in its own directory: what is open already is found.
-            // SAFETY: it only holds data for NVRTC. Where it does not open, NVRTC will say so.
+            // NVRTC opens this library by its bare name when it compiles, and version 13 does not
+            // search its own directory. The loader finds a library that is open already.
+            // SAFETY: the library contains only data for NVRTC. If it does not open, NVRTC reports
+            // that.
             std::mem::forget(unsafe { Library::new(builtins) });
         }
-        // SAFETY: what NVRTC does when it is loaded is no more than to set up its own state.
+        // SAFETY: on loading, NVRTC only sets up its own state.
         let library = unsafe { Library::new(path) }.map_err(failed)?;
-        // SAFETY: the types are those of nvrtc.h, and the functions are called only while the library is open, which is for ever.
+        // SAFETY: the types are those of nvrtc.h, and the library is never closed.
         let (version, count, list, functions) = unsafe {
             type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status;
             type Ints = unsafe extern "C" fn(*mut c_int) -> Status;
@@ -110,12 +113,12 @@ impl Nvrtc {
             (version, count, list, functions)
         };
         let (mut major, mut minor, mut archs) = (0, 0, 0);
-        // SAFETY: all three write one int each.
+        // SAFETY: `version` writes two ints.
         functions.check(unsafe { version(&mut major, &mut minor) })?;
-        // SAFETY: as above.
+        // SAFETY: `count` writes one int.
         functions.check(unsafe { count(&mut archs) })?;
         let mut supported = vec![0; archs.max(0) as usize];
-        // SAFETY: there is room for as many as were announced.
+        // SAFETY: `list` writes as many ints as `count` reported.
         functions.check(unsafe { list(supported.as_mut_ptr()) })?;
         Ok(Nvrtc {
             path: path.to_owned(),
@@ -126,7 +129,8 @@ impl Nvrtc {
         })
     }
 
-    /// What to compile for so that it runs on `arch`: itself, or else the newest before it in its family, whose machine code it can run too.
+    /// The architecture to compile for so that the code runs on `arch`: `arch` itself, or else the
+    /// newest one below it in its family, whose machine code it can run too.
     pub(crate) fn target(&self, arch: Arch) -> Option<Arch> {
         self.archs.iter().copied().filter(|&have| have <= arch && have / 10 == arch / 10).max()
     }
@@ -146,7 +150,7 @@ impl Nvrtc {
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let functions = &self.functions;
         let mut program = Open { functions, program: ptr::null_mut() };
-        // SAFETY: both texts end in NUL and are copied; there are no headers.
+        // SAFETY: NVRTC copies both strings, which end in NUL. There are no headers.
         let made = unsafe {
             (functions.create)(
                 &mut program.program,
@@ -158,7 +162,8 @@ impl Nvrtc {
             )
         };
         functions.check(made)?;
-        // SAFETY: the program was made above; `options` are that many texts that end in NUL.
+        // SAFETY: the program was created above, and `options` are that many strings that end in
+        // NUL.
         let compiled = unsafe {
             (functions.compile)(program.program, options.len() as c_int, options.as_ptr())
         };
@@ -182,30 +187,30 @@ impl Functions {
         if status == SUCCESS {
             return Ok(());
         }
-        // SAFETY: NVRTC has a text that ends in NUL and is never freed for every number.
+        // SAFETY: for every number NVRTC returns a static string that ends in NUL.
         let text = unsafe { CStr::from_ptr((self.error_string)(status)) };
         Err(text.to_string_lossy().into_owned())
     }
 }
 
-/// A program that is destroyed at the end.
+/// A program that is destroyed when this is dropped.
 struct Open<'a> {
     functions: &'a Functions,
     program: Program,
 }
 
 impl Open<'_> {
-    /// Something of the program that is asked for its size first.
+    /// Reads a result of the program: first its size, then its bytes.
     fn read(
         &self,
         size: unsafe extern "C" fn(Program, *mut usize) -> Status,
         get: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     ) -> Result<Vec<u8>, String> {
         let mut bytes = 0;
-        // SAFETY: the program is there until this is dropped, and one size is written.
+        // SAFETY: the program exists until this value is dropped, and `size` writes one number.
         self.functions.check(unsafe { size(self.program, &mut bytes) })?;
         let mut read = vec![0u8; bytes];
-        // SAFETY: there is room for as many bytes as were announced.
+        // SAFETY: `get` writes as many bytes as `size` reported.
         self.functions.check(unsafe { get(self.program, read.as_mut_ptr().cast()) })?;
         Ok(read)
     }
@@ -214,7 +219,8 @@ impl Open<'_> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if !self.program.is_null() {
-            // SAFETY: it was made by `create`, and nobody uses it after this. There is nothing to do about a failure.
+            // SAFETY: `create` made it, and nothing uses it after this. A failure only leaks
+            // memory.
             unsafe { (self.functions.destroy)(&mut self.program) };
         }
     }

@@ -1,21 +1,22 @@
-//! Cuts a problem where a grid, the workspace or a display's watchdog would not hold it whole.
+//! Divides a problem into parts if it exceeds the limits of a grid, of the workspace or of a
+//! display's watchdog.
 
 use flashtile_core::Reason;
 use std::ops::Range;
 
-/// The piece of a problem that one launch does.
+/// The part of a problem that one dispatch computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Heads of all batch entries, counted through: b * heads + h.
+    /// Heads of all batch entries, numbered b * heads + h.
     pub heads: Range<u64>,
     /// Queries.
     pub rows: Range<u32>,
 }
 
-/// The most pieces that a plan lists.
+/// The most parts that a plan has.
 const MAX_PARTS: u64 = 1 << 17;
 
-/// Something that a row of work takes and a part must not take too much of.
+/// A resource that each row uses, and of which a part may use a limited amount.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     pub(crate) per_row: u64,
@@ -23,14 +24,16 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Rows that a part may have.
+    /// The most rows that a part may have.
     fn rows(&self) -> u64 {
         self.limit.checked_div(self.per_row).unwrap_or(u64::MAX)
     }
 }
 
-/// Parts of `heads` heads with `rows` queries each that keep every budget, and `blocks_per_tile` blocks a tile of `tile_rows` queries the grid's
-/// limit. Rows are only cut where one head is too much, and between tiles where one tile is not: their arithmetic is the same whatever the parts.
+/// Divides `heads` heads with `rows` queries each into parts within every budget and within the
+/// grid's limit, with `blocks_per_tile` blocks per tile of `tile_rows` queries. A head is divided
+/// only if it exceeds a limit, and then between tiles unless one tile exceeds it. The arithmetic of
+/// a row is the same in all parts.
 pub(crate) fn split(
     heads: u64,
     rows: u32,
@@ -63,11 +66,11 @@ pub(crate) fn split(
     if count > MAX_PARTS {
         return Err(Reason::TooManyDispatches { limit: MAX_PARTS });
     }
-    let steps = |end: u64, step: u64| {
+    let ranges = |end: u64, step: u64| {
         (0..end.div_ceil(step)).map(move |n| n * step..(n + 1).saturating_mul(step).min(end))
     };
-    let parts = steps(heads, heads_step).flat_map(|heads| {
-        steps(all_rows, rows_step).map(move |rows| Part {
+    let parts = ranges(heads, heads_step).flat_map(|heads| {
+        ranges(all_rows, rows_step).map(move |rows| Part {
             heads: heads.clone(),
             rows: rows.start as u32..rows.end as u32,
         })
@@ -95,16 +98,16 @@ mod tests {
     }
 
     #[test]
-    fn one_part_where_nothing_is_too_much() {
+    fn a_problem_within_all_limits_is_one_part() {
         assert_eq!(split(6, 100, 64, 2, NONE), Ok(vec![Part { heads: 0..6, rows: 0..100 }]));
         assert_eq!(split(6, 100, 64, 0, NONE), Ok(vec![Part { heads: 0..6, rows: 0..100 }]));
         assert_eq!(split(0, 100, 64, 2, NONE), Ok(vec![]));
     }
 
     #[test]
-    fn budgets_cut_heads_before_rows_and_rows_between_tiles() {
+    fn budgets_divide_heads_before_rows_and_rows_between_tiles() {
         for limit in [1, 10, 63, 64, 65, 100, 128, 199, 200, 401, 700] {
-            let parts = split(6, 200, 64, 1, &[Budget { per_row: 1, limit }]).expect("few");
+            let parts = split(6, 200, 64, 1, &[Budget { per_row: 1, limit }]).expect("few parts");
             assert_partition(6, 200, &parts);
             for Part { heads, rows } in &parts {
                 assert!((heads.end - heads.start) * u64::from(rows.end - rows.start) <= limit);
@@ -115,8 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn grids_stay_below_their_limit() {
-        let parts = split(1 << 20, 1 << 16, 64, 16, NONE).expect("few");
+    fn grids_stay_within_their_limit() {
+        let parts = split(1 << 20, 1 << 16, 64, 16, NONE).expect("few parts");
         let blocks = |part: &Part| (part.heads.end - part.heads.start) * (1 << 10) * 16;
         assert!(parts.iter().all(|part| blocks(part) <= i32::MAX as u64));
         assert_eq!(
@@ -126,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn countless_parts_are_refused_at_once() {
+    fn too_many_parts_are_refused_at_once() {
         let refused = split(1 << 60, 1 << 20, 64, 1, NONE);
         assert!(
             matches!(refused, Err(Reason::TooManyDispatches { limit: MAX_PARTS })),

@@ -6,16 +6,16 @@ use flashtile_core::{
 use flashtile_shaders::cuda::CudaTiles;
 use std::{fmt, sync::Arc};
 
-/// What a plan is asked for: see [`flashtile_core::PlanOptions`]. Tile shapes are those of
-/// [`CUDA_SIMT_TILES`](flashtile_shaders::cuda::CUDA_SIMT_TILES) and
+/// What the caller requests of a plan: see [`flashtile_core::PlanOptions`]. Tile shapes are those
+/// of [`CUDA_SIMT_TILES`](flashtile_shaders::cuda::CUDA_SIMT_TILES) and
 /// [`CUDA_MMA_TILES`](flashtile_shaders::cuda::CUDA_MMA_TILES).
 pub type PlanOptions = CoreOptions<CudaTiles>;
 
 /// How one problem is computed on one GPU. A clone is another handle to the same plan.
 ///
-/// Make one plan per attention configuration and share it: all layers of a model, all calls, threads
-/// and streams can use it at once. Sequence lengths are capacities, so a decode loop plans once for
-/// its key-value cache. `Display` shows the dispatches, and why the plan is as it is.
+/// Make one plan per attention configuration and share it: all layers of a model, all calls,
+/// threads and streams can use it at once. Sequence lengths are capacities, so a decode loop plans
+/// once for its key-value cache. `Display` prints the dispatches and the reasons for the choices.
 #[derive(Clone)]
 pub struct Plan {
     pub(crate) inner: Arc<PlanInner>,
@@ -27,12 +27,12 @@ pub(crate) struct PlanInner {
     pub(crate) schedule: Schedule,
     /// One per dispatch.
     pub(crate) functions: Vec<Arc<Function>>,
-    /// Scores of the unfused kernels, for calls that bring no workspace.
+    /// For the scores of the unfused kernels, in calls without a workspace of their own.
     pub(crate) workspace: Option<Workspace>,
 }
 
 impl Context {
-    /// Whether `problem` runs here with `options`, without compiling anything.
+    /// Whether `problem` runs here with `options`. Compiles nothing.
     pub fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         let schedule = match self.schedule(problem, options) {
             Ok(schedule) => schedule,
@@ -44,10 +44,10 @@ impl Context {
         }
     }
 
-    /// Plans `problem`, compiling the kernels that are not compiled yet.
+    /// Plans `problem`, and compiles the kernels that are not compiled yet.
     ///
-    /// With compiled kernels it takes microseconds. A [`PlanCache`](flashtile_core::PlanCache) keeps
-    /// plans by problem.
+    /// With compiled kernels this takes microseconds. A [`PlanCache`](flashtile_core::PlanCache)
+    /// keeps plans by problem.
     ///
     /// # Errors
     /// [`Error::Refused`] with every reason, [`Error::NoCompiler`], [`Error::Compile`],
@@ -64,7 +64,7 @@ impl Context {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Schedule, (KernelKind, Vec<Reason>)> {
-        // A tile shape belongs to the flash kernel.
+        // Only the flash kernel has tile shapes to choose from.
         let kernel = options.kernel.or(options.tiles.map(|_| KernelKind::Flash));
         let one = |kernel| schedule(problem, kernel, options, self.machine());
         let (mut schedule, why) = choose_kernel(kernel, one)?;
@@ -94,12 +94,12 @@ impl Context {
 }
 
 impl Plan {
-    /// What it computes.
+    /// The problem that it computes.
     pub fn problem(&self) -> &Problem {
         &self.inner.problem
     }
 
-    /// The kernel that was chosen.
+    /// The chosen kernel.
     pub fn kernel(&self) -> KernelKind {
         self.inner.schedule.kernel
     }
@@ -109,12 +109,12 @@ impl Plan {
         self.inner.schedule.tiles
     }
 
-    /// Bytes of device memory that it keeps besides the caller's tensors.
+    /// Bytes of device memory that it keeps in addition to the caller's tensors.
     pub fn workspace_bytes(&self) -> u64 {
         self.inner.workspace.as_ref().map_or(0, |workspace| workspace.bytes)
     }
 
-    /// Why it is as it is, one sentence each.
+    /// The reasons for its choices, one sentence each.
     pub fn rationale(&self) -> &[String] {
         &self.inner.schedule.rationale
     }
@@ -124,7 +124,7 @@ impl Plan {
         &self.inner.schedule.dispatches
     }
 
-    /// The context that it was made in.
+    /// The context that created it.
     pub fn context(&self) -> &Context {
         &self.inner.context
     }
@@ -146,7 +146,8 @@ impl fmt::Display for Plan {
             let (registers, bytes) = (registers.unwrap_or_default(), variant.shared_bytes());
             let (heads, rows) = (&part.heads, &part.rows);
             format!(
-                "{variant}, heads {heads:?}, rows {rows:?}{registers}, {bytes} bytes of shared memory"
+                "{variant}, heads {heads:?}, rows {rows:?}{registers}, \
+                 {bytes} bytes of shared memory"
             )
         };
         let summary = PlanSummary {

@@ -1,4 +1,4 @@
-//! What will be launched, decided from the problem and a few numbers about the card: no card is needed to ask.
+//! Decides what to launch, from the problem and a few numbers of the GPU. This needs no GPU.
 
 use crate::{
     Machine, Part,
@@ -17,23 +17,23 @@ use flashtile_shaders::{
     cuda::{CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles, CudaVariant},
 };
 
-/// How a problem is done: the same work for every call, whatever its buffers.
+/// How a problem is computed: the part of a plan that needs no GPU.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Schedule {
-    /// The kernel that it is for.
+    /// The kernel.
     pub kernel: KernelKind,
     /// The tile shape of its main kernel.
     pub tiles: CudaTiles,
-    /// In order; those of one part follow each other.
+    /// In order. Dispatches of one part follow each other.
     pub dispatches: Vec<Dispatch>,
-    /// Bytes of device memory that the launches share, besides the caller's tensors.
+    /// Bytes of device memory that the dispatches share, in addition to the caller's tensors.
     pub workspace_bytes: u64,
-    /// Why it is as it is, one sentence each.
+    /// The reasons for its choices, one sentence each.
     pub rationale: Vec<String>,
 }
 
-/// One dispatch of a plan: a kernel launch per call.
+/// One dispatch of a plan: one kernel launch per call.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Dispatch {
@@ -43,7 +43,7 @@ pub struct Dispatch {
     pub part: Part,
 }
 
-/// Device addresses of the first elements of a call's tensors, 0 where there is none.
+/// Device addresses of the first elements of a call's tensors; 0 for an absent tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pointers {
     /// Queries.
@@ -52,7 +52,7 @@ pub struct Pointers {
     pub k: u64,
     /// Values.
     pub v: u64,
-    /// The mask: bytes for bool, else its storage type.
+    /// The mask: one byte per element for bool, else its storage type.
     pub mask: u64,
     /// Valid keys of each batch entry, i32.
     pub kv_lens: u64,
@@ -60,23 +60,24 @@ pub struct Pointers {
     pub out: u64,
     /// The log-sum-exp, f32, densely packed (B, H, Sq).
     pub lse: u64,
-    /// [`workspace_bytes`](Schedule::workspace_bytes) of workspace, aligned to 16.
+    /// The workspace of [`workspace_bytes`](Schedule::workspace_bytes) bytes, aligned to 16 bytes.
     pub scores: u64,
 }
 
-/// All that a step needs to be launched: a one-dimensional grid of blocks of `variant.tiles.tx` by `variant.tiles.ty` threads, with
-/// [`shared_bytes`](CudaVariant::shared_bytes) of dynamic shared memory and `params` as the only parameter.
+/// One kernel launch: a one-dimensional grid of blocks of `variant.tiles.tx` by `variant.tiles.ty`
+/// threads, with [`shared_bytes`](CudaVariant::shared_bytes) bytes of dynamic shared memory and
+/// with `params` as the only parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
     /// The kernel.
     pub variant: CudaVariant,
-    /// Its parameter.
+    /// The parameter.
     pub params: CudaParams,
-    /// Blocks.
+    /// Blocks in the grid.
     pub grid: u32,
 }
 
-/// Decides how `kernel` does `problem` on a card.
+/// Decides how `kernel` computes `problem` on a GPU.
 ///
 /// # Errors
 /// Every reason why it cannot.
@@ -101,9 +102,9 @@ pub fn schedule(
     if !reasons.is_empty() {
         return Err(reasons);
     }
-    let parts = cut(problem, kernel, machine, &tiles).map_err(|reason| vec![reason])?;
+    let parts = divide(problem, kernel, machine, &tiles).map_err(|reason| vec![reason])?;
     if parts.len() > 1 {
-        why.push(format!("{} parts: {}", parts.len(), why_cut(kernel, machine)));
+        why.push(format!("{} parts: {}", parts.len(), why_divided(kernel, machine)));
     }
     let scores = |part: &Part| {
         let rows = (part.heads.end - part.heads.start) * u64::from(part.rows.end - part.rows.start);
@@ -133,7 +134,7 @@ fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<Cuda
         KernelKind::Flash => vec![CudaVariant::new(Operation::FlashForward, dtype, general, tiles)],
         KernelKind::Unfused => vec![
             CudaVariant::new(Operation::UnfusedScores, dtype, general, tiles),
-            // Masks and softcap are in the scores already.
+            // The scores already include masks and softcap.
             CudaVariant::new(
                 Operation::UnfusedSoftmax,
                 DType::F32,
@@ -145,12 +146,12 @@ fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<Cuda
     }
 }
 
-/// Floats from row to row of the workspace: rows begin at multiples of 16 bytes.
+/// Floats from row to row of the workspace. Rows start at multiples of 16 bytes.
 fn score_stride(problem: &Problem) -> u64 {
     (problem.seq_kv() as u64).next_multiple_of(4)
 }
 
-fn cut(
+fn divide(
     problem: &Problem,
     kernel: KernelKind,
     machine: &Machine,
@@ -163,7 +164,7 @@ fn cut(
     let over_columns = columns.div_ceil(tiles.columns.into());
     let (blocks_per_tile, workspace) = match kernel {
         KernelKind::Flash => (over_columns, 0),
-        // Blocks of the scores, of the values, or of the softmax, which has one block per row.
+        // The most blocks of the three kernels. The softmax has one block per row.
         KernelKind::Unfused => (
             over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()),
             4 * score_stride(problem),
@@ -180,8 +181,9 @@ fn cut(
     split(heads, problem.seq_q() as u32, tiles.rows, blocks_per_tile, &budgets)
 }
 
-/// FLOPs of one row in a call at capacity. The unfused kernels compute every score; flash only those
-/// that causal masks and windows leave: the average where parts hold whole heads, else the most.
+/// FLOPs of one row in a call at capacity. The unfused kernels compute every score, and flash only
+/// those that causal masks and windows allow: the average per row if parts contain whole heads,
+/// else the maximum.
 fn flops_per_row(problem: &Problem, kernel: KernelKind) -> u64 {
     let (rows, keys) = (problem.seq_q(), problem.seq_kv());
     let per_pair = 2 * (problem.head_dim() as u64 + problem.head_dim_v() as u64);
@@ -200,10 +202,13 @@ fn flops_per_row(problem: &Problem, kernel: KernelKind) -> u64 {
     }
 }
 
-fn why_cut(kernel: KernelKind, machine: &Machine) -> String {
-    let mut why = vec![format!("a grid has {} blocks at most", i32::MAX)];
-    if kernel == KernelKind::Unfused {
-        why.push(format!("scores take {MAX_WORKSPACE_BYTES} bytes at most"));
+fn why_divided(kernel: KernelKind, machine: &Machine) -> String {
+    let mut why = vec![format!("a grid has at most {} blocks", i32::MAX)];
+    match kernel {
+        KernelKind::Flash => {}
+        KernelKind::Unfused => {
+            why.push(format!("scores use at most {MAX_WORKSPACE_BYTES} bytes"));
+        }
     }
     if machine.watchdog {
         why.push("this GPU drives a display; dispatches stay below the watchdog limit".into());
@@ -212,18 +217,19 @@ fn why_cut(kernel: KernelKind, machine: &Machine) -> String {
 }
 
 impl Schedule {
-    /// What one step comes to in one call; `None` where the call has nothing for it.
+    /// The launch of one dispatch in one call; `None` if the call leaves it nothing to compute.
     ///
-    /// The step is one of this schedule's, made for `problem`, and the call was resolved against it.
+    /// The dispatch belongs to this schedule, which was made for `problem`, and `call` was resolved
+    /// against the same problem.
     pub fn launch(
         &self,
         problem: &Problem,
-        step: &Dispatch,
+        dispatch: &Dispatch,
         call: &ResolvedCall,
         pointers: &Pointers,
     ) -> Option<Launch> {
-        let CudaVariant { operation, tiles, .. } = step.variant;
-        let rows = step.part.rows.start..step.part.rows.end.min(call.seq_q as u32);
+        let CudaVariant { operation, tiles, .. } = dispatch.variant;
+        let rows = dispatch.part.rows.start..dispatch.part.rows.end.min(call.seq_q as u32);
         if rows.is_empty() {
             return None;
         }
@@ -235,8 +241,8 @@ impl Schedule {
                 (problem.head_dim_v() as u32).div_ceil(tiles.columns)
             }
         };
-        let heads = step.part.heads.end - step.part.heads.start;
-        // Within 2^31 - 1: the parts were cut for it.
+        let heads = dispatch.part.heads.end - dispatch.part.heads.start;
+        // At most 2^31 - 1: `divide` limits the parts to that.
         let grid = (heads * u64::from(tile_count) * u64::from(across)) as u32;
         if grid == 0 {
             return None;
@@ -252,15 +258,15 @@ impl Schedule {
             out: pointers.out,
             lse: pointers.lse,
             scores: pointers.scores,
-            q_strides: steps(problem.q()),
-            k_strides: steps(problem.k()),
-            v_strides: steps(problem.v()),
-            out_strides: steps(problem.out()),
+            q_strides: strides(problem.q()),
+            k_strides: strides(problem.k()),
+            v_strides: strides(problem.v()),
+            out_strides: strides(problem.out()),
             mask_strides: problem
                 .mask()
                 .map_or([0; 4], |mask| mask.strides.map(|stride| stride as u64)),
             score_stride: score_stride(problem),
-            bh_begin: step.part.heads.start,
+            bh_begin: dispatch.part.heads.start,
             lse_rows: problem.seq_q() as u32,
             seq_q: call.seq_q as u32,
             seq_kv: call.seq_kv as u32,
@@ -270,14 +276,15 @@ impl Schedule {
             row_end: rows.end,
             tile_count,
             across,
-            // The last queries see the most keys: begun last, they would be waited for.
+            // With a causal mask the last queries see the most keys. Blocks that start last should
+            // finish soon, so these queries come first.
             longest_first: (operation == Operation::FlashForward && band.hi < Band::UNBOUNDED)
                 .into(),
             band_lo: band.lo,
             band_hi: band.hi,
             bottom_right: band.bottom_right.into(),
             mask_kind: mask_kind(problem),
-            // 2^32 (all dropped) does not fit; a keep_scale of 0 says it.
+            // 2^32 (all dropped) does not fit into 32 bits; a keep_scale of 0 has the same effect.
             dropout_threshold: dropout
                 .map_or(0, |dropout| dropout.threshold.min(u32::MAX.into()) as u32),
             dropout_offset: call.offset,
@@ -291,7 +298,7 @@ impl Schedule {
             dense: dense(problem, pointers),
             pad: 0,
         };
-        Some(Launch { variant: step.variant, params, grid })
+        Some(Launch { variant: dispatch.variant, params, grid })
     }
 }
 
@@ -305,13 +312,14 @@ fn mask_kind(problem: &Problem) -> u32 {
     }
 }
 
-/// Elements from one place of an axis to the next. Along an axis of size 1 the stride may be anything, and kernels step along it to rows that they
-/// then do not read: addresses must be good all the same.
-fn steps(view: &TensorView) -> [u64; 4] {
+/// The strides in elements, with 0 along axes of size 1. There a view may have any stride, and
+/// kernels compute addresses of rows beyond the last, which have to be valid although nothing reads
+/// them.
+fn strides(view: &TensorView) -> [u64; 4] {
     [0, 1, 2, 3].map(|axis| if view.shape[axis] > 1 { view.strides[axis] as u64 } else { 0 })
 }
 
-/// Which tensors kernels may move by 16 bytes, and which by 4.
+/// Bits that state which tensors kernels may copy in units of 16 bytes, and which in units of 4.
 fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
     let tensors = [
         (CudaParams::DENSE_Q, problem.q(), pointers.q),
@@ -320,11 +328,11 @@ fn dense(problem: &Problem, pointers: &Pointers) -> u32 {
         (CudaParams::DENSE_OUT, problem.out(), pointers.out),
     ];
     let is_dense = |view: &TensorView, pointer: u64, bytes: u64| {
-        let per_step = bytes / view.dtype.size() as u64;
-        let side_by_side = view.shape[3] == 1 || view.strides[3] == 1;
-        side_by_side
+        let per_unit = bytes / view.dtype.size() as u64;
+        let adjacent = view.shape[3] == 1 || view.strides[3] == 1;
+        adjacent
             && pointer.is_multiple_of(bytes)
-            && steps(view)[..3].iter().all(|step| step.is_multiple_of(per_step))
+            && strides(view)[..3].iter().all(|stride| stride.is_multiple_of(per_unit))
     };
     tensors.into_iter().fold(0, |bits, (bit, view, pointer)| {
         let by_16 = if is_dense(view, pointer, 16) { bit } else { 0 };

@@ -1,7 +1,7 @@
-//! Which tile shape of the flash kernel a problem gets.
+//! Chooses the tile shape of the flash kernel.
 //!
-//! The choice looks at lengths, widths, storage type and card, never at how many heads or batch entries there are: a row's bits do not depend on its
-//! neighbours.
+//! The choice depends on lengths, head dims, storage type and GPU, never on the number of heads or
+//! batch entries. So the bits of a row do not depend on the rest of the batch.
 
 use crate::Machine;
 use flashtile_core::{DType, Problem, Reason};
@@ -10,24 +10,26 @@ use flashtile_shaders::{
     cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant, Engine},
 };
 
-/// The widest V that the flash kernels serve: blocks share wide ones out and each computes the scores again, which beyond this is no gain.
+/// The largest head_dim_v of the flash kernel. Several blocks divide the columns of a wide V, and
+/// each computes the scores again; beyond this limit that gains nothing.
 pub(crate) const MAX_HEAD_DIM_V: usize = 512;
 
 /// The lowest compute capability that any kernel runs on.
 pub(crate) const MIN_ARCH: u32 = 60;
 
-/// From this many queries down, the shape for few of them is taken.
+/// Up to this many queries, the shape for few queries is used.
 const FEW_QUERIES: usize = 8;
 
-/// Making a key's weight takes as long as multiplying this many columns of it, about.
+/// Computing the weight of a key takes about as long as multiplying this many of its columns.
 const WEIGHT_COLUMNS: u32 = 32;
 
-/// Whether scores or weights can be changed, for which kernels have a variant of their own.
+/// Whether a mask, softcap or dropout changes the scores or weights. Kernels have a variant of
+/// their own for that.
 pub(crate) fn is_general(problem: &Problem) -> bool {
     problem.mask().is_some() || problem.softcap().is_some() || problem.dropout().is_some()
 }
 
-/// The tile shape for `problem`, or `forced`. Adds to `why`.
+/// The tile shape for `problem`, or `forced`. Adds its reasons to `why`.
 pub(crate) fn choose_tiles(
     problem: &Problem,
     machine: &Machine,
@@ -44,7 +46,7 @@ pub(crate) fn choose_tiles(
     if let Some(tiles) = forced {
         return match refuse(problem, machine, &tiles) {
             None => {
-                why.push(format!("{tiles}: asked for"));
+                why.push(format!("{tiles}: requested by name"));
                 Ok(tiles)
             }
             Some(because) => Err(Reason::Tiles { tiles: tiles.to_string(), because }),
@@ -85,7 +87,7 @@ pub(crate) fn choose_tiles(
     Ok(tiles)
 }
 
-/// Why a tile shape cannot do the problem.
+/// Why a tile shape cannot compute the problem; `None` if it can.
 fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<String> {
     let general = is_general(problem);
     let variant = CudaVariant::new(Operation::FlashForward, problem.dtype(), general, *tiles);
@@ -93,14 +95,14 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<Str
         return Some("no kernel has this shape".into());
     }
     if general && !tiles.has_general() {
-        return Some("with them a kernel has no registers for masks, softcap and dropout".into());
+        return Some("they leave a kernel no registers for masks, softcap and dropout".into());
     }
     if tiles.engine == Engine::Mma {
         if problem.dtype() == DType::F32 {
-            return Some("tensor cores take 16-bit numbers".into());
+            return Some("tensor cores multiply 16-bit numbers only".into());
         }
         if problem.head_dim() > tiles.head_dim as usize {
-            return Some(format!("they hold a head_dim of {} at most", tiles.head_dim));
+            return Some(format!("they support a head_dim of {} at most", tiles.head_dim));
         }
     }
     if machine.arch < variant.min_arch() {
@@ -114,29 +116,34 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<Str
         String::new()
     };
     (needed > given).then(|| {
-        format!("they need {needed} bytes of shared memory{blocks}, and the card has {given}")
+        format!(
+            "they need {needed} bytes of shared memory{blocks}; a block of this GPU has {given}"
+        )
     })
 }
 
-/// Blocks that share a query tile, each with its own columns of V.
+/// Blocks per query tile, each with its own columns of V.
 fn across(problem: &Problem, tiles: &CudaTiles) -> u32 {
     (problem.head_dim_v() as u32).div_ceil(tiles.columns)
 }
 
-/// Rows of a tile in vain count where there are fewer queries than a tile has.
+/// Rows of the query tiles, with padding. Padding matters only if there are few queries.
 fn padded_rows(problem: &Problem, tiles: &CudaTiles) -> u32 {
     (problem.seq_q().min(128) as u32).next_multiple_of(tiles.rows)
 }
 
-/// One that keeps all four schedulers of a multiprocessor busy; the narrowest that holds the head, for tensor cores multiply the padding too; then what
-/// fits the queries; then the order of the list.
+/// Least is best, in this order: keeps all four schedulers of a multiprocessor busy; has the fewest
+/// columns, because tensor cores multiply the padding too; has the least padding of queries; comes
+/// first in the list.
 fn mma_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32) {
     let columns = tiles.head_dim + tiles.columns + WEIGHT_COLUMNS;
     (tiles.ty < 4, across(problem, tiles) * columns, padded_rows(problem, tiles))
 }
 
-/// The one for few queries where they are few. Else the least work, which columns of V that blocks share out make more, and a Q that does not stay;
-/// then what fits the queries; then no registers for columns that are not there; then the order of the list.
+/// Least is best, in this order: suits the number of queries (few or many); needs the least work,
+/// which grows if several blocks divide the columns of V and if Q is too wide to stay in shared
+/// memory; has the least padding of queries; uses no registers for absent columns; comes first in
+/// the list.
 fn simt_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32, u32) {
     let few = tiles.rows as usize <= FEW_QUERIES;
     let (width, width_v) = (problem.head_dim() as u32, problem.head_dim_v() as u32);
@@ -147,21 +154,21 @@ fn simt_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32, u32
 
 fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> String {
     let needed = match problem.dtype() {
-        DType::F32 => return "f32 units: tensor cores take 16-bit numbers".into(),
+        DType::F32 => return "f32 units: tensor cores multiply 16-bit numbers only".into(),
         DType::F16 => 75,
         DType::BF16 => 80,
     };
     let widest = CUDA_MMA_TILES.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0);
     if problem.head_dim() > widest as usize {
-        return format!("f32 units: the tensor cores' tiles hold a head_dim of {widest} at most");
+        return format!("f32 units: tiles for tensor cores support a head_dim of {widest} at most");
     }
     if machine.arch < needed {
         return format!(
-            "f32 units: tensor cores for {} begin at {}.{}",
+            "f32 units: tensor cores for {} need compute capability {}.{}",
             problem.dtype(),
             needed / 10,
             needed % 10
         );
     }
-    "f32 units: the tensor cores' tiles do not fit the shared memory".into()
+    "f32 units: tiles for tensor cores do not fit the shared memory".into()
 }

@@ -2,13 +2,15 @@ use crate::Error;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Device memory of a plan that its launches share. Calls use it one after the other, whatever their threads and streams.
+/// Device memory of a plan that its launches share. Calls use it one after the other, also across
+/// threads and streams.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     cuda: Arc<CudaContext>,
     address: u64,
     pub(crate) bytes: u64,
-    /// The end of the last call's launches. Locked while a call's launches are enqueued, so that two calls do not mix.
+    /// The end of the last call's launches. Locked while a call enqueues its launches, so that the
+    /// launches of two calls do not interleave.
     last_use: Mutex<CudaEvent>,
 }
 
@@ -16,18 +18,19 @@ impl Workspace {
     pub(crate) fn new(cuda: &Arc<CudaContext>, bytes: u64) -> Result<Self, Error> {
         let what = || format!("{bytes} bytes of scores");
         let failed = |e| Error::of_driver(e, what());
-        // That memory cannot be so large as to overflow is checked against the card's when the plan is made.
+        // Planning compared the size with the GPU's memory, so only a 32-bit host can fail here.
         let size = usize::try_from(bytes).map_err(|_| Error::OutOfMemory { what: what() })?;
         let event = cuda.new_event(None).map_err(failed)?;
-        // Not from a stream's pool: that memory would be good for one stream alone.
-        // SAFETY: the context is current since the event was made. Kernels write every score before they read it.
+        // Memory from a stream's pool would be ordered on that stream alone.
+        // SAFETY: creating the event made the context current. Kernels write every score before
+        // they read it.
         let address = unsafe { result::malloc_sync(size) }.map_err(failed)?;
         Ok(Self { cuda: cuda.clone(), address, bytes, last_use: Mutex::new(event) })
     }
 
-    /// Lets `launch` enqueue a call's launches on `stream`, behind those of the last call.
-    ///
-    /// While the stream is `captured` into a graph, that order cannot be told across the graph's border, and the caller keeps it.
+    /// Calls `launch`, which enqueues a call's launches on `stream`, ordered after those of the
+    /// last call. While the stream is `captured` into a graph, the caller keeps that order instead,
+    /// because ordering does not extend across a graph boundary.
     pub(crate) fn with<T>(
         &self,
         stream: &CudaStream,
@@ -41,7 +44,7 @@ impl Workspace {
         }
         let launched = launch(self.address);
         if !captured {
-            // After a failure too: some launches may be on their way.
+            // After an error too: some launches may be enqueued.
             last_use.record(stream).map_err(failed)?;
         }
         launched
@@ -51,7 +54,7 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         self.cuda.record_err(self.cuda.bind_to_thread());
-        // SAFETY: it was allocated by `new`. The driver waits for kernels that use it.
+        // SAFETY: `new` allocated it. The driver waits for kernels that use it.
         self.cuda.record_err(unsafe { result::free_sync(self.address) });
     }
 }

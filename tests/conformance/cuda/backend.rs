@@ -4,7 +4,7 @@ use flashtile_core::{
 use flashtile_cuda::{Context, CudaTiles, DeviceChoice, Error, open};
 use std::sync::Arc;
 
-/// The kernels on one NVIDIA GPU, with a tile shape forced where a test wants one.
+/// The kernels on one NVIDIA GPU. A test can force a tile shape.
 #[derive(Clone, Debug)]
 pub(crate) struct CudaBackend {
     context: Context,
@@ -18,7 +18,7 @@ impl CudaBackend {
         Ok(Self::new(open(&DeviceChoice::new())?))
     }
 
-    /// A CUDA context that is open already.
+    /// On an open CUDA context.
     pub(crate) fn new(context: Context) -> Self {
         let name = Backend::device_name(&context);
         Self { context, name, tiles: None }

@@ -1,4 +1,4 @@
-//! Where tensors lie, what stands beside them, and what behind a mask.
+//! Tests of where tensors lie in memory, of the memory around them, and of masked memory.
 
 use super::{
     AnyError, Check, numbers,
@@ -38,7 +38,8 @@ fn own_workspace(context: &Context) -> Result<(), AnyError> {
     run_packed(context, Given::Addresses, true)
 }
 
-/// Every storage type, on a stream that is not the context's: the oracle's numbers, the bits of tensors by themselves, and nothing written beside them.
+/// Runs every storage type on a stream other than the context's. The results are within the
+/// oracle's bound and have the same bits as from separate allocations, and nothing else is written.
 fn run_packed(context: &Context, given: Given, own_workspace: bool) -> Result<(), AnyError> {
     let stream = context.cuda().new_stream()?;
     let backend = PackedBackend { context, stream, given, own_workspace };
@@ -51,15 +52,16 @@ fn run_packed(context: &Context, given: Given, own_workspace: bool) -> Result<()
 }
 
 const QUERIES: usize = 100;
-/// More than queries: causal hides the last ones from all.
+/// More than queries, so that a causal mask hides the last keys from every query.
 const KEYS: usize = 140;
 const WIDTH: usize = 40;
 
-/// Whether nobody sees a key.
+/// Whether no query sees this key.
 type Hidden = fn(usize) -> bool;
 
-/// Promise 3 to the bit: what stands in keys and values that nobody sees is never looked at, whether a mask hides them or causal does, and in tiles
-/// with keys that are seen. On f32 units and on tensor cores.
+/// Guarantee 3 to the bit: keys and values that no query sees do not change a bit of the result. A
+/// bool mask or a causal mask hides them, also in tiles that contain visible keys. Runs on f32
+/// units and on tensor cores.
 fn unseen_nan_bits(context: &Context) -> Result<(), AnyError> {
     for &dtype in DType::ALL {
         let view = |seq| TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, [1, 2, seq, WIDTH]);
@@ -85,7 +87,7 @@ fn unseen_nan_bits(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Bits of out and lse where K and V of hidden keys are all `hidden`.
+/// The bits of out and lse if every element of K and V at hidden keys is `hidden`.
 fn run_hiding(
     plan: &Plan,
     is_hidden: Hidden,
@@ -111,7 +113,8 @@ fn run_hiding(
     Ok((out, lse.into_iter().map(f32::to_bits).collect()))
 }
 
-/// What a plan takes (tensor cores, for 16 bits on a card that has them), the f32 units of any card, and the unfused kernels.
+/// The choice of a plan (tensor cores for 16-bit types, if the GPU has them), a tile shape for f32
+/// units that runs on every GPU, and the unfused kernels.
 fn engines() -> [PlanOptions; 3] {
     let any_card = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];
     [
@@ -123,13 +126,14 @@ fn engines() -> [PlanOptions; 3] {
 
 pub(super) const LARGE_STRIDES: (&str, Check) = ("strides beyond 2^31 elements", large_strides);
 
-/// Sizes of the problem of [`large_strides`]: no axis is of one element, so that each can have the large stride.
+/// Sizes of the problem of [`large_strides`]. Every axis has several elements, so that each can
+/// have the large stride.
 const SMALL: [usize; 4] = [2, 3, 5, 4];
 
-/// Bytes of the one allocation that its tensors lie in, one after the other.
+/// Bytes of the one allocation that contains each of its tensors in turn.
 const LARGE: usize = (1 << 32) + (1 << 22);
 
-/// Twice what is needed: other tests want memory too.
+/// Requires twice the allocation, because other tests need memory at the same time.
 pub(super) fn too_small(context: &Context) -> Option<String> {
     match context.cuda().mem_get_info() {
         Ok((free, _)) if free >= 2 * LARGE => None,
@@ -140,11 +144,11 @@ pub(super) fn too_small(context: &Context) -> Option<String> {
     }
 }
 
-/// Along each axis of each tensor: indices of 32 bits would not reach.
+/// Tries each axis of each tensor. Indices of 32 bits would overflow.
 fn large_strides(context: &Context) -> Result<(), AnyError> {
     let stream = context.stream();
     let dtype = DType::F16;
-    // SAFETY: what is read was written before; the rest is never looked at.
+    // SAFETY: every element is written before it is read, and the rest is never read.
     let mut memory = unsafe { stream.alloc::<u8>(LARGE) }?;
     let dense = TensorView::from_bhsd_sizes(dtype, Layout::Bhsd, SMALL)?;
     let expected = Problem::builder(dense, dense, dense).build()?;
@@ -165,7 +169,8 @@ fn large_strides(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// [`SMALL`] with more than 2^31 elements from the first along `axis` to the last, and the other axes within that stride.
+/// A view of [`SMALL`] in which the first and the last element along `axis` are more than 2^31
+/// elements apart. The other axes lie within that stride.
 fn large_view(dtype: DType, axis: usize) -> TensorView {
     let mut strides = [0; 4];
     let mut step = 1;
@@ -177,7 +182,8 @@ fn large_view(dtype: DType, axis: usize) -> TensorView {
     TensorView::strided(dtype, SMALL, strides)
 }
 
-/// One call in which one tensor (q, k, v or out) lies in `memory` as `large` says, and the others densely.
+/// One call in which one tensor (q, k, v or out) lies in `memory` with the strides of `large`. The
+/// others are densely packed.
 fn run_large(
     plan: &Plan,
     host: &[Vec<u8>; 3],
@@ -188,7 +194,7 @@ fn run_large(
     let stream = plan.context().stream();
     let [_, heads, seq, dim] = SMALL;
     let size = large.dtype.size();
-    // Densely packed, each element and where it is.
+    // The byte offset of each element, in dense order.
     let places: Vec<usize> = (0..SMALL.iter().product())
         .map(|n| {
             size * large.index(n / dim / seq / heads, n / dim / seq % heads, n / dim % seq, n % dim)

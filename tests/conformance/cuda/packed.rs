@@ -1,4 +1,4 @@
-//! A call's tensors as an app has them: many in one allocation.
+//! Calls whose tensors share allocations, as those of most programs do.
 
 use super::AnyError;
 use crate::shared::cases;
@@ -14,10 +14,10 @@ use flashtile_testkit::{Case, cannot_plan};
 use std::time::Instant;
 use std::{ops::Range, sync::Arc};
 
-/// What stands around tensors: a NaN in every storage type.
+/// The bytes around tensors: a NaN in every storage type.
 const AROUND: u8 = 0xFF;
 
-/// How a call is told where its tensors are.
+/// How a call gets its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Given {
     /// As slices, with an offset into them.
@@ -28,23 +28,24 @@ pub(super) enum Given {
     Addresses,
 }
 
-/// The tensors of a call in two allocations, one that is read and one that is written. Each tensor begins one element behind a multiple of 256 bytes:
-/// no better alignment is asked for.
+/// The tensors of a call in two allocations, one that is read and one that is written. Each tensor
+/// starts one element after a multiple of 256 bytes, because element alignment is all that a call
+/// requires.
 pub(super) struct Packed {
     stream: Arc<CudaStream>,
     read: CudaSlice<u8>,
     written: CudaSlice<u8>,
-    /// What `written` held at first.
+    /// The initial contents of `written`.
     before: Vec<u8>,
     places: Places,
-    /// Where both begin.
+    /// The addresses of both allocations.
     addresses: [u64; 2],
     /// A workspace of the caller's own, and its address.
     scores: Option<(CudaSlice<u8>, u64)>,
     call: Call,
 }
 
-/// Byte ranges: inputs in what is read, out and lse in what is written.
+/// Byte ranges: of the inputs in `read`, of out and lse in `written`.
 #[derive(Clone, PartialEq, Eq)]
 struct Places {
     q: Range<usize>,
@@ -56,7 +57,7 @@ struct Places {
     lse: Option<Range<usize>>,
 }
 
-/// Puts `bytes` behind what `memory` holds, one element of `size` bytes behind a multiple of 256.
+/// Appends `bytes` to `memory`, one element of `size` bytes after a multiple of 256.
 fn put(memory: &mut Vec<u8>, bytes: &[u8], size: usize) -> Range<usize> {
     let begin = memory.len().next_multiple_of(256) + size;
     memory.resize(begin, AROUND);
@@ -64,7 +65,7 @@ fn put(memory: &mut Vec<u8>, bytes: &[u8], size: usize) -> Range<usize> {
     begin..memory.len()
 }
 
-/// Both allocations, in host memory.
+/// The contents of both allocations.
 fn pack(problem: &Problem, args: &HostArgs<'_>) -> (Vec<u8>, Vec<u8>, Places) {
     let HostInputs { q, k, v, mask, kv_lens, .. } = args.inputs();
     let size = problem.dtype().size();
@@ -96,7 +97,7 @@ impl Packed {
         Ok(Self { stream, read, written, before, places, addresses, scores, call })
     }
 
-    /// With a workspace of the caller's own, full of NaN.
+    /// Adds a workspace of the caller's own, full of NaN.
     pub(super) fn bring_workspace(&mut self, plan: &Plan) -> Result<(), AnyError> {
         let bytes = usize::try_from(plan.workspace_bytes())?;
         if bytes > 0 {
@@ -107,7 +108,7 @@ impl Packed {
         Ok(())
     }
 
-    /// Other inputs of the same sizes in the same places, and the outputs as they were.
+    /// Writes other inputs of the same sizes to the same places, and resets the outputs.
     pub(super) fn refill(&mut self, plan: &Plan, args: &HostArgs<'_>) -> Result<(), AnyError> {
         let (read, written, places) = pack(plan.problem(), args);
         if places != self.places {
@@ -119,7 +120,7 @@ impl Packed {
         Ok(())
     }
 
-    /// One call on the stream of the upload.
+    /// Enqueues one call on the stream of the upload.
     pub(super) fn launch(&mut self, plan: &Plan, given: Given) -> Result<(), Error> {
         let Self {
             stream,
@@ -132,7 +133,8 @@ impl Packed {
             ..
         } = self;
         let bytes = |place: &Range<usize>| place.len() as u64;
-        // SAFETY: the memory is this value's, which waits for its stream before it goes; all work on it is on that stream.
+        // SAFETY: this value owns the memory and waits for its stream when it is dropped. All work
+        // on the memory is enqueued on that stream.
         let input = |place: &Range<usize>| unsafe {
             Input::from_raw(*read_at + place.start as u64, bytes(place))
         };
@@ -190,7 +192,8 @@ impl Packed {
         }
     }
 
-    /// Copies the results to `args`, where nothing but them was written, and the caller's own workspace where there is one.
+    /// Copies the results to `args`. Fails if any other byte of `written` changed, or if the
+    /// caller's workspace was not used.
     pub(super) fn download(&self, args: &mut HostArgs<'_>) -> Result<(), AnyError> {
         self.stream.synchronize()?;
         let written = self.stream.clone_dtoh(&self.written)?;
@@ -217,21 +220,21 @@ impl Packed {
     }
 }
 
-/// Work by address is told to nobody.
+/// cudarc does not know of work that was enqueued by address.
 impl Drop for Packed {
     fn drop(&mut self) {
-        // What went wrong shows where the results are read.
+        // An error shows when the results are read.
         let _ = self.stream.synchronize();
     }
 }
 
-/// In every storage type.
+/// The cases, each in every storage type.
 pub(super) fn packed_cases() -> Vec<Case> {
     let lines = DType::ALL.iter().copied().map(|dtype| {
         [
-            // Rows of whole 16 bytes, which here begin at none.
+            // Rows whose size is a multiple of 16 bytes and whose addresses are not.
             format!("shape=1x2x70x64 skv=130 dtype={dtype} causal=yes"),
-            // q, k and v as one projection leaves them, (B, S, 3, H, D); out with gaps.
+            // q, k and v as the output of one projection, (B, S, 3, H, D); out with gaps.
             format!("shape=2x3x37x24 dtype={dtype} q=7992:24:216:1 k=7992:24:216:1 v=7992:24:216:1 out=3900:33:105:1"),
             format!(
                 "shape=2x4x37x33 hkv=2 skv=77 dv=20 dtype={dtype} out=bsd causal=yes align=bottom-right softcap=9.0 mask=f32:b1qk+3:blocks \
@@ -242,7 +245,7 @@ pub(super) fn packed_cases() -> Vec<Case> {
     cases(lines.into_iter().flatten())
 }
 
-/// A backend that packs, and expects the bits that tensors by themselves give.
+/// A backend that packs the tensors, and expects the same bits as from separate allocations.
 #[derive(Debug)]
 pub(super) struct PackedBackend<'a> {
     pub(super) context: &'a Context,
@@ -301,7 +304,7 @@ impl PackedBackend<'_> {
     }
 }
 
-/// Bits of out and lse, each tensor in an allocation of its own. `args` stay as they are.
+/// out and lse of a call with each tensor in an allocation of its own. Does not change `args`.
 pub(super) fn by_themselves(
     context: &Context,
     plan: &Plan,

@@ -1,4 +1,4 @@
-//! Whatever is wrong with a call's memory is a typed error, and nothing is launched.
+//! Every mistake in a call's memory is a typed error, and nothing is launched.
 
 use super::{AnyError, Check};
 use crate::shared::dense;
@@ -14,7 +14,7 @@ pub(super) const CHECKS: [(&str, Check); 3] = [
     ("kernels that do not fit are refused", refused),
 ];
 
-/// What `out` holds: it stays so.
+/// The contents of `out`, which no refused call changes.
 const BEFORE: f32 = 9.0;
 
 fn bad_memory(context: &Context) -> Result<(), AnyError> {
@@ -33,8 +33,8 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
     let (lens_at, scores_at) = (lens.device_ptr(stream).0, scores.device_ptr(stream).0);
     stream.synchronize()?;
 
-    // By address, so that outputs may be anywhere.
-    // SAFETY: all that is given is memory of the slices above, and every call is refused before it is used.
+    // Arguments by address can overlap and start anywhere.
+    // SAFETY: every call is refused before anything uses the memory.
     let at = |address, bytes| unsafe { Input::from_raw(address, bytes) };
     // SAFETY: as above.
     let to = |address, bytes| unsafe { Output::from_raw(address, bytes) };
@@ -246,7 +246,7 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
         Err(Error::Problem(ProblemError::Scale { .. })) => {}
         other => return Err(format!("a NaN scale gave {other:?}").into()),
     }
-    // A slice is as long as it says, and a view no longer.
+    // The size of a view counts, not that of its slice.
     let wanted = short(K, 256, 252);
     if flash.launch(stream, &mut Args::new(&x, &x.slice(1..), &x, &mut out)) != Err(wanted) {
         return Err("a short view was taken".into());
@@ -267,13 +267,14 @@ fn bad_memory(context: &Context) -> Result<(), AnyError> {
     if untouched { Ok(()) } else { Err("a call that was refused wrote".into()) }
 }
 
-/// A second context on the same card: an app that mixes them up would read memory that is not there.
+/// A second context on the same GPU. Without the check, a program that confuses the two would read
+/// invalid addresses.
 fn foreign_memory(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 1, 8, 8]);
     let problem = Problem::builder(view, view, view).kv_lens(true).lse(true).build()?;
     let plan = context.plan(&problem, &PlanOptions::new().kernel(KernelKind::Unfused))?;
     let told = with_foreign_memory(&plan);
-    // The foreign context was the thread's current one and is gone.
+    // The thread's current context was the foreign one, which no longer exists.
     context.cuda().bind_to_thread()?;
     told
 }
@@ -302,10 +303,10 @@ fn with_foreign_memory(plan: &Plan) -> Result<(), AnyError> {
     let mut args = Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse);
     expect_foreign("the stream", plan.launch(&elsewhere, &mut args))?;
 
-    // And nothing of it harms the plan.
+    // The refused calls do not harm the plan.
     plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).kv_lens(&lens).lse(&mut lse))?;
     let (mean, there) = (stream.clone_dtoh(&out)?, elsewhere.clone_dtoh(&out_there)?);
-    // This thread's memory here is freed first, and then what is elsewhere.
+    // Memory is freed in the current context of the thread: first here, then elsewhere.
     stream.context().bind_to_thread()?;
     drop((x, lens, out, lse));
     elsewhere.context().bind_to_thread()?;
@@ -330,7 +331,7 @@ fn refused(context: &Context) -> Result<(), AnyError> {
             if matches!(reasons[..], [Reason::Axis { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}").into()),
     }
-    // Left to itself, the plan takes the kernel that runs, and says why.
+    // Without a forced kernel, the plan uses the one that runs, and states the reason.
     let plan = context.plan(&problem, &PlanOptions::new())?;
     match plan.rationale().first() {
         Some(reason)

@@ -1,4 +1,4 @@
-//! Whose stream, whose context, and in what order.
+//! Tests of streams and contexts of the caller, and of the order of calls.
 
 use super::backend::CudaBackend;
 use super::{
@@ -30,7 +30,7 @@ fn both_kernels() -> [PlanOptions; 2] {
     [KernelKind::Flash, KernelKind::Unfused].map(|kernel| PlanOptions::new().kernel(kernel))
 }
 
-/// Not the primary one, and a stream that is not the default.
+/// A context that is not the primary one, and a stream that is not the default one.
 fn own_context(context: &Context) -> Result<(), AnyError> {
     let stream = CudaContext::new_non_primary(context.cuda().ordinal(), 0)?.new_stream()?;
     let card = CudaBackend::new(Context::new(stream)?);
@@ -42,8 +42,8 @@ fn own_context(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// The second plan's queries are the first one's output. Nothing waits in between: on one stream calls follow each other, and across two cudarc's
-/// events order them.
+/// The output of the first plan is the query of the second, and the host does not wait in between.
+/// On one stream the calls run in order; across two streams cudarc's events order them.
 fn chained(context: &Context) -> Result<(), AnyError> {
     let view = dense([2, 2, 300, 32]);
     let first = Problem::builder(view, view, view).causal(true).build()?;
@@ -56,7 +56,7 @@ fn chained(context: &Context) -> Result<(), AnyError> {
             let stream = &streams[0];
             let (gpu_x, gpu_k, gpu_v) =
                 (stream.clone_htod(&x)?, stream.clone_htod(&k)?, stream.clone_htod(&v)?);
-            // Written once more by each round, while the other stream may still read.
+            // Each round writes it again while the other stream may still read it.
             let mut between = stream.alloc_zeros::<f32>(x.len())?;
             let mut out = after.alloc_zeros::<f32>(x.len())?;
             for _ in 0..5 {
@@ -76,7 +76,8 @@ fn chained(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Each thread has inputs of its own: calls that mix would show, also where they share the plan's one workspace.
+/// Each thread has inputs of its own, so that interleaved calls would show, also those that share
+/// the plan's one workspace.
 fn threads(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 2, 150, 24]);
     let problem = Problem::builder(view, view, view).causal(true).build()?;
@@ -94,7 +95,7 @@ fn threads(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Ten calls that nothing waits between.
+/// Ten calls in a row, without waiting in between.
 fn in_a_thread(plan: &Plan, seed: u64) -> Result<(), AnyError> {
     let problem = plan.problem();
     let stream = plan.context().cuda().new_stream()?;
@@ -120,10 +121,11 @@ fn in_a_thread(plan: &Plan, seed: u64) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// A cache of fixed capacity fills token by token: one plan, nothing compiled after it, nothing waited for; and what lies behind the last token is
-/// NaN. All tokens together are causal attention.
+/// A key-value cache of fixed capacity fills token by token. One plan serves all tokens, nothing is
+/// compiled after it, and the memory after the last token is NaN. All tokens together are causal
+/// attention.
 fn decode_loop(context: &Context) -> Result<(), AnyError> {
-    // With a list of kernels of its own.
+    // A context of its own counts its own kernels.
     let context = &Context::new(context.stream().clone())?;
     let stream = context.stream();
     let (heads, kv_heads, capacity, dim) = (4, 2, 70, 64);
@@ -171,7 +173,8 @@ fn decode_loop(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// The host cannot check what only the card knows: what is negative counts as 0, and what is too much as all the keys of the call.
+/// The host cannot check lengths in device memory: kernels use 0 for a negative length, and all
+/// keys of the call for a length that is too large.
 fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
     let stream = context.stream();
     let (lens, capacity) = ([-3, 1000, 5, i32::MIN, i32::MAX, 33], 75);
@@ -206,7 +209,8 @@ fn device_kv_lens(context: &Context) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// A call is captured once and replayed with other contents in the same memory, lengths and masks among them: the bits of launches one by one.
+/// A call is captured once and replayed with other contents in the same memory, including lengths
+/// and masks. It gives the same bits as separate launches.
 fn graph(context: &Context) -> Result<(), AnyError> {
     for &kernel in KernelKind::ALL {
         for case in packed_cases() {
@@ -244,7 +248,7 @@ fn replay(
         packed.bring_workspace(&plan)?;
     }
     stream.synchronize()?;
-    // A capture that was begun is ended, or the stream would be of no use any more.
+    // End the capture after an error too: otherwise the stream could not be used any more.
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
     let launched = packed.launch(&plan, given);
     let graph = stream.end_capture(CUgraphInstantiate_flags(0));

@@ -22,12 +22,12 @@ fn launches(problem: &Problem, schedule: &Schedule, call: Call, pointers: Pointe
     schedule
         .dispatches
         .iter()
-        .filter_map(|step| schedule.launch(problem, step, &call, &pointers))
+        .filter_map(|dispatch| schedule.launch(problem, dispatch, &call, &pointers))
         .collect()
 }
 
 #[test]
-fn every_card_serves_every_head_dim_with_a_listed_variant() {
+fn every_gpu_runs_every_head_dim_with_a_listed_variant() {
     let all: Vec<CudaVariant> = CudaVariant::all().collect();
     for arch in ARCHS {
         let machine = Machine::of_arch(arch);
@@ -39,8 +39,8 @@ fn every_card_serves_every_head_dim_with_a_listed_variant() {
                         .build()
                         .expect("valid");
                     for &kernel in KernelKind::ALL {
-                        for step in plan(&problem, kernel, &machine).dispatches {
-                            let variant = step.variant;
+                        for dispatch in plan(&problem, kernel, &machine).dispatches {
+                            let variant = dispatch.variant;
                             assert!(all.contains(&variant), "{variant} is not listed");
                             assert!(
                                 variant.fits(arch, machine.shared_limit),
@@ -55,7 +55,7 @@ fn every_card_serves_every_head_dim_with_a_listed_variant() {
 }
 
 #[test]
-fn tensor_cores_are_used_where_they_are() {
+fn tensor_cores_are_used_if_the_gpu_has_them() {
     for (arch, dtype, engine) in [
         (70, DType::F16, Engine::Simt),
         (75, DType::F16, Engine::Mma),
@@ -79,7 +79,7 @@ fn tensor_cores_are_used_where_they_are() {
     }
 }
 
-/// Promise 4: neighbours do not change a row's arithmetic.
+/// Guarantee 4: the rest of the batch does not change a row's arithmetic.
 #[test]
 fn tiles_do_not_depend_on_batch_and_heads() {
     for &dtype in DType::ALL {
@@ -107,21 +107,21 @@ fn few_queries_get_the_small_tile() {
 }
 
 #[test]
-fn wide_values_are_shared_out() {
+fn wide_values_are_divided_among_blocks() {
     let view = |width| {
         TensorView::from_bhsd_sizes(DType::F16, Layout::Bhsd, [2, 3, 300, width]).expect("small")
     };
     let problem = Problem::builder(view(64), view(64), view(500)).build().expect("valid");
     let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(90));
     let [launch] = launches(&problem, &schedule, Call::default(), Pointers::default())[..] else {
-        panic!("one launch");
+        panic!("expected one launch");
     };
     assert!(launch.params.across * schedule.tiles.columns >= 500 && schedule.tiles.head_dim >= 64);
     assert_eq!(launch.grid, 6 * 300u32.div_ceil(schedule.tiles.rows) * launch.params.across);
 }
 
 #[test]
-fn forced_tiles_are_taken_or_refused_with_the_reason() {
+fn forced_tiles_are_used_or_refused_with_the_reason() {
     let machine = Machine::of_arch(75);
     let problem = problem(DType::F16, [1, 1, 64, 128]);
     let forced = |tiles| {
@@ -136,7 +136,10 @@ fn forced_tiles_are_taken_or_refused_with_the_reason() {
         match forced(tiles) {
             Ok(schedule) => assert_eq!(schedule.tiles, tiles),
             Err(reasons) => assert!(
-                matches!(&reasons[..], [Reason::Tiles { because, .. }] if because.contains("shared memory")),
+                matches!(
+                    &reasons[..],
+                    [Reason::Tiles { because, .. }] if because.contains("shared memory")
+                ),
                 "{reasons:?}"
             ),
         }
@@ -146,11 +149,11 @@ fn forced_tiles_are_taken_or_refused_with_the_reason() {
 }
 
 #[test]
-fn what_cannot_run_is_refused_with_every_reason() {
+fn a_refusal_states_every_reason() {
     let wide = problem(DType::F32, [1, 1, 4, 513]);
     let old = Machine { memory: 1000, ..Machine::of_arch(52) };
-    let refused =
-        schedule(&wide, KernelKind::Flash, &PlanOptions::new(), &old).expect_err("all wrong");
+    let refused = schedule(&wide, KernelKind::Flash, &PlanOptions::new(), &old)
+        .expect_err("three limits are exceeded");
     assert!(
         refused.contains(&Reason::Axis { axis: "head_dim_v", given: 513, max: 512 }),
         "{refused:?}"
@@ -168,32 +171,31 @@ fn what_cannot_run_is_refused_with_every_reason() {
     );
 }
 
-/// Strides of 0 describe problems without end in little memory, and planning is asked before any memory is.
+/// With strides of 0 a huge problem needs little memory, so planning has to refuse it by itself.
 #[test]
-fn endless_problems_are_refused_at_once() {
-    let endless = |shape| TensorView::strided(DType::F32, shape, [0, 0, 0, 1]);
+fn huge_problems_are_refused_at_once() {
+    let huge = |shape| TensorView::strided(DType::F32, shape, [0, 0, 0, 1]);
     let small =
         |shape| TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("addressable");
     let machine = Machine::of_arch(90);
     for (shape, kv) in
         [([1 << 40, 1, 1, 4], [1 << 40, 1, 8, 4]), ([1, 1 << 45, 1, 4], [1, 1, 8, 4])]
     {
-        let problem =
-            Problem::builder(endless(shape), endless(kv), endless(kv)).out(small(shape)).build();
+        let problem = Problem::builder(huge(shape), huge(kv), huge(kv)).out(small(shape)).build();
         for &kernel in KernelKind::ALL {
             let refused =
                 schedule(&problem.clone().expect("valid"), kernel, &PlanOptions::new(), &machine);
-            assert!(matches!(refused.expect_err("endless")[0], Reason::Axis { .. }));
+            assert!(matches!(refused.expect_err("too large")[0], Reason::Axis { .. }));
         }
     }
     let (q, kv) = ([1 << 20, 1 << 12, 1 << 10, 1], [1 << 20, 1, (1 << 29) - 1, 1]);
-    let problem = Problem::builder(small(q), endless(kv), endless(kv)).build().expect("valid");
+    let problem = Problem::builder(small(q), huge(kv), huge(kv)).build().expect("valid");
     let refused = schedule(&problem, KernelKind::Unfused, &PlanOptions::new(), &machine);
-    assert!(matches!(refused.expect_err("endless")[0], Reason::TooManyDispatches { .. }));
+    assert!(matches!(refused.expect_err("too large")[0], Reason::TooManyDispatches { .. }));
 }
 
 #[test]
-fn nothing_to_write_is_nothing_to_launch() {
+fn an_empty_output_needs_no_launch() {
     for shape in [[0, 2, 5, 8], [2, 2, 0, 8]] {
         for &kernel in KernelKind::ALL {
             let schedule = plan(&problem(DType::F32, shape), kernel, &Machine::of_arch(80));
@@ -202,9 +204,9 @@ fn nothing_to_write_is_nothing_to_launch() {
     }
 }
 
-/// Without keys there still are zeros to write.
+/// Without keys the output is zero, and a kernel has to write that.
 #[test]
-fn no_keys_are_launched_all_the_same() {
+fn a_problem_without_keys_is_launched() {
     let q = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 70, 8]).expect("small");
     let kv = TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, [1, 2, 0, 8]).expect("small");
     let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");
@@ -249,15 +251,15 @@ fn the_workspace_is_bounded() {
 }
 
 #[test]
-fn a_watchdog_cuts_long_work() {
+fn a_watchdog_divides_long_work() {
     let problem = problem(DType::F16, [1, 8, 16384, 128]);
-    let hung = Machine { watchdog: true, ..Machine::of_arch(86) };
-    assert!(plan(&problem, KernelKind::Flash, &hung).dispatches.len() > 4);
+    let display = Machine { watchdog: true, ..Machine::of_arch(86) };
+    assert!(plan(&problem, KernelKind::Flash, &display).dispatches.len() > 4);
     assert_eq!(plan(&problem, KernelKind::Flash, &Machine::of_arch(86)).dispatches.len(), 1);
 }
 
 #[test]
-fn what_changes_scores_is_told_to_general_kernels() {
+fn general_kernels_get_softcap_dropout_and_masks() {
     let mask = |kind| Mask::contiguous(kind, &[5, 7]).expect("rank 2");
     let plain =
         builder(DType::F32, [1, 1, 5, 8]).causal(true).kv_lens(true).build().expect("valid");
@@ -284,7 +286,7 @@ fn what_changes_scores_is_told_to_general_kernels() {
 }
 
 #[test]
-fn dense_rows_begin_at_16_bytes_or_at_4() {
+fn dense_rows_start_at_multiples_of_16_bytes_or_of_4() {
     let words = |bits: u32| bits << CudaParams::DENSE_WORDS;
     let both = |bits: u32| bits | words(bits);
     let every =

@@ -1,7 +1,9 @@
-//! Every kernel for every generation of cards, compiled without one.
+//! Compiles every kernel for every generation of GPUs. This needs no GPU.
 //!
-//! What each takes is kept in `usage.txt`, so that a change that costs registers shows in its own diff. UPDATE_USAGE=1 writes it anew. Registers
-//! are the compiler's choice: other versions than those that `scripts/fetch-nvrtc` brings are held to the rules alone, not to the file.
+//! `usage.txt` lists the resources of each kernel, so that the diff of a change shows the registers
+//! that it costs. UPDATE_USAGE=1 rewrites the file. Registers depend on the compiler's version, so
+//! the file binds only the versions that `scripts/fetch-nvrtc` installs. The rules bind every
+//! version.
 
 use crate::ignored;
 use flashtile_cuda::{Arch, CudaVariant, Usage, compile, compiler_version};
@@ -14,13 +16,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Which architecture a process of its own compiles for: within one process NVRTC does one thing after the other.
+/// The variable that makes a process compile for one architecture. Each architecture has a process
+/// of its own, because NVRTC serialises the compilations of one process.
 pub(crate) const ARCH: &str = "FLASHTILE_COMPILE_FOR";
 
 /// Pascal, Volta, Turing, Ampere, Ada, Hopper, Blackwell.
 const ARCHS: [Arch; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
 
-/// The versions that `scripts/fetch-nvrtc` brings.
+/// The versions that `scripts/fetch-nvrtc` installs.
 const PINNED: [(u32, u32); 2] = [(13, 0), (12, 9)];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -29,63 +32,63 @@ pub(crate) fn trials() -> Vec<Trial> {
         let name = format!("every_kernel_compiles_for_sm_{arch}");
         match compiler_version(arch) {
             Err(e) if !required => ignored(&name, &e.to_string()),
-            _ => Trial::test(name, move || every_kernel(arch)),
+            Ok(_) | Err(_) => Trial::test(name, move || every_kernel(arch)),
         }
     };
     ARCHS.into_iter().map(trial).collect()
 }
 
-/// Compiles in another process, which prints a line for each kernel, and holds these to the file.
+/// Compiles in another process, which prints one line per kernel, and compares these with the file.
 fn every_kernel(arch: Arch) -> Result<(), Failed> {
     let version = compiler_version(arch).map_err(|e| e.to_string())?;
     let program = env::current_exe().map_err(|e| e.to_string())?;
     let output =
         Command::new(program).env(ARCH, arch.to_string()).output().map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut told: Vec<String> = text.lines().map(str::to_owned).collect();
-    told.sort();
-    println!("{}", told.join("\n"));
-    let mut wrong: Vec<String> =
+    let mut usages: Vec<String> = text.lines().map(str::to_owned).collect();
+    usages.sort();
+    println!("{}", usages.join("\n"));
+    let mut failures: Vec<String> =
         String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
-    if !output.status.success() && wrong.is_empty() {
-        wrong.push(format!("compiling for sm_{arch} ended with {}", output.status));
+    if !output.status.success() && failures.is_empty() {
+        failures.push(format!("compiling for sm_{arch} ended with {}", output.status));
     }
     if PINNED.contains(&version) {
-        wrong.extend(tracked(arch, told)?);
+        failures.extend(compare_with_file(arch, usages)?);
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
 }
 
-/// Compiles every kernel that fits cards of `arch`: what each takes on stdout, what is wrong on stderr.
+/// Compiles every kernel that fits GPUs of `arch`. Prints usages on stdout and failures on stderr.
 pub(crate) fn compile_all(arch: &str) -> ExitCode {
     let arch: Arch = arch.parse().unwrap();
     let mut failed = false;
-    let mut wrong = |what: String| {
-        eprintln!("{what}");
+    let mut fail = |message: String| {
+        eprintln!("{message}");
         failed = true;
     };
     for variant in CudaVariant::all().filter(|variant| variant.fits(arch, shared_limit(arch))) {
         let usage = match compile(&variant, arch) {
             Ok(compiled) => compiled.usage().unwrap_or_default(),
             Err(e) => {
-                wrong(e.to_string());
+                fail(e.to_string());
                 continue;
             }
         };
         if usage.registers == 0 {
-            wrong(format!("{variant} on sm_{arch}: the log does not tell what it takes"));
+            fail(format!("{variant} on sm_{arch}: the log lacks its usage"));
         }
-        // Registers that go to memory and back, and arrays that never were in registers.
+        // Registers that are spilled to memory, and arrays that are kept there.
         if usage.spill_store_bytes > 0 || usage.stack_bytes > 0 {
             let Usage { spill_store_bytes: spilled, stack_bytes: stack, .. } = usage;
-            wrong(format!(
-                "{variant} on sm_{arch} spills {spilled} bytes, and has {stack} of stack"
+            fail(format!(
+                "{variant} on sm_{arch} spills {spilled} bytes and has a stack of {stack} bytes"
             ));
         }
-        // A block that never fits would be found on the card only.
+        // Otherwise only a launch on a GPU would show that a block does not fit.
         if usage.registers * variant.tiles.threads() * variant.tiles.blocks > 65_536 {
-            wrong(format!(
-                "{variant} on sm_{arch}: {} registers leave no room for its blocks",
+            fail(format!(
+                "{variant} on sm_{arch}: {} registers are too many for its blocks",
                 usage.registers
             ));
         }
@@ -99,16 +102,16 @@ fn line(variant: &CudaVariant, arch: Arch, usage: &Usage) -> String {
     format!("sm_{arch} {variant}: {registers} registers, {shared} bytes shared")
 }
 
-/// Where the file says otherwise. Trials run side by side and share the file.
-fn tracked(arch: Arch, told: Vec<String>) -> Result<Vec<String>, String> {
+/// The differences from the file. Trials run in parallel and share the file.
+fn compare_with_file(arch: Arch, usages: Vec<String>) -> Result<Vec<String>, String> {
     static FILE: Mutex<()> = Mutex::new(());
-    let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     let path = usage_file();
     let kept = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let of_arch = |line: &&str| line.split(' ').next() == Some(&format!("sm_{arch}"));
     if env::var_os("UPDATE_USAGE").is_some() {
         let others = kept.lines().filter(|line| !of_arch(line)).map(str::to_owned);
-        let mut all: Vec<String> = others.chain(told).collect();
+        let mut all: Vec<String> = others.chain(usages).collect();
         all.sort_by_key(|line| {
             (line.split(' ').next().and_then(|arch| arch[3..].parse::<u32>().ok()), line.clone())
         });
@@ -116,14 +119,14 @@ fn tracked(arch: Arch, told: Vec<String>) -> Result<Vec<String>, String> {
         return Ok(Vec::new());
     }
     let kept: Vec<&str> = kept.lines().filter(of_arch).collect();
-    let new = told
+    let new = usages
         .iter()
         .filter(|line| !kept.contains(&line.as_str()))
         .map(|line| format!("not in usage.txt: {line}"));
     let old = kept
         .iter()
-        .filter(|line| !told.iter().any(|t| t == *line))
-        .map(|line| format!("in usage.txt alone: {line}"));
+        .filter(|line| !usages.iter().any(|usage| usage == *line))
+        .map(|line| format!("only in usage.txt: {line}"));
     Ok(new.chain(old).collect())
 }
 

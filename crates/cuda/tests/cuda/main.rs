@@ -1,12 +1,14 @@
-//! What of this crate can be tested without a card, and what cannot be tested in one process.
+//! Tests that need no GPU, or that need a process of their own.
 //!
-//! Why a harness of its own: a test that needs something that is not here must show as ignored, with the reason, and never as passed.
+//! The harness is our own so that a test that cannot run here shows as ignored, with the reason,
+//! and never as passed.
 //!
-//! - Without a driver nothing panics: every way in gives a typed error.
-//! - With NVRTC here, every kernel compiles for every generation of cards.
-//! - With a C compiler here, all that goes through the driver is tried on a driver made of software (`driver.c`): each scenario is a process of its
-//!   own, for a driver is opened once in the life of a process. It shows that the right functions are called with the right arguments in the right
-//!   order; what kernels compute is the emulation's to test, and a card's.
+//! - Without a driver nothing panics: every entry point returns a typed error.
+//! - With NVRTC, every kernel compiles for every generation of GPUs.
+//! - With a C compiler, scenarios run on a fake driver (`driver.c`), each in a process of its own,
+//!   because a process opens the driver once. They show that the crate calls the right functions
+//!   with the right arguments in the right order. The emulator and real GPUs test what kernels
+//!   compute.
 #![allow(clippy::unwrap_used)]
 
 mod compile;
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
     }
     #[cfg(target_os = "linux")]
     if let Some(name) = std::env::var_os(fake::SCENARIO) {
-        return fake::play(&name.to_string_lossy());
+        return fake::run_scenario(&name.to_string_lossy());
     }
     let arguments = Arguments::from_args();
     let mut trials = vec![without_a_driver()];
@@ -39,11 +41,11 @@ fn ignored(name: &str, why: &str) -> Trial {
     Trial::test(format!("{name} ({why})"), || Ok(())).with_ignored_flag(true)
 }
 
-/// cudarc panics where the driver is missing. A panic would fail the test.
+/// cudarc panics if the driver is missing. A panic would fail the test.
 fn without_a_driver() -> Trial {
     let name = "without_a_driver_there_are_typed_errors";
     if devices().is_ok() {
-        return ignored(name, "there is a driver here");
+        return ignored(name, "this machine has a driver");
     }
     Trial::test(name, || {
         let expected = |error: &Error| matches!(error, Error::NoDriver(_) | Error::OldDriver(_));

@@ -1,4 +1,4 @@
-//! What is played on the fake driver. A scenario fails where it panics.
+//! The scenarios that run on the fake driver.
 
 use crate::fake::Scenario;
 use flashtile_core::{
@@ -9,6 +9,7 @@ use flashtile_cuda::{
     Args, Context, DeviceChoice, Error, HostRun, Input, Output, Plan, PlanOptions,
     cudarc::driver::{
         CudaContext, CudaSlice, CudaStream, DevicePtr,
+        result::{self, stream::StreamKind},
         sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
     },
     devices, open,
@@ -16,47 +17,62 @@ use flashtile_cuda::{
 use std::{env, fs, sync::Arc, thread};
 
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "cards_are_listed_and_opened", settings: &[], play: cards },
-    Scenario { name: "host_tensors_run", settings: &[], play: host_tensors },
+    Scenario { name: "gpus_are_listed_and_opened", settings: &[], run: gpus },
+    Scenario { name: "host_tensors_run", settings: &[], run: host_tensors },
+    Scenario { name: "kernels_request_their_shared_memory", settings: &[], run: shared_memory },
+    Scenario { name: "slices_views_and_addresses_launch", settings: &[], run: memory },
+    Scenario { name: "bad_arguments_are_refused", settings: &[], run: bad_arguments },
     Scenario {
-        name: "large_tiles_opt_in_to_their_shared_memory",
+        name: "calls_that_share_a_workspace_do_not_interleave",
         settings: &[],
-        play: large_tiles,
+        run: workspaces,
     },
-    Scenario { name: "slices_views_and_addresses_launch", settings: &[], play: memory },
-    Scenario { name: "what_does_not_fit_is_refused", settings: &[], play: misfits },
-    Scenario { name: "calls_that_share_a_workspace_do_not_mix", settings: &[], play: workspaces },
-    Scenario { name: "slices_are_captured_into_a_graph", settings: &[], play: capture },
-    Scenario { name: "kernels_are_compiled_once", settings: &[], play: caches },
-    Scenario { name: "no_card", settings: &[("FAKE_DEVICES", "0")], play: no_card },
-    Scenario { name: "an_old_driver", settings: &[("FAKE_VERSION", "11080")], play: old_driver },
+    Scenario { name: "slices_are_captured_into_a_graph", settings: &[], run: capture },
     Scenario {
-        name: "a_driver_that_lacks_something",
+        name: "a_capture_on_a_borrowed_stream_stays_valid",
+        settings: &[],
+        run: capture_on_borrowed_streams,
+    },
+    Scenario { name: "kernels_are_compiled_once", settings: &[], run: caches },
+    Scenario { name: "no_gpu", settings: &[("FAKE_DEVICES", "0")], run: no_gpu },
+    Scenario { name: "an_old_driver", settings: &[("FAKE_VERSION", "11080")], run: old_driver },
+    Scenario {
+        name: "an_incomplete_driver",
         settings: &[("LD_LIBRARY_PATH", "incomplete")],
-        play: incomplete,
+        run: incomplete,
     },
     Scenario {
         name: "no_compiler",
         settings: &[("FLASHTILE_NVRTC", "/nowhere")],
-        play: no_compiler,
+        run: no_compiler,
+    },
+    Scenario {
+        name: "the_named_compiler_is_used",
+        settings: &[("LD_LIBRARY_PATH", "whole:new")],
+        run: named_compiler,
+    },
+    Scenario {
+        name: "the_newest_compiler_is_used_if_none_is_named",
+        settings: &[("LD_LIBRARY_PATH", "whole:new:old"), ("FLASHTILE_NVRTC", "")],
+        run: newest_compiler,
     },
     Scenario {
         name: "a_compiler_too_new_for_the_driver",
         settings: &[("FAKE_NEW_COMPILER", "1")],
-        play: new_compiler,
+        run: new_compiler,
     },
     Scenario {
         name: "a_compiler_as_new_as_the_driver",
         settings: &[("FAKE_NEW_COMPILER", "1"), ("FAKE_VERSION", "13000")],
-        play: new_driver,
+        run: new_driver,
     },
     Scenario {
         name: "a_kernel_that_does_not_compile",
         settings: &[("FAKE_SYNTAX_ERROR", "1")],
-        play: no_kernel,
+        run: no_kernel,
     },
-    Scenario { name: "no_memory", settings: &[("FAKE_MEMORY", "100")], play: no_memory },
-    Scenario { name: "a_card_that_fails", settings: &[("FAKE_FAIL", "700")], play: failure },
+    Scenario { name: "no_memory", settings: &[("FAKE_MEMORY", "100")], run: no_memory },
+    Scenario { name: "a_gpu_that_fails", settings: &[("FAKE_FAIL", "700")], run: failure },
 ];
 
 const fn shared_between_threads<T: Send + Sync>() {}
@@ -80,12 +96,12 @@ fn plan(context: &Context, kernel: KernelKind) -> Plan {
     context.plan(&problem(4), &PlanOptions::new().kernel(kernel)).unwrap()
 }
 
-/// Memory for one tensor of [`problem`] with four queries.
+/// Memory for one tensor of [`problem`] with four queries, all zero.
 fn zeros(stream: &Arc<CudaStream>) -> CudaSlice<f32> {
     stream.clone_htod(&[0f32; 4]).unwrap()
 }
 
-/// Scores are zero, and the rest is as in [`problem`].
+/// Arguments of [`problem`] whose scores are zero.
 fn host_args<'a>(
     zeros: &'a [u8],
     values: &'a [u8],
@@ -96,23 +112,20 @@ fn host_args<'a>(
     HostArgs::new(zeros, zeros, values, out).call(call)
 }
 
-/// Lines that the fakes wrote so far and that begin in this way.
-fn told(begin: &str) -> Vec<String> {
+/// The lines with this start that the fakes have written so far.
+fn log_lines(start: &str) -> Vec<String> {
     let log = fs::read_to_string(env::var_os("FAKE_LOG").unwrap()).unwrap_or_default();
-    log.lines().filter(|line| line.starts_with(begin)).map(str::to_owned).collect()
+    log.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
 }
 
-fn cards() {
-    let cards = devices().unwrap();
+fn gpus() {
+    let gpus = devices().unwrap();
+    assert_eq!(gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>(), ["Fake 0", "Fake 1"]);
     assert_eq!(
-        cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>(),
-        ["Fake 0", "Fake 1"]
-    );
-    assert_eq!(
-        (cards[1].machine.arch, cards[1].machine.shared_limit, cards[1].index),
+        (gpus[1].machine.arch, gpus[1].machine.shared_limit, gpus[1].index),
         (86, 99 << 10, 1)
     );
-    assert_eq!(cards[1].compiler_version(), Ok((12, 4)));
+    assert_eq!(gpus[1].compiler_version(), Ok((12, 4)));
     let second = open(&DeviceChoice::new().index(1)).unwrap();
     assert_eq!(
         (second.name(), second.cuda().ordinal(), second.driver_version()),
@@ -121,20 +134,19 @@ fn cards() {
     let none = open(&DeviceChoice::new().index(2).name("x")).unwrap_err();
     assert_eq!(
         none.to_string(),
-        "no CUDA card with number 2 named like `x`: there is 0: Fake 0, 1: Fake 1"
+        "no CUDA GPU number 2 with a name like `x`: found 0: Fake 0, 1: Fake 1"
     );
 }
 
 fn host_tensors() {
     let context = first();
-    assert!(
-        matches!(context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash)), Verdict::Runs(how) if how.starts_with("Fake 0, Br"))
-    );
+    let verdict = context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash));
+    assert!(matches!(&verdict, Verdict::Runs(how) if how.starts_with("Fake 0, Br")), "{verdict}");
     let plan = plan(&context, KernelKind::Flash);
     let text = plan.to_string();
     for part in [
         "on Fake 0 (CUDA, compute capability 8.6)",
-        "flash: asked for",
+        "flash: requested by name",
         "40 registers",
         "workspace 0 bytes",
     ] {
@@ -145,7 +157,7 @@ fn host_tensors() {
     let (zeros, values, mut out) =
         (bytes(&[0.0; 4]), bytes(&[1.0, 2.0, 3.0, 6.0]), bytes(&[9.0; 5]));
     let stats = context.run_host(&plan, host_args(&zeros, &values, &mut out, Some(3))).unwrap();
-    assert_eq!(out, bytes(&[3.0, 3.0, 3.0, 9.0, 9.0]), "rows of the call, and no more");
+    assert_eq!(out, bytes(&[3.0, 3.0, 3.0, 9.0, 9.0]), "the rows of the call only");
     assert_eq!((stats.device_bytes, stats.run.gpu.unwrap().as_micros()), (64, 1500));
     let short =
         context.run_host(&plan, host_args(&zeros, &values, &mut out[..15], Some(3))).unwrap_err();
@@ -168,13 +180,22 @@ fn host_tensors() {
     assert!(matches!(run, Error::Problem(ProblemError::BeyondCapacity { .. })));
 }
 
-fn large_tiles() {
+fn shared_memory() {
     let context = first();
     let plan = context.plan(&problem(100), &PlanOptions::new()).unwrap();
     assert!(plan.dispatches()[0].variant.shared_bytes() > 48 << 10);
     let (zeros, mut out) = ([0; 400], [9; 400]);
+    // The fake refuses a launch with more shared memory than the function opted in to.
     context.run_host(&plan, host_args(&zeros, &zeros, &mut out, None)).unwrap();
     assert_eq!(out, zeros);
+    assert_eq!(log_lines("carveout"), ["carveout flash_forward 100"]);
+
+    // The softmax uses 128 bytes, and more of L1 serves it better.
+    context.plan(&problem(4), &PlanOptions::new().kernel(KernelKind::Unfused)).unwrap();
+    assert_eq!(
+        log_lines("carveout")[1..],
+        ["carveout unfused_scores 100", "carveout unfused_values 100"]
+    );
 }
 
 fn memory() {
@@ -204,7 +225,7 @@ fn memory() {
         for _ in 0..4 {
             scope.spawn(|| {
                 let mut own = other.clone_htod(&[9f32; 4]).unwrap();
-                // SAFETY: the slice outlives the call, and nobody writes it.
+                // SAFETY: the slice outlives the call, and nothing writes it.
                 let raw = || unsafe { Input::from_raw(address, 16) };
                 plan.launch(&other, &mut Args::new(raw(), raw(), &values, &mut own)).unwrap();
                 assert_eq!(other.clone_dtoh(&own).unwrap(), [0.75; 4]);
@@ -213,7 +234,7 @@ fn memory() {
     });
 }
 
-fn misfits() {
+fn bad_arguments() {
     let context = first();
     let stream = context.stream();
     let plan = plan(&context, KernelKind::Flash);
@@ -246,7 +267,7 @@ fn misfits() {
         launch(&mut Args::new(&x, &x, &x, odd)),
         Error::Misaligned { argument: Argument::Out, address: 0x1002, size: 4 }
     );
-    assert!(told("launched").is_empty());
+    assert!(log_lines("launched").is_empty());
 }
 
 fn workspaces() {
@@ -266,7 +287,7 @@ fn workspaces() {
             });
         }
     });
-    let launches = told("launched");
+    let launches = log_lines("launched");
     assert_eq!(launches.len(), 4 * 20 * 3);
     for call in launches.chunks(3) {
         let starts =
@@ -274,13 +295,15 @@ fn workspaces() {
         assert!(call.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{call:?}");
     }
 
-    // A workspace of one's own.
+    // A workspace of the caller's own.
     let mut out = zeros(stream);
     let mut own = stream.clone_htod(&[0f32; 16]).unwrap();
     let address = own.device_ptr(stream).0;
     plan.launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own)).unwrap();
     assert!(
-        told("launched")[240..].iter().all(|line| line.ends_with(&format!("scores {address:#x}")))
+        log_lines("launched")[240..]
+            .iter()
+            .all(|line| line.ends_with(&format!("scores {address:#x}")))
     );
     let short = plan
         .launch(stream, &mut Args::new(&x, &x, &x, &mut out).workspace(&mut own.slice_mut(1..)))
@@ -291,42 +314,72 @@ fn workspaces() {
     );
 }
 
+const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+
+fn end_capture(stream: &Arc<CudaStream>) {
+    assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
+}
+
 fn capture() {
     let context = first();
-    // With streams of one's own cudarc orders slices by events, for which a captured stream cannot wait.
+    // If a program creates streams, cudarc orders slices by events, for which a captured stream
+    // cannot wait.
     let [stream, other] = [0, 1].map(|_| context.cuda().new_stream().unwrap());
     let (x, mut out) = (zeros(&other), zeros(&stream));
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    let recorded = told("recorded").len();
-    for &kernel in KernelKind::ALL {
-        let plan = plan(&context, kernel);
+    let [flash, unfused] =
+        [KernelKind::Flash, KernelKind::Unfused].map(|kernel| plan(&context, kernel));
+    stream.begin_capture(MODE).unwrap();
+    let recorded = log_lines("recorded").len();
+    for plan in [&flash, &unfused] {
         plan.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
-        plan.launch(&stream, &mut Args::new(&x.slice(..), &x, &x, &mut out.slice_mut(..))).unwrap();
+        let (view, mut out) = (x.slice(..), out.slice_mut(..));
+        plan.launch(&stream, &mut Args::new(&view, &x, &x, &mut out)).unwrap();
     }
-    assert_eq!(told("launched").len(), 8);
+    assert_eq!(log_lines("launched").len(), 8);
     assert_eq!(
-        told("recorded").len(),
+        log_lines("recorded").len(),
         recorded,
-        "what was recorded before the capture is what others wait for"
+        "other streams wait for the events as they were recorded before the capture"
     );
-    assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
+    end_capture(&stream);
 
-    // Others can wait for the slices, whose events are none of the graph's.
-    let flash = plan(&context, KernelKind::Flash);
+    // Every stream can use the slices, because their events are not part of the graph.
     for stream in [&other, &stream, context.stream()] {
         flash.launch(stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
     }
     assert_eq!(context.cuda().check_err(), Ok(()));
-    assert_eq!(told("launched").len(), 11);
+    assert_eq!(log_lines("launched").len(), 11);
 
-    // A tensor that is made within the capture belongs to it, and so does who waits for it.
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    // A tensor that is made within the capture belongs to it, and a stream that waits for it joins.
+    stream.begin_capture(MODE).unwrap();
     let mut made = zeros(&stream);
     for _ in 0..2 {
         flash.launch(&stream, &mut Args::new(&x, &x, &x, &mut made)).unwrap();
     }
-    assert!(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().is_some());
+    end_capture(&stream);
     assert_eq!(context.cuda().check_err(), Ok(()));
+}
+
+/// cudarc did not create these streams, so its `new_stream` would wait for the GPU, which is not
+/// allowed during a capture.
+fn capture_on_borrowed_streams() {
+    let context = first();
+    let cuda = context.cuda();
+    let flash = plan(&context, KernelKind::Flash);
+    let raw = result::stream::create(StreamKind::NonBlocking).unwrap();
+    // SAFETY: the stream is never destroyed.
+    let wrapped = unsafe { cuda.wrap_borrowed_stream(raw) };
+    for stream in [cuda.per_thread_stream(), wrapped] {
+        let (x, mut out) = (zeros(&stream), zeros(&stream));
+        stream.begin_capture(MODE).unwrap();
+        for _ in 0..2 {
+            flash.launch(&stream, &mut Args::new(&x, &x, &x, &mut out)).unwrap();
+        }
+        end_capture(&stream);
+    }
+    assert_eq!(log_lines("launched").len(), 4);
+    assert!(!cuda.is_in_multi_stream_mode(), "a launch changed the mode of the caller's context");
+    assert_eq!(cuda.check_err(), Ok(()));
 }
 
 fn caches() {
@@ -337,23 +390,23 @@ fn caches() {
         assert_eq!(context.kernel_count(), 3);
     }
     assert_eq!(
-        told("compiled"),
+        log_lines("compiled"),
         ["compiled --gpu-architecture=sm_86"; 3],
-        "the second context reads the first's from disk"
+        "the second context reads the kernels of the first from disk"
     );
-    assert_eq!(told("unloaded").len(), 6);
+    assert_eq!(log_lines("unloaded").len(), 6);
 }
 
-fn no_card() {
+fn no_gpu() {
     assert_eq!(devices().unwrap(), []);
     let error = open(&DeviceChoice::default()).unwrap_err();
-    assert_eq!(error.to_string(), "no CUDA card: the driver finds none");
+    assert_eq!(error.to_string(), "no CUDA GPU: the driver finds none");
 }
 
 fn old_driver() {
     assert_eq!(devices().unwrap_err(), Error::OldDriver(11080));
     let error = open(&DeviceChoice::default()).unwrap_err().to_string();
-    assert!(error.starts_with("the CUDA driver is of version 11.8, and CUDA 12.0"), "{error}");
+    assert!(error.starts_with("the CUDA driver supports CUDA 11.8 at most; CUDA 12.0"), "{error}");
 }
 
 fn incomplete() {
@@ -381,8 +434,16 @@ fn no_compiler() {
     );
 }
 
+fn named_compiler() {
+    assert_eq!(devices().unwrap()[0].compiler_version(), Ok((12, 4)));
+}
+
+fn newest_compiler() {
+    assert_eq!(devices().unwrap()[0].compiler_version(), Ok((12, 99)));
+}
+
 fn new_compiler() {
-    // The driver decides which compiler is of use, also for who only lists devices.
+    // The driver's version limits the compiler, also in the list of devices.
     assert!(matches!(devices().unwrap()[0].compiler_version(), Err(Error::NoCompiler { .. })));
     let context = first();
     let refused = context.verdict(&problem(4), &PlanOptions::new().kernel(KernelKind::Flash));
@@ -397,14 +458,14 @@ fn new_compiler() {
         panic!("{error}");
     };
     assert!(
-        reason.starts_with("NVRTC 13.4 at ") && reason.contains("the driver is of CUDA 12"),
+        reason.starts_with("NVRTC 13.4 at ") && reason.contains("the driver supports CUDA 12"),
         "{error}"
     );
 }
 
 fn new_driver() {
     plan(&first(), KernelKind::Flash);
-    assert_eq!(told("compiled").len(), 1);
+    assert_eq!(log_lines("compiled").len(), 1);
 }
 
 fn no_kernel() {
