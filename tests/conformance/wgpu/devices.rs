@@ -76,7 +76,6 @@ fn lost_device(_: &Context) -> Result<(), String> {
     let wider = Problem::builder(view, view, view).softcap(2.0).build().map_err(text)?;
     let late = HostArgs::new(&host, &host, &host, &mut late).call(call);
     let results = [
-        ("a cached plan", context.plan_blocking(&problem, &PlanOptions::new()).map(|_| ())),
         ("a new plan", context.plan_blocking(&wider, &PlanOptions::new()).map(|_| ())),
         (
             "a new context",

@@ -383,7 +383,7 @@ fn small_limits(context: &Context) -> Result<(), String> {
             let plan = small
                 .context()
                 .plan_blocking(&case.problem().map_err(text)?, &PlanOptions::new().kernel(kernel));
-            if plan.map_err(text)?.dispatches().len() < 3 {
+            if plan.map_err(text)?.dispatches().len() < 2 {
                 return Err("64 KiB bindings did not split the problem".into());
             }
         }
@@ -401,7 +401,7 @@ fn many_dispatches(context: &Context) -> Result<(), String> {
     let plan = context
         .plan_blocking(&problem, &PlanOptions::new().kernel(KernelKind::Unfused))
         .map_err(text)?;
-    if plan.dispatches().len() < 3096 {
+    if plan.dispatches().len() < 2096 {
         return Err(format!("only {} dispatches", plan.dispatches().len()));
     }
     let host = bytes(&floats(6, 700 * 2 * 40));
