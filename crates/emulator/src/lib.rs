@@ -14,7 +14,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! There are two ways to run a kernel, and [`EmulatedCudaBackend`] offers both behind the testkit's
+//! There are two ways to run a kernel. [`EmulatedCudaBackend`] offers both through the testkit's
 //! `Backend` trait, with the launches that flashtile-cuda would make:
 //!
 //! - An [`Emulator`] compiles the kernel source with the machine's C++ compiler. `cpp/*.hpp`

@@ -1,13 +1,14 @@
 //! How tensor cores add products: rounded as plain f32 arithmetic would, or truncated as GPUs do.
 //!
-//! NVIDIA does not document the additions inside a tensor core. Fasi, Higham, Mikaitis and Pranesh,
-//! "Numerical behavior of NVIDIA tensor cores" (PeerJ Computer Science 7:e330, 2021), measured them
-//! on Volta, Turing and Ampere; Khattak and Mikaitis, "Accurate models of NVIDIA tensor cores"
-//! (arXiv:2512.07004, 2025), did so from Volta to Blackwell and confirmed their models bit by bit.
-//! Both found the same scheme, with parameters that differ by generation:
+//! NVIDIA does not document the additions inside a tensor core. Two papers measured them: Fasi,
+//! Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ Computer
+//! Science 7:e330, 2021), on Volta, Turing and Ampere; and Khattak and Mikaitis, "Accurate models
+//! of NVIDIA tensor cores" (arXiv:2512.07004, 2025), on Volta, Ampere, Ada, Hopper and Blackwell,
+//! with models that agree with the hardware bit by bit. The scheme is the same for all generations,
+//! and its parameters differ:
 //!
 //! - Products are exact. Several of them and the accumulator are added in one step.
-//! - Each addend is shifted to the largest exponent among them. Bits that fall off the end are lost.
+//! - Each addend is shifted to the largest exponent among them. Bits shifted out are lost.
 //! - The sum is exact, and truncated toward zero to f32.
 //!
 //! `cpp/sums.hpp` holds the same arithmetic for the kernels' source.
@@ -34,8 +35,7 @@ pub enum TensorSums {
 impl TensorSums {
     /// What was measured on GPUs of compute capability `arch`, for f16 and bf16.
     ///
-    /// Turing (7.5) has no model that was confirmed bit by bit. It gets Volta's parameters, which
-    /// lose the most.
+    /// Turing (7.5) has no bit-exact model. It gets Volta's parameters, which lose the most.
     pub fn measured(arch: Arch) -> Self {
         let (products, extra_bits) = match arch {
             ..80 => (4, 0),
@@ -62,7 +62,7 @@ impl TensorSums {
     }
 }
 
-/// Bits of an f32 behind the binary point.
+/// Bits of an f32 after the binary point.
 const FRACTION_BITS: i32 = 23;
 
 /// The smallest exponent of a normal f32, and of a normal bf16.

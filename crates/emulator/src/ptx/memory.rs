@@ -58,11 +58,11 @@ impl<'a, 'b> Global<'a, 'b> {
             if address < tensor.start { tensor.start - address } else { end - tensor.end.min(end) }
         };
         let nearest = self.tensors.iter().min_by_key(distance).ok_or("there is no memory")?;
-        let (name, offset) =
-            (nearest.memory.name(), i128::from(address) - i128::from(nearest.start));
+        let offset = i128::from(address) - i128::from(nearest.start);
+        let (name, len) = (nearest.memory.name(), nearest.end - nearest.start);
         Err(format!(
-            "{what} of {bytes} bytes outside every tensor, at byte {offset} of {name}, which has {}",
-            nearest.end - nearest.start
+            "{what} of {bytes} bytes outside every tensor, at byte {offset} of {name}, \
+             which has {len}"
         ))
     }
 

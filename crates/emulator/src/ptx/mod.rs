@@ -74,8 +74,8 @@ impl PtxKernel {
     ///
     /// # Errors
     /// [`EmulatorError::Run`], with the line of the PTX, for
-    /// - an access outside `global` and shared memory, or at an address that is not a multiple of its
-    ///   size;
+    /// - an access outside `global` and shared memory, or at an address that is not a multiple of
+    ///   its size;
     /// - shared memory that two warps access without a barrier between them, if one of them writes;
     /// - global memory that one block writes and another block accesses;
     /// - lanes and warps that do not meet where all of them have to;
@@ -281,7 +281,7 @@ BOTH:
             ),
             (
                 "    st.global.u32 [%rd1+4], %r0;",
-                "outside every tensor: at byte 256 of out, which has 256",
+                "outside every tensor, at byte 256 of out, which has 256",
             ),
             ("    st.global.u64 [%rd1], %rd1;", "not a multiple of that"),
             (
@@ -290,7 +290,10 @@ BOTH:
             ),
             ("    cp.async.ca.shared.global [%r0], [%rd1], 4, 4;", "not a multiple"),
             (
-                "    shl.b32 %r1, %r0, 2;\n    cp.async.ca.shared.global [%r1], [%rd1], 4, 4;\n    cp.async.commit_group;",
+                "
+    shl.b32 %r1, %r0, 2;
+    cp.async.ca.shared.global [%r1], [%rd1], 4, 4;
+    cp.async.commit_group;",
                 "ends with copies under way",
             ),
             ("    ld.param.u64 %rd2, [k_param_0+8];", "at byte 8 of the parameter"),

@@ -316,7 +316,7 @@ impl<'p> Warp<'p> {
                 };
                 if copy.bytes > copy.size || !copy.from.is_multiple_of(copy.size.into()) {
                     return Err(format!(
-                        "a copy of {bytes} bytes: expected at most {size}, from a multiple of {size}"
+                        "a copy of {bytes} bytes: expected at most {size}, aligned to {size}"
                     ));
                 }
                 // A GPU may copy at any time until the wait. This does so as late as possible.

@@ -31,11 +31,12 @@ const LONG_CASES: [&str; 2] = [
     "shape=1x1x4x128 skv=4096 dtype=f16 values=positive",
 ];
 
-/// Known to exceed the bound with truncated sums, with the output that does. Truncation loses the
-/// same share at every step, and always toward zero: where all addends have one sign, the loss grows
-/// with the number of steps, over head_dim in a score and over keys in an output. The bound grows with
-/// its square root. A test fails when one of these is within the bound: then it belongs in
-/// [`LONG_CASES`] or in the catalogue.
+/// Cases that are known to exceed the bound with truncated sums, and the result that does.
+///
+/// Truncation always loses in the same direction. If all addends have one sign, the loss grows with
+/// the number of steps: over head_dim in a score, over keys in an output. The bound grows with the
+/// square root of that number. Once a case is within the bound, its test fails, and the case
+/// belongs in [`LONG_CASES`] or in the catalogue.
 const BEYOND_THE_BOUND: [(Arch, Beyond, &str); 5] = [
     (75, Beyond::Lse, "shape=1x2x20x64 skv=40 dtype=f16 values=onehot"),
     (75, Beyond::Lse, "shape=1x2x20x128 skv=40 dtype=f16 values=onehot"),

@@ -2,8 +2,8 @@
 //!
 //! - `primitives`: the emulator itself. Each primitive matches plain arithmetic, and the emulator
 //!   reports each kind of mistake that a kernel can make.
-//! - `conformance`: the catalogue with the launches that flashtile-cuda makes, every tile shape, and
-//!   the same bits in every order of threads.
+//! - `conformance`: the catalogue with the launches that flashtile-cuda makes, every tile shape,
+//!   and the same bits in every order of threads.
 //! - `ptx`: the same for the PTX that NVRTC writes.
 //! - `mutants`: kernels with one statement removed or one index changed. Each one has to fail;
 //!   otherwise the tests above would prove little.

@@ -1,6 +1,6 @@
 //! The kernel sources with one mistake at a time: a barrier or a wait removed, an index or a limit
-//! changed. Every mutant has to fail a case in some order of threads; otherwise the conformance tests
-//! would not have found it either.
+//! changed. Every mutant has to fail a case in some order of threads; otherwise the conformance
+//! tests would not have found it either.
 //!
 //! All mutants of a source are compiled at once: each changed place asks which mutant runs.
 //! [`HARMLESS`] lists changes that do no harm, with the reason.
@@ -18,8 +18,8 @@ use std::sync::Arc;
 const STATEMENTS: [&str; 3] = ["barrier();", "copy_wait<0>();", "copy_commit();"];
 
 /// Expressions that mutants increase by four; a smaller step would break the alignment of loads. An
-/// expression precedes those that it starts with. None of them is an address in global memory: a wrong
-/// address would end the process and show nothing.
+/// expression precedes those that it starts with. None of them is an address in global memory: a
+/// wrong address would end the process and show nothing.
 const EXPRESSIONS: [&str; 15] = [
     // The keys that a query sees
     "params.band_lo",
@@ -55,8 +55,8 @@ struct Mutant {
 }
 
 impl Mutant {
-    /// Whether it does not change what the kernel computes. `uncalled` holds lines of functions that
-    /// the kernel does not call.
+    /// Whether it does not change what the kernel computes. `uncalled` holds lines of functions
+    /// that the kernel does not call.
     fn is_harmless(&self, uncalled: &[&str]) -> bool {
         let same =
             |(line, what, _): &(&str, &str, &str)| self.what == *what && self.line.contains(line);

@@ -1,5 +1,5 @@
-//! The PTX with one mistake at a time. The interpreter or the bound has to find each one. Mistakes in
-//! `device.cuh` would look like these.
+//! The PTX with one mistake at a time. The interpreter or the bound has to find each one. Mistakes
+//! in `device.cuh` would look like these.
 
 use crate::common::prepare;
 use flashtile_core::{DType, KernelKind};
