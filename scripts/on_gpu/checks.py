@@ -193,7 +193,7 @@ def sanitize(session, tool):
             )
         except TimeIsUp:
             session.say(f"no time was left for: {case}")
-            continue
+            break
         if "SUMMARY" not in finished.output or "Device not supported" in finished.output:
             if not done:
                 raise Absent(f"{sanitizer} does not run on this host")
