@@ -124,9 +124,8 @@ class Bench:
 
     def start_torch(self):
         """torch brings its own libraries, and gets none of ours."""
-        python = os.environ.get("FLASHTILE_PYTHON") or sys.executable
         script = self.session.bundle / "torch_sdpa.py"
-        command = [python, str(script), "--seconds", str(MEASURE), "-"]
+        command = [python(), str(script), "--seconds", str(MEASURE), "-"]
         try:
             self.torch = self.start(command, self.session.machine.system)
             answer = self.torch.ask("versions", self.patience(FIRST_PATIENCE))
@@ -166,7 +165,7 @@ class Bench:
                 )
             self._flashtile[backend].ask(question, self.patience(PATIENCE), answer)
         except (Gone, OSError) as error:
-            self.failures.append(f"{question}: {error}")
+            self.failures.append(": ".join(filter(None, [question, str(error), self.log_errors()])))
             self._flashtile.pop(backend, None)
             self._restarts += 1
         self.take(answer, question)
@@ -324,6 +323,27 @@ def flashtile_version(session):
 
 
 # ---- The step -----------------------------------------------------------------------------------
+
+
+def python():
+    """The Python that may have torch."""
+    return os.environ.get("FLASHTILE_PYTHON") or sys.executable
+
+
+def read_torch_ahead(session):
+    """Imports torch once and forgets it, so that its gigabytes are in memory when it is measured.
+
+    Does not wait: earlier steps run meanwhile. From a cold disk an import can take a minute.
+    """
+    try:
+        session.processes.start(
+            [python(), "-c", "import torch"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=session.machine.system,
+        )
+    except OSError:  # The bench step says what is wrong with it.
+        pass
 
 
 def bench(session):
