@@ -166,7 +166,7 @@ class BenchTest(Scene):
         measured.run(CONTESTS)
         self.assertEqual(len(measured.failures), 3)
         for failure in measured.failures:
-            self.assertRegex(failure, ": it ended, exit status 9: a panic$")
+            self.assertRegex(failure, ": it ended: exit status 9: a panic$")
 
     def test_cases_that_the_time_does_not_reach_are_left_out(self):
         measured = self.make_bench(seconds=bench.CASE / 2)
@@ -174,6 +174,15 @@ class BenchTest(Scene):
             measured.run(CONTESTS, with_torch=False)
         measure.assert_not_called()
         self.assertEqual(measured.left_out, 2)
+
+    def test_a_program_that_our_own_time_limit_stops_has_not_failed(self):
+        body = FLASHTILE.replace(
+            "for line in sys.stdin:", "import time; time.sleep(60)\n        if 0:"
+        )
+        measured = self.make_bench(flashtile=body)
+        self.session.deadline = Deadline(bench.CASE / 3 + 1)
+        measured.ask_flashtile("cuda", "1x1x1x1,f16 cuda:flash")
+        self.assertEqual((measured.failures, measured.left_out), ([], 1))
 
     def test_no_question_outlives_the_step(self):
         measured = self.make_bench(seconds=20.0)
