@@ -93,6 +93,7 @@ class Bench:
         self._errors = open(session.work / "stderr", "ab")
         self._new_errors = open(session.work / "stderr", "rb")
         self._flashtile_version = flashtile_version(session)
+        self._results = session.out / results_name(gpu_name(session.machine), today())
 
     def run(self, wanted, with_torch=True):
         """Measures every contest for which time is left."""
@@ -124,9 +125,8 @@ class Bench:
 
     def start_torch(self):
         """torch brings its own libraries, and gets none of ours."""
-        python = os.environ.get("FLASHTILE_PYTHON") or sys.executable
         script = self.session.bundle / "torch_sdpa.py"
-        command = [python, str(script), "--seconds", str(MEASURE), "-"]
+        command = [python(), str(script), "--seconds", str(MEASURE), "-"]
         try:
             self.torch = self.start(command, self.session.machine.system)
             answer = self.torch.ask("versions", self.patience(FIRST_PATIENCE))
@@ -145,10 +145,8 @@ class Bench:
         try:
             self.torch.ask(case, self.patience(PATIENCE), answer)
         except Gone as why:
-            self.session.say("torch does not answer: it is left out from here on")
-            # If our own time is over, that says nothing about torch.
-            if self.session.deadline.left() > CASE / 2:
-                self.failures.append(f"{case}, torch: {why}")
+            self.session.say("torch is left out from here on")
+            self.fail(f"{case}, torch", why)
             self.torch = None
         self.take(answer, f"{case}, torch")
 
@@ -165,14 +163,24 @@ class Bench:
                     self.session.machine.own,
                 )
             self._flashtile[backend].ask(question, self.patience(PATIENCE), answer)
-        except (Gone, OSError) as error:
-            self.failures.append(f"{question}: {error}")
+        except (Gone, OSError) as why:
+            self.fail(question, why)
             self._flashtile.pop(backend, None)
             self._restarts += 1
         self.take(answer, question)
         if answer.errors and backend in self._flashtile and self._restarts < RESTARTS:
             self._restarts += 1
             self._flashtile.pop(backend).stop()
+
+    def fail(self, what, why):
+        """Notes a program that ended or hangs, with the last line that it wrote."""
+        text = ": ".join(filter(None, [what, str(why), self.log_errors()]))
+        if self.session.deadline.left() < CASE / 2:
+            # It was stopped because our own time is over, which says nothing about it.
+            self.left_out += 1
+            self.session.say(f"no time is left for {text}")
+        else:
+            self.failures.append(text)
 
     def start(self, command, env):
         return Competitor(self.session.processes, command, self._errors, env=env)
@@ -208,7 +216,7 @@ class Bench:
         if not self.rows:
             return
         session = self.session
-        session.results = session.out / results_name(gpu_name(session.machine), today())
+        session.results = self._results
         clocks = self.clocks.text() if self.clocks is not None else ""
         first = header(session.machine, self.versions, clocks, self._flashtile_version)
         partial = session.results.with_suffix(".partial")
@@ -324,6 +332,27 @@ def flashtile_version(session):
 
 
 # ---- The step -----------------------------------------------------------------------------------
+
+
+def python():
+    """The Python that may have torch."""
+    return os.environ.get("FLASHTILE_PYTHON") or sys.executable
+
+
+def read_torch_ahead(session):
+    """Imports torch once and forgets it, so that its gigabytes are in memory when it is measured.
+
+    Does not wait: earlier steps run meanwhile. From a cold disk an import can take a minute.
+    """
+    try:
+        session.processes.start(
+            [python(), "-c", "import torch"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=session.machine.system,
+        )
+    except OSError:  # The bench step says what is wrong with it.
+        pass
 
 
 def bench(session):

@@ -19,7 +19,7 @@ import subprocess
 import threading
 from dataclasses import dataclass, field
 
-from .processes import Deadline
+from .processes import Deadline, ending
 
 
 class Gone(Exception):
@@ -96,7 +96,7 @@ class Competitor:
         except subprocess.TimeoutExpired:
             status = None
         self.stop()
-        raise Gone("it closed its output" if status is None else f"it ended, exit status {status}")
+        raise Gone("it closed its output" if status is None else f"it ended: {ending(status)}")
 
     def stop(self):
         self._processes.stop(self._process)

@@ -96,7 +96,7 @@ class Machine:
 
     def _find_driver(self):
         prepend(self.system, "PATH", [NVIDIA / "bin"], last=True)
-        if not self._system_has("libcuda.so.1"):
+        if not all(map(self._system_has, ("libcuda.so.1", "libGLX_nvidia.so.0"))):
             prepend(self.system, "LD_LIBRARY_PATH", [NVIDIA / "lib64", NVIDIA / "lib"])
 
     def _system_has(self, library):

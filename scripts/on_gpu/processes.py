@@ -45,9 +45,12 @@ class Finished:
         """Why it did not succeed, in a few words; empty if it did."""
         if self.timed_out:
             return "it reached its time limit"
-        if self.status < 0:
-            return f"it died of signal {-self.status}"
-        return f"exit status {self.status}" if self.status else ""
+        return ending(self.status) if self.status else ""
+
+
+def ending(status):
+    """How a process with this status ended."""
+    return f"it died of signal {-status}" if status < 0 else f"exit status {status}"
 
 
 class Processes:
@@ -94,9 +97,9 @@ class Processes:
 
     def stop(self, process):
         """Ends a process and whatever it started, if any of it still runs."""
-        for ending in (signal.SIGTERM, signal.SIGKILL):
+        for stop_signal in (signal.SIGTERM, signal.SIGKILL):
             try:
-                os.killpg(process.pid, ending)
+                os.killpg(process.pid, stop_signal)
             except (ProcessLookupError, PermissionError):
                 break
             try:

@@ -25,8 +25,9 @@ class Failed(Exception):
 class TimeIsUp(Failed):
     """The step's time limit came first."""
 
-    def __init__(self):
+    def __init__(self, output=""):
         super().__init__("it reached its time limit")
+        self.output = output  # of the program that ran at that moment
 
 
 class Session:
@@ -72,7 +73,7 @@ class Session:
         )
         self.say(finished.output)
         if finished.timed_out and self.deadline.left() == 0.0:
-            raise TimeIsUp
+            raise TimeIsUp(finished.output)
         return finished
 
     def flashtile(self, *arguments):

@@ -1,4 +1,5 @@
-// One block at a time: its shared memory, and its threads as fibers that run until they wait for each other.
+// The one block that runs: its shared memory, and its threads as fibers. A fiber runs until it has
+// to wait for others.
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,59 +11,80 @@ namespace emulation {
 constexpr u32 WARP = 32;
 constexpr u32 MAX_THREADS = 1024;
 constexpr u64 STACK_BYTES = 64 << 10;
-// In front of shared memory and behind it. What is written there was meant for elsewhere.
+// Lies before and after shared memory. A write there is a mistake of the kernel.
 constexpr u64 CANARY_BYTES = 4 << 10;
-// Memory that nobody wrote: NaN as f32, as f16 and as bf16.
+// Memory that no thread has written: NaN as f32, as f16 and as bf16.
 constexpr u16 POISON = 0x7FE5;
 
-// In which order threads that could all run do run.
+// The order of threads that are all able to run.
 enum Order : u32 { FORWARD = 0, REVERSE = 1, SHUFFLED = 2 };
 
 struct Allocation {
-    u64 begin;
+    u64 start;
     u64 end;
 };
 
-// A launch, or some blocks of one: the other half is `Launch` in src/emulator/library.rs.
+// A launch. `Launch` in src/kernel.rs has the same fields.
 struct Launch {
-    const u32* blocks;          // indices of blocks, in the order in which they run
+    const u32* blocks;        // indices of the blocks, in the order in which they run
     u64 block_count;
-    u8* memory;                 // shared memory and stacks, aligned to 4096
+    u8* memory;               // shared memory and stacks, aligned to 4096
     u64 memory_bytes;
-    const Allocation* global;   // what copies may read
+    const Allocation* global; // the memory that copies may read
     u64 global_count;
-    u64 seed;                   // of the shuffled order
-    char* error;                // receives text that ends with 0
+    u64 seed;                 // of the shuffled order
+    char* error;              // receives a message that ends with 0
     u64 error_bytes;
-    u32 error_lines[2];         // receives lines of the kernel's text that the error is about; 0: none
+    u32 error_lines[2];       // receives the lines of the kernel source that caused it; 0: none
     u32 threads_x;
     u32 threads_y;
     u32 shared_bytes;
     u32 order;
-    u32 bf16;                   // what tensor cores multiply: bf16, else f16
-    u32 mutant;                 // which of a text's mutants runs; 0: none
+    u32 bf16;                 // whether tensor cores multiply bf16 rather than f16
+    u32 mutant;               // the mutant of the kernel source that runs; 0: none
+    u32 sum_products;         // products that tensor cores add per truncated step; 0: rounded sums
+    u32 sum_extra_bits;       // bits that such a step keeps below those of an f32
 };
 
 enum class State : u8 { Runs, Waits, Ended };
 
-// What threads wait for: all of a block (the first two), or all of a warp.
-enum class Meeting : u8 { Barrier, BarrierAny, ShuffleXor, Shuffle, Any, LoadMatrix, LoadMatrixTransposed, MultiplyAdd, MultiplyAddHalf };
+// Where threads wait: for all threads of the block (the first two), or of the warp.
+enum class Meeting : u8 {
+    Barrier,
+    BarrierAny,
+    ShuffleXor,
+    Shuffle,
+    Any,
+    LoadMatrix,
+    LoadMatrixTransposed,
+    MultiplyAdd,
+    MultiplyAddHalf,
+};
 
-static const char* const MEETINGS[] = {"barrier", "barrier_any", "shuffle_xor", "shuffle", "warp_any", "load_matrix4", "load_matrix4_transposed",
-                                       "multiply_add_16x8x16", "multiply_add_16x8x8"};
+static const char* const MEETINGS[] = {
+    "barrier",
+    "barrier_any",
+    "shuffle_xor",
+    "shuffle",
+    "warp_any",
+    "load_matrix4",
+    "load_matrix4_transposed",
+    "multiply_add_16x8x16",
+    "multiply_add_16x8x8",
+};
 
 struct Thread {
     Fiber fiber;
     u8* stack;
-    u32 index;           // in the block
+    u32 index;         // in the block
     u32 tx;
     u32 ty;
     State state;
     Meeting meeting;
-    u32 line;            // of the kernel's text, where it waits
-    u32 x[10];           // what it brings to the meeting and takes from it
-    const u8* pointer;
-    u32 open_group;      // copies that are under way: see copy.hpp
+    u32 line;          // of the kernel source where it waits
+    u32 x[10];         // inputs to the meeting, then its results
+    const u8* pointer; // another input
+    u32 open_group;    // of copies under way: see copy.hpp
     u32 copy_count;
 };
 
@@ -72,7 +94,7 @@ struct Block {
     void (*kernel)(const Params&);
     u32 index;
     u32 threads;
-    Thread* current;     // the one that runs
+    Thread* current; // the thread that runs
     bool failed;
     u64 random;
     u8* shared;
@@ -80,13 +102,14 @@ struct Block {
     Thread thread[MAX_THREADS];
 };
 
-// Of the one block that runs: launches of a library follow each other.
+// There is only one: the launches of a library run one after the other.
 static Block block;
 
 static Thread& current() { return *block.current; }
 
-// Of several errors the first one counts.
-__attribute__((format(printf, 3, 4))) static void report(u32 line, u32 other_line, const char* format, ...) {
+// Reports an error. Only the first one counts.
+__attribute__((format(printf, 3, 4)))
+static void report(u32 line, u32 other_line, const char* format, ...) {
     if (block.failed) {
         return;
     }
@@ -101,10 +124,10 @@ __attribute__((format(printf, 3, 4))) static void report(u32 line, u32 other_lin
     va_end(values);
 }
 
-// Gives the processor back. A thread that made a mistake is never taken up again.
+// Returns to the scheduler, which never resumes a thread that made a mistake.
 static void leave() { switch_fiber(current().fiber, block.scheduler); }
 
-// Waits until all threads of the warp, or of the block, are at the same meeting.
+// Waits until all threads of the warp, or of the block, reach the same meeting.
 static Thread& meet(Meeting meeting, u32 line) {
     Thread& thread = current();
     thread.state = State::Waits;
@@ -129,15 +152,19 @@ static bool is_poison(const u8* from, u64 bytes) {
     return true;
 }
 
-// Whether so many bytes of shared memory begin there, aligned as instructions that move them at once ask for.
+// Whether `bytes` bytes at `pointer` lie in shared memory, with the alignment that an instruction
+// needs that accesses them at once. Otherwise reports an error.
 static bool are_shared(const void* pointer, u32 bytes, u32 line, const char* what) {
     const u8* from = (const u8*)pointer;
-    if (from < block.shared || from + bytes > block.shared + block.launch->shared_bytes) {
-        report(line, 0, "thread %u: %s outside of shared memory, at byte %lld of %u", block.current->index, what, (long long)(from - block.shared),
-               block.launch->shared_bytes);
+    const u32 size = block.launch->shared_bytes;
+    const u32 thread = block.current->index;
+    const i64 at = from - block.shared;
+    if (from < block.shared || from + bytes > block.shared + size) {
+        report(line, 0, "thread %u: %s outside shared memory, at byte %lld of %u", thread, what, at,
+               size);
     } else if ((u64)from % bytes != 0) {
-        report(line, 0, "thread %u: %s at byte %lld of shared memory, which is no multiple of %u", block.current->index, what,
-               (long long)(from - block.shared), bytes);
+        report(line, 0, "thread %u: %s at byte %lld of shared memory, not a multiple of %u", thread,
+               what, at, bytes);
     }
     return !block.failed;
 }
@@ -171,7 +198,9 @@ DEVICE u32 thread_x() { return emulation::current().tx; }
 DEVICE u32 thread_y() { return emulation::current().ty; }
 DEVICE u8* shared_memory() { return emulation::block.shared; }
 
-DEVICE void barrier(u32 line = __builtin_LINE()) { emulation::meet(emulation::Meeting::Barrier, line); }
+DEVICE void barrier(u32 line = __builtin_LINE()) {
+    emulation::meet(emulation::Meeting::Barrier, line);
+}
 
 DEVICE bool barrier_any(bool mine, u32 line = __builtin_LINE()) {
     emulation::current().x[0] = mine;

@@ -1,5 +1,6 @@
-// Copies to shared memory that are under way (cp.async). A card may do one at any time from where it is asked for until it is waited for; here the
-// worst of all times is taken: its place is poisoned at once, and written when the thread that asked waits for it.
+// Asynchronous copies to shared memory (cp.async). A GPU may do a copy at any time between its
+// start and the wait for it. The emulation takes the worst time: the destination becomes NaN when
+// the copy starts, and is written when the thread that started the copy waits for it.
 namespace emulation {
 
 constexpr u32 MAX_COPIES = 256;
@@ -8,7 +9,7 @@ struct Copy {
     u8* to;
     const u8* from;
     u32 size;
-    u32 bytes; // of the source; zeros follow
+    u32 bytes; // read from the source; zeros follow
     u32 group;
 };
 
@@ -17,24 +18,25 @@ static Copy copies[MAX_THREADS][MAX_COPIES];
 static bool is_readable(const u8* from, u32 bytes) {
     const Launch& launch = *block.launch;
     for (u64 n = 0; n < launch.global_count; n++) {
-        if ((u64)from >= launch.global[n].begin && (u64)from + bytes <= launch.global[n].end) {
+        if ((u64)from >= launch.global[n].start && (u64)from + bytes <= launch.global[n].end) {
             return true;
         }
     }
     return bytes == 0;
 }
 
-static void begin_copy(void* shared, const void* global, u32 size, u32 bytes, u32 line) {
+static void start_copy(void* shared, const void* global, u32 size, u32 bytes, u32 line) {
     Thread& thread = current();
     if (!are_shared(shared, size, line, "a copy")) {
         leave();
     }
     if ((u64)global % size != 0) {
-        report(line, 0, "thread %u: a copy from an address that is no multiple of %u", thread.index, size);
+        report(line, 0, "thread %u: a copy from an address that is not a multiple of %u",
+               thread.index, size);
     } else if (bytes > size) {
         report(line, 0, "thread %u: a copy of %u bytes, of at most %u", thread.index, bytes, size);
     } else if (!is_readable((const u8*)global, bytes)) {
-        report(line, 0, "thread %u: a copy from memory that belongs to no tensor", thread.index);
+        report(line, 0, "thread %u: a copy from memory outside every tensor", thread.index);
     } else if (thread.copy_count == MAX_COPIES) {
         report(line, 0, "thread %u: more than %u copies under way", thread.index, MAX_COPIES);
     }
@@ -42,10 +44,12 @@ static void begin_copy(void* shared, const void* global, u32 size, u32 bytes, u3
         leave();
     }
     poison(shared, size);
-    copies[thread.index][thread.copy_count++] = Copy{(u8*)shared, (const u8*)global, size, bytes, thread.open_group};
+    copies[thread.index][thread.copy_count++] =
+        Copy{(u8*)shared, (const u8*)global, size, bytes, thread.open_group};
 }
 
-// Ends the copies of all closed groups but the last `latest`. Those that no copy_commit closed stay under way.
+// Does the copies of all closed groups except the last `latest`. Copies that no copy_commit has
+// closed stay under way.
 static void end_copies(u32 latest) {
     Thread& thread = current();
     Copy* copy = copies[thread.index];
@@ -64,12 +68,15 @@ static void end_copies(u32 latest) {
 
 } // namespace emulation
 
-DEVICE void copy16(void* shared, const void* global, u32 line = __builtin_LINE()) { emulation::begin_copy(shared, global, 16, 16, line); }
-DEVICE void copy16_padded(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) {
-    emulation::begin_copy(shared, global, 16, bytes, line);
+DEVICE void copy16(void* shared, const void* global, u32 line = __builtin_LINE()) {
+    emulation::start_copy(shared, global, 16, 16, line);
+}
+DEVICE void copy16_padded(void* shared, const void* global, u32 bytes,
+                          u32 line = __builtin_LINE()) {
+    emulation::start_copy(shared, global, 16, bytes, line);
 }
 DEVICE void copy4_padded(void* shared, const void* global, u32 bytes, u32 line = __builtin_LINE()) {
-    emulation::begin_copy(shared, global, 4, bytes, line);
+    emulation::start_copy(shared, global, 4, bytes, line);
 }
 DEVICE void copy_commit() { emulation::current().open_group++; }
 template <int LATEST> DEVICE void copy_wait() { emulation::end_copies(LATEST); }

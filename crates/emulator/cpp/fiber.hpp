@@ -1,7 +1,8 @@
-// A fiber is a stack and the place on it where to go on. Switching from one to another is a call that returns elsewhere.
+// A fiber is a stack and the place in the code where it continues. A switch to another fiber is a
+// call that returns somewhere else.
 namespace emulation {
 
-// What is kept of a fiber that does not run.
+// The state of a fiber that does not run.
 struct Fiber;
 static void switch_fiber(Fiber& from, Fiber& to);
 
@@ -11,7 +12,8 @@ struct Fiber {
     void* stack_pointer;
 };
 
-// Pushes what a callee must keep by the System V calling convention, changes stacks, and pops. Nobody changes the modes of floating point.
+// Pushes the registers that a callee must preserve in the System V calling convention, changes
+// stacks, and pops them. Kernels do not change floating-point modes.
 extern "C" void emulation_switch(void** from, void* to) asm("flashtile_emulation_switch");
 asm(R"(
     .text
@@ -34,11 +36,14 @@ flashtile_emulation_switch:
     ret
 )");
 
-static void switch_fiber(Fiber& from, Fiber& to) { emulation_switch(&from.stack_pointer, to.stack_pointer); }
+static void switch_fiber(Fiber& from, Fiber& to) {
+    emulation_switch(&from.stack_pointer, to.stack_pointer);
+}
 
-// Makes a fiber that begins with `entry`, which never returns.
+// Makes a fiber that starts with `entry`, which never returns.
 static void make_fiber(Fiber& fiber, u8* stack, u64 bytes, void (*entry)()) {
-    // As emulation_switch leaves it: six registers and an address to return to. At its entry a function finds the stack pointer 8 off a multiple of 16.
+    // The stack as emulation_switch leaves it: six registers and a return address. When a function
+    // starts, the stack pointer is 8 bytes off a multiple of 16.
     void** top = (void**)(stack + bytes - 16);
     top[0] = (void*)entry;
     top[1] = nullptr;
@@ -50,7 +55,7 @@ static void make_fiber(Fiber& fiber, u8* stack, u64 bytes, void (*entry)()) {
 
 #else
 
-// Portable, with two system calls a switch.
+// Portable, with two system calls per switch.
 } // namespace emulation
 #include <ucontext.h>
 namespace emulation {
@@ -59,7 +64,9 @@ struct Fiber {
     ucontext_t context;
 };
 
-static void switch_fiber(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+static void switch_fiber(Fiber& from, Fiber& to) {
+    swapcontext(&from.context, &to.context);
+}
 
 static void make_fiber(Fiber& fiber, u8* stack, u64 bytes, void (*entry)()) {
     getcontext(&fiber.context);

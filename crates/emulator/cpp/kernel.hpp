@@ -1,16 +1,18 @@
-// The scheduler of a block's threads, and the C interface: KERNEL(name) makes a function of that name, which runs blocks of a launch.
+// The scheduler of a block's threads, and the C interface: KERNEL(name) defines a function of that
+// name, which runs the blocks of a launch.
 namespace emulation {
 
-// Where a warp is when none of its threads can go on by itself.
+// The state of a warp once none of its threads can continue alone.
 enum class Warp : u8 { Runs, AtBarrier, Ended };
 
-// Says what a thread does, where others of its warp or block do not do the same.
+// Describes where a thread is, for an error about threads that do not meet.
 static void describe(char (&text)[96], u32 n) {
     const Thread& thread = block.thread[n];
     if (thread.state == State::Ended) {
         snprintf(text, sizeof text, "thread %u has ended", n);
     } else {
-        snprintf(text, sizeof text, "thread %u waits for %s at line %u", n, MEETINGS[(u32)thread.meeting], thread.line);
+        snprintf(text, sizeof text, "thread %u waits for %s at line %u", n,
+                 MEETINGS[(u32)thread.meeting], thread.line);
     }
 }
 
@@ -19,15 +21,19 @@ static void report_divergence(const char* who, u32 a, u32 b) {
     char second[96];
     describe(first, a);
     describe(second, b);
-    const auto line = [](u32 n) { return block.thread[n].state == State::Ended ? 0 : block.thread[n].line; };
-    report(line(a), line(b), "threads of one %s part: %s, %s", who, first, second);
+    const auto line = [](u32 n) {
+        return block.thread[n].state == State::Ended ? 0 : block.thread[n].line;
+    };
+    report(line(a), line(b), "threads of one %s diverge: %s, %s", who, first, second);
 }
 
 static bool are_together(const Thread& a, const Thread& b) {
-    return a.state == b.state && (a.state != State::Waits || (a.meeting == b.meeting && a.line == b.line));
+    return a.state == b.state &&
+           (a.state != State::Waits || (a.meeting == b.meeting && a.line == b.line));
 }
 
-// Runs every thread of a warp until it waits. Then what they all wait for is done, if it concerns the warp alone.
+// Runs every thread of a warp until it waits. Then does the operation that they all wait for, if it
+// concerns the warp alone.
 static Warp step(u32 warp) {
     u32 order[WARP];
     fill_order(order, WARP);
@@ -38,7 +44,8 @@ static Warp step(u32 warp) {
         }
         switch_fiber(block.scheduler, current().fiber);
         if (!block.failed && !is_poison(current().stack, 16)) {
-            report(0, 0, "thread %u: a stack of %llu bytes is too small", current().index, STACK_BYTES);
+            report(0, 0, "thread %u: a stack of %llu bytes is too small", current().index,
+                   STACK_BYTES);
         }
     }
     if (block.failed) {
@@ -64,8 +71,9 @@ static Warp step(u32 warp) {
     return Warp::Runs;
 }
 
-// Runs all warps until each is at a barrier or has ended. In order, each goes as far as it can before the next one begins: the farthest that warps
-// can be apart. Shuffled, any of them makes the next step.
+// Runs all warps until each one is at a barrier or has ended. In a fixed order, each warp runs as
+// far as it can before the next one starts; warps cannot get farther apart. In a shuffled order,
+// any of them makes the next step.
 static void run_to_barrier() {
     const u32 warps = block.threads / WARP;
     u32 left[MAX_THREADS / WARP];
@@ -80,7 +88,7 @@ static void run_to_barrier() {
     }
 }
 
-// The first thing that every fiber does.
+// The entry point of every fiber.
 static void thread_entry() {
     block.kernel(*block.params);
     if (current().copy_count > 0) {
@@ -127,13 +135,13 @@ static void run_block(u8* stacks) {
         }
     }
     if (!is_poison(launch.memory, CANARY_BYTES)) {
-        report(0, 0, "memory in front of shared memory was written");
+        report(0, 0, "memory before shared memory was written");
     } else if (!is_poison(block.shared + launch.shared_bytes, CANARY_BYTES)) {
-        report(0, 0, "memory behind the %u bytes of shared memory was written", launch.shared_bytes);
+        report(0, 0, "memory after the %u bytes of shared memory was written", launch.shared_bytes);
     }
 }
 
-// Runs the blocks of a launch. 0: all is well; 1: launch->error says what is not.
+// Runs the blocks of a launch. Returns 0, or 1 and a message in launch->error.
 static int run(Launch* launch, const Params* params, void (*kernel)(const Params&)) {
     block.launch = launch;
     block.params = params;
@@ -145,9 +153,11 @@ static int run(Launch* launch, const Params* params, void (*kernel)(const Params
     block.shared = launch->memory + CANARY_BYTES;
     const u64 before_stacks = 2 * CANARY_BYTES + (launch->shared_bytes + 15) / 16 * 16;
     if (block.threads == 0 || block.threads > MAX_THREADS || block.threads % WARP != 0) {
-        report(0, 0, "%u threads are no number of whole warps that a block can have", block.threads);
+        report(0, 0, "%u threads: a block has 1 to %u whole warps", block.threads,
+               MAX_THREADS / WARP);
     } else if (launch->memory_bytes < before_stacks + block.threads * STACK_BYTES) {
-        report(0, 0, "not enough memory for %u bytes of shared memory and %u stacks", launch->shared_bytes, block.threads);
+        report(0, 0, "not enough memory for %u bytes of shared memory and %u stacks",
+               launch->shared_bytes, block.threads);
     }
     for (u64 n = 0; n < launch->block_count && !block.failed; n++) {
         block.index = launch->blocks[n];
@@ -158,10 +168,12 @@ static int run(Launch* launch, const Params* params, void (*kernel)(const Params
 
 } // namespace emulation
 
-// Which of the changes that tests put into a text is on. Numbers begin at 1.
+// Whether change number n that tests put into a kernel source is on. Numbers start at 1.
 DEVICE bool is_mutant(u32 n) { return emulation::block.launch->mutant == n; }
 
-#define KERNEL(name)                                                                                                                                 \
-    static void emulated_kernel(const Params& params);                                                                                               \
-    extern "C" int name(emulation::Launch* launch, const Params* params) { return emulation::run(launch, params, emulated_kernel); }                 \
+#define KERNEL(name)                                                                              \
+    static void emulated_kernel(const Params& params);                                            \
+    extern "C" int name(emulation::Launch* launch, const Params* params) {                        \
+        return emulation::run(launch, params, emulated_kernel);                                   \
+    }                                                                                             \
     static void emulated_kernel(const Params& params)

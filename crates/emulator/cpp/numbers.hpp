@@ -1,15 +1,17 @@
-// The device's types and arithmetic. What a card computes inexactly is exact to an ulp here; what it rounds is rounded the same way.
+// The device's types and arithmetic. Functions that a GPU approximates are exact to an ulp here;
+// everything that a GPU rounds is rounded the same way.
 #define FLASHTILE_EMULATED 1
 
 typedef int i32;
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
+typedef long long i64;
 typedef unsigned long long u64;
 
 #define DEVICE static inline
 
-// Declared rather than included: the C++ library's <cmath> takes as long to compile as a kernel.
+// Declared rather than included: <cmath> takes as long to compile as a kernel.
 extern "C" float exp2f(float);
 extern "C" float logf(float);
 
@@ -40,7 +42,8 @@ DEVICE float exp2_fast(float x) {
 }
 
 DEVICE float f16_value(u32 bits) {
-    // The exponent in its new place is too small by 112; the product is exact, of subnormal numbers too.
+    // In f32's place the exponent is too small by 112. The product is exact, also for subnormal
+    // numbers.
     const u32 sign = (bits & 0x8000u) << 16;
     const u32 rest = (bits & 0x7fffu) << 13;
     const u32 scaled = float_bits(bits_float(rest) * 0x1p112f);
@@ -57,7 +60,8 @@ DEVICE u32 f16_bits(float x) {
         return sign | 0x7c00u; // 65520, halfway between the largest number and 2^16
     }
     if (rest < 0x38800000u) {
-        // Below 2^-14, the smallest normal number, f16 counts in 2^-24: the ulp of numbers around 0.5.
+        // Below 2^-14, the smallest normal number, f16 counts in units of 2^-24. That is the ulp of
+        // f32 numbers around 0.5.
         return sign | (float_bits(bits_float(rest) + 0.5f) - float_bits(0.5f));
     }
     return sign | ((rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13);

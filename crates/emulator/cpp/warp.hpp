@@ -1,8 +1,10 @@
-// What the 32 lanes of a warp do together. Every lane leaves what it brings and waits; when all are there, the scheduler does it for all.
+// The operations that the 32 lanes of a warp do together. Each lane stores its inputs and waits.
+// Once all lanes wait, the scheduler does the operation for all of them.
 namespace emulation {
 
-// Four 8 x 8 matrices of 16-bit numbers, by the layout that PTX documents for ldmatrix: lane 8 n + r says where row r of matrix n begins, and lane
-// 4 g + t receives of each matrix columns 2 t and 2 t + 1 of row g, or rows 2 t and 2 t + 1 of column g where it is transposed.
+// Loads four 8 x 8 matrices of 16-bit numbers, in the layout that PTX documents for ldmatrix. Lane
+// 8 n + r gives the address of row r of matrix n. From each matrix, lane 4 g + t receives columns 2
+// t and 2 t + 1 of row g; with transposed matrices, rows 2 t and 2 t + 1 of column g.
 static void load_matrices(Thread* lane, bool transposed) {
     for (u32 n = 0; n < 4; n++) {
         u16 matrix[8][8];
@@ -19,14 +21,19 @@ static void load_matrices(Thread* lane, bool transposed) {
     }
 }
 
-// C += A B by the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 where `depth` is 8. x holds c in 0 to 3, a from 4 on, b from 8 on.
-// Products are exact, and summed in f32: of each eight ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), to which c comes last; then the other eight.
+// C += A B, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8. x
+// holds C from 0 on, A from 4 on and B from 8 on.
 static void multiply_add(Thread* lane, u32 depth) {
     float a[16][16];
-    float b[8][16]; // columns of B
+    float b[8][16]; // column by column
+    Split split_a[16][16];
+    Split split_b[8][16];
+    bool finite_a[16];
+    bool finite_b[8];
     const bool bf16 = block.launch->bf16 != 0;
-    const auto low = [=](u32 x) { return bf16 ? bits_float(x << 16) : f16_value(x & 0xffffu); };
-    const auto high = [=](u32 x) { return bf16 ? bits_float(x & 0xffff0000u) : f16_value(x >> 16); };
+    const auto value = [=](u32 half) { return bf16 ? bits_float(half << 16) : f16_value(half); };
+    const auto low = [=](u32 x) { return value(x & 0xffffu); };
+    const auto high = [=](u32 x) { return value(x >> 16); };
     for (u32 from = 0; from < WARP; from++) {
         const u32 g = from / 4;
         const u32 t = from % 4;
@@ -40,24 +47,27 @@ static void multiply_add(Thread* lane, u32 depth) {
             b[g][2 * t + 8 * n + 1] = high(x[8 + n]);
         }
     }
+    if (block.launch->sum_products != 0) {
+        const i32 min_exponent = bf16 ? -126 : -14;
+        for (u32 row = 0; row < 16; row++) {
+            finite_a[row] = split_all(split_a[row], a[row], depth, min_exponent);
+        }
+        for (u32 column = 0; column < 8; column++) {
+            finite_b[column] = split_all(split_b[column], b[column], depth, min_exponent);
+        }
+    }
     for (u32 to = 0; to < WARP; to++) {
         for (u32 n = 0; n < 4; n++) {
-            const float* row = a[to / 4 + n / 2 * 8];
-            const float* column = b[to % 4 * 2 + n % 2];
-            float c = bits_float(lane[to].x[n]);
-            for (u32 k = 0; k < depth; k += 8) {
-                float p[8];
-                for (u32 i = 0; i < 8; i++) {
-                    p[i] = row[k + i] * column[k + i];
-                }
-                c += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
-            }
-            lane[to].x[n] = float_bits(c);
+            const u32 row = to / 4 + n / 2 * 8;
+            const u32 column = to % 4 * 2 + n % 2;
+            const bool finite = finite_a[row] && finite_b[column];
+            const Operands of{a[row], b[column], split_a[row], split_b[column], finite};
+            lane[to].x[n] = float_bits(add_products(bits_float(lane[to].x[n]), of, depth));
         }
     }
 }
 
-// Does what all lanes of a warp wait for.
+// Does the operation that all lanes of a warp wait for.
 static void do_together(Thread* lane) {
     u32 before[WARP];
     u32 any = 0;
@@ -107,7 +117,9 @@ static void load_matrix(u32 (&x)[4], const void* row, Meeting meeting, u32 line)
     memcpy(x, meet(meeting, line).x, sizeof x);
 }
 
-template <u32 A, u32 B> static void multiply_together(float (&c)[4], const u32 (&a)[A], const u32 (&b)[B], Meeting meeting, u32 line) {
+template <u32 A, u32 B>
+static void multiply_together(float (&c)[4], const u32 (&a)[A], const u32 (&b)[B], Meeting meeting,
+                              u32 line) {
     Thread& thread = current();
     memcpy(thread.x, c, sizeof c);
     memcpy(thread.x + 4, a, sizeof a);
@@ -142,12 +154,14 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row, u32 line = __b
     emulation::load_matrix(x, row, emulation::Meeting::LoadMatrixTransposed, line);
 }
 
-DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, u32 line = __builtin_LINE()) {
+DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1,
+                                 u32 line = __builtin_LINE()) {
     const u32 b[2] = {b0, b1};
     emulation::multiply_together(c, a, b, emulation::Meeting::MultiplyAdd, line);
 }
 
-DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b, u32 line = __builtin_LINE()) {
+DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b,
+                                u32 line = __builtin_LINE()) {
     const u32 a[2] = {a0, a1};
     const u32 all_of_b[1] = {b};
     emulation::multiply_together(c, a, all_of_b, emulation::Meeting::MultiplyAddHalf, line);

@@ -1,9 +1,10 @@
 use crate::{
-    BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, PtxKernel, ThreadOrder,
+    BlockRun, CppCompiler, DeviceMemory, EmulatedKernel, EmulatorError, PtxKernel, TensorSums,
+    ThreadOrder,
 };
 use flashtile_core::{
     Backend, BackendError, BackendKind, BackendPlan, DType, HostArgs, HostStats, KernelKind,
-    PlanOptions, Problem, TensorView, Timing, Verdict, check_host_args,
+    PlanOptions, Problem, Reason, TensorView, Timing, Verdict, check_host_args,
 };
 use flashtile_cuda::{
     CudaTiles, CudaVariant, Launch, Machine, Pointers, Schedule, compile_to_ptx, schedule,
@@ -17,13 +18,13 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// Compiles kernels, each once.
+/// Compiles kernel sources with a C++ compiler, each source once.
 pub struct Emulator {
     compiler: CppCompiler,
     kernels: Slots<String, Arc<EmulatedKernel>>,
 }
 
-/// What one thread makes for each key, while others wait for it.
+/// A value per key. One thread makes it while others wait for it.
 type Slots<K, T> = Mutex<HashMap<K, Arc<OnceLock<Result<T, Arc<EmulatorError>>>>>>;
 
 fn make_once<K: Eq + Hash, T: Clone>(
@@ -36,149 +37,168 @@ fn make_once<K: Eq + Hash, T: Clone>(
 }
 
 impl Emulator {
-    /// Compiles with `compiler`.
+    /// An emulator that compiles with `compiler`.
     pub fn new(compiler: CppCompiler) -> Self {
         Self { compiler, kernels: Mutex::default() }
     }
 
-    /// What it compiles with.
+    /// The compiler.
     pub fn compiler(&self) -> &CppCompiler {
         &self.compiler
     }
 
-    /// The kernel `KERNEL(entry_point)` of `text`, which defines `Params` and calls nothing but the device's primitives. Errors call it `name`.
+    /// The kernel `KERNEL(entry_point)` of `source`. The source defines `Params` and calls nothing
+    /// but the primitives of `device.cuh`. Errors call the kernel `name`.
     ///
     /// # Errors
-    /// [`EmulatorError::Compile`], [`Cache`](EmulatorError::Cache), [`Load`](EmulatorError::Load).
+    /// [`EmulatorError::NoCompiler`], [`Compile`](EmulatorError::Compile),
+    /// [`Cache`](EmulatorError::Cache), [`Load`](EmulatorError::Load).
     pub fn kernel(
         &self,
         name: &str,
         entry_point: &str,
-        text: &str,
+        source: &str,
     ) -> Result<Arc<EmulatedKernel>, Arc<EmulatorError>> {
-        make_once(&self.kernels, text.to_owned(), || {
-            let library = self.compiler.compile(name, text)?;
-            // SAFETY: compiled from this text.
-            Ok(Arc::new(unsafe { EmulatedKernel::load(&library, name, entry_point, text) }?))
+        make_once(&self.kernels, source.to_owned(), || {
+            let library = self.compiler.compile(name, source)?;
+            // SAFETY: the library was compiled from this source.
+            Ok(Arc::new(unsafe { EmulatedKernel::load(&library, name, entry_point, source) }?))
         })
     }
 }
 
-/// Compiles kernels to PTX by NVRTC, each once for each compute capability.
+/// Compiles kernels to PTX with NVRTC, each kernel once per compute capability.
 #[derive(Clone, Default)]
 pub struct PtxCompiler {
-    texts: Arc<Slots<(CudaVariant, Arch), String>>,
+    ptx: Arc<Slots<(CudaVariant, Arch), String>>,
     kernels: Arc<Slots<(CudaVariant, Arch), Arc<PtxKernel>>>,
-    edit: Option<TextEdit>,
+    edit: Option<PtxEdit>,
 }
 
-type TextEdit = Arc<dyn Fn(String) -> String + Send + Sync>;
+/// Changes PTX before it is parsed.
+type PtxEdit = Arc<dyn Fn(String) -> String + Send + Sync>;
 
 impl PtxCompiler {
-    /// The same compiler, whose texts `edit` changes before they are run: to see that a mistake is found.
-    pub fn with_text(&self, edit: impl Fn(String) -> String + Send + Sync + 'static) -> Self {
-        Self { texts: self.texts.clone(), kernels: Arc::default(), edit: Some(Arc::new(edit)) }
+    /// The same compiler, with kernels of its own whose PTX `edit` changes before they run: to
+    /// check that tests notice a mistake.
+    pub fn with_edit(&self, edit: impl Fn(String) -> String + Send + Sync + 'static) -> Self {
+        Self { ptx: self.ptx.clone(), kernels: Arc::default(), edit: Some(Arc::new(edit)) }
     }
 
-    /// What NVRTC writes for `variant`.
+    /// The PTX that NVRTC writes for `variant`, without edits.
     ///
     /// # Errors
     /// [`EmulatorError::Nvrtc`].
-    pub fn text(&self, variant: &CudaVariant, arch: Arch) -> Result<String, Arc<EmulatorError>> {
-        make_once(&self.texts, (*variant, arch), || Ok(compile_to_ptx(variant, arch)?))
+    pub fn ptx(&self, variant: &CudaVariant, arch: Arch) -> Result<String, Arc<EmulatorError>> {
+        make_once(&self.ptx, (*variant, arch), || Ok(compile_to_ptx(variant, arch)?))
     }
 
-    /// The kernel of `variant`, which backends with this compiler run.
+    /// The kernel that backends with this compiler run for `variant`.
     ///
     /// # Errors
-    /// [`EmulatorError::Nvrtc`], and [`EmulatorError::Run`] where it uses what the interpreter does not know.
+    /// [`EmulatorError::Nvrtc`]; [`EmulatorError::Run`] if the PTX holds something that the
+    /// interpreter does not support.
     pub fn kernel(
         &self,
         variant: &CudaVariant,
         arch: Arch,
     ) -> Result<Arc<PtxKernel>, Arc<EmulatorError>> {
-        let text = self.text(variant, arch)?;
+        let ptx = self.ptx(variant, arch)?;
         make_once(&self.kernels, (*variant, arch), || {
-            let text = self.edit.iter().fold(text, |text, edit| edit(text));
+            let ptx = self.edit.iter().fold(ptx, |ptx, edit| edit(ptx));
             let name = format!("{variant} for sm_{arch}");
-            Ok(Arc::new(PtxKernel::parse(&name, variant.entry_point(), &text)?))
+            Ok(Arc::new(PtxKernel::parse(&name, variant.entry_point(), &ptx)?))
         })
     }
 }
 
-/// What runs kernels.
+/// What runs the kernels.
 #[derive(Clone)]
 enum Engine {
-    Text(Arc<Emulator>),
+    Source(Arc<Emulator>),
     Ptx(PtxCompiler),
 }
 
-/// Changes a variant's text before it is compiled.
-type Edit = Arc<dyn Fn(&CudaVariant, String) -> String + Send + Sync>;
+/// Changes a variant's source before it is compiled.
+type SourceEdit = Arc<dyn Fn(&CudaVariant, String) -> String + Send + Sync>;
 
-/// The launches that flashtile-cuda makes on a card of some compute capability, run by an [`Emulator`] or by a [`PtxKernel`].
+/// The launches that flashtile-cuda makes on a GPU of some compute capability, run by an
+/// [`Emulator`] or as a [`PtxKernel`].
 ///
-/// The schedules are flashtile-cuda's own. So are the texts, but for [`with_text`](Self::with_text).
+/// The schedules are flashtile-cuda's own. So are the kernel sources, unless
+/// [`with_source_edit`](Self::with_source_edit) changes them.
 #[derive(Clone)]
 pub struct EmulatedCudaBackend {
     engine: Engine,
     machine: Machine,
     order: ThreadOrder,
+    sums: TensorSums,
     tiles: Option<CudaTiles>,
-    edit: Option<Edit>,
+    edit: Option<SourceEdit>,
     mutant: u32,
-    /// By variant, so that texts are put together once. Shared among clones that have the same texts.
+    /// Compiled kernels per variant. Clones with the same edit share them.
     kernels: Arc<Mutex<HashMap<CudaVariant, Arc<EmulatedKernel>>>>,
 }
 
 impl EmulatedCudaBackend {
-    /// A card of compute capability `arch`, whose threads run in `order`.
+    /// Runs the kernel sources as on a GPU of compute capability `arch`, with threads in `order`.
+    /// Tensor cores round to nearest, unless [`with_sums`](Self::with_sums) changes that.
     pub fn new(emulator: Arc<Emulator>, arch: Arch, order: ThreadOrder) -> Self {
-        Self::with_engine(Engine::Text(emulator), arch, order)
+        Self::with_engine(Engine::Source(emulator), arch, order)
     }
 
-    /// The same on what NVRTC makes of the texts.
+    /// The same for the PTX that NVRTC writes.
     pub fn with_ptx(compiler: PtxCompiler, arch: Arch, order: ThreadOrder) -> Self {
         Self::with_engine(Engine::Ptx(compiler), arch, order)
     }
 
     fn with_engine(engine: Engine, arch: Arch, order: ThreadOrder) -> Self {
         let machine = Machine::of_arch(arch);
-        Self { engine, machine, order, tiles: None, edit: None, mutant: 0, kernels: Arc::default() }
+        Self {
+            engine,
+            machine,
+            order,
+            sums: TensorSums::default(),
+            tiles: None,
+            edit: None,
+            mutant: 0,
+            kernels: Arc::default(),
+        }
     }
 
-    /// The same card, with a tile shape forced on its flash kernel.
+    /// The same GPU, with this tile shape forced on its flash kernel.
     pub fn with_tiles(&self, tiles: CudaTiles) -> Self {
         Self { tiles: Some(tiles), ..self.clone() }
     }
 
-    /// The same card, with another order of threads.
+    /// The same GPU, with another order of threads.
     pub fn with_order(&self, order: ThreadOrder) -> Self {
         Self { order, ..self.clone() }
     }
 
-    /// The same card, with texts that `edit` changes before they are compiled: to see that a mistake is found. Not with PTX.
-    pub fn with_text(
+    /// The same GPU, with another way to add products in tensor cores.
+    pub fn with_sums(&self, sums: TensorSums) -> Self {
+        Self { sums, ..self.clone() }
+    }
+
+    /// The same GPU, with kernel sources that `edit` changes before they are compiled: to check
+    /// that tests notice a mistake. It has no effect on PTX; see [`PtxCompiler::with_edit`].
+    pub fn with_source_edit(
         &self,
         edit: impl Fn(&CudaVariant, String) -> String + Send + Sync + 'static,
     ) -> Self {
         Self { edit: Some(Arc::new(edit)), kernels: Arc::default(), ..self.clone() }
     }
 
-    /// The same card, where `is_mutant(n)` in a text is true.
+    /// The same GPU, with `is_mutant(n)` true in kernel sources. It has no effect on PTX.
     pub fn with_mutant(&self, n: u32) -> Self {
         Self { mutant: n, ..self.clone() }
     }
 
-    fn schedule(
-        &self,
-        problem: &Problem,
-        options: &PlanOptions,
-    ) -> Result<Schedule, EmulatorError> {
+    fn schedule(&self, problem: &Problem, options: &PlanOptions) -> Result<Schedule, Vec<Reason>> {
         let kernel = options.kernel.unwrap_or(KernelKind::Flash);
         let tiles = self.tiles.filter(|_| kernel == KernelKind::Flash);
-        let options = options.for_tiles().tiles(tiles);
-        schedule(problem, kernel, &options, &self.machine).map_err(EmulatorError::Refused)
+        schedule(problem, kernel, &options.for_tiles().tiles(tiles), &self.machine)
     }
 
     fn kernel(
@@ -190,11 +210,11 @@ impl EmulatedCudaBackend {
         if let Some(kernel) = known().get(variant) {
             return Ok(kernel.clone());
         }
-        // What device.cuh tells the kernels of Turing's tensor cores.
+        // device.cuh defines this for Turing's tensor cores.
         let depth = if self.machine.arch < 80 { "#define TENSOR_DEPTH_8\n" } else { "" };
-        let text = depth.to_owned() + &variant.source();
-        let text = self.edit.iter().fold(text, |text, edit| edit(variant, text));
-        let kernel = emulator.kernel(&variant.to_string(), variant.entry_point(), &text)?;
+        let source = depth.to_owned() + &variant.source();
+        let source = self.edit.iter().fold(source, |source, edit| edit(variant, source));
+        let kernel = emulator.kernel(&variant.to_string(), variant.entry_point(), &source)?;
         known().insert(*variant, kernel.clone());
         Ok(kernel)
     }
@@ -211,19 +231,18 @@ impl EmulatedCudaBackend {
             shared_bytes: variant.shared_bytes(),
             bf16: variant.dtype == DType::BF16,
             order: self.order,
+            sums: self.sums,
             mutant: self.mutant,
         };
         match &self.engine {
-            // SAFETY: the parameters are this kernel's, and point to `memory`.
-            Engine::Text(emulator) => {
-                unsafe { self.kernel(emulator, variant)?.run(&run, params, memory) }?
+            Engine::Source(emulator) => {
+                let kernel = self.kernel(emulator, variant)?;
+                // SAFETY: the parameters have this kernel's layout and point to `memory`.
+                unsafe { kernel.run(&run, params, memory) }?;
             }
             Engine::Ptx(compiler) => {
-                compiler.kernel(variant, self.machine.arch)?.run(
-                    &run,
-                    bytemuck::bytes_of(params),
-                    memory,
-                )?;
+                let kernel = compiler.kernel(variant, self.machine.arch)?;
+                kernel.run(&run, bytemuck::bytes_of(params), memory)?;
             }
         }
         Ok(())
@@ -244,17 +263,22 @@ impl Backend for EmulatedCudaBackend {
     fn device_name(&self) -> String {
         let tiles = self.tiles.map(|tiles| format!(", {tiles}")).unwrap_or_default();
         let what = match self.engine {
-            Engine::Text(_) => "emulated",
+            Engine::Source(_) => "emulated",
             Engine::Ptx(_) => "interpreted",
         };
-        format!("{what} as sm_{}, {:?}{tiles}", self.machine.arch, self.order)
+        let sums = match self.sums {
+            TensorSums::Nearest => String::new(),
+            TensorSums::Truncated { products, extra_bits } => {
+                format!(", sums of {products} truncated at {extra_bits} extra bits")
+            }
+        };
+        format!("{what} as sm_{}, {:?}{sums}{tiles}", self.machine.arch, self.order)
     }
 
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         match self.schedule(problem, options) {
             Ok(schedule) => Verdict::Runs(schedule.rationale.join("; ")),
-            Err(EmulatorError::Refused(reasons)) => Verdict::Refused(reasons),
-            Err(_) => Verdict::Refused(Vec::new()),
+            Err(reasons) => Verdict::Refused(reasons),
         }
     }
 
@@ -284,7 +308,7 @@ impl EmulatedCudaBackend {
         args: HostArgs<'_>,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let call = check_host_args(problem, &args)?;
-        let schedule = self.schedule(problem, options)?;
+        let schedule = self.schedule(problem, options).map_err(EmulatorError::Refused)?;
         let span = |view: &TensorView| view.byte_span().unwrap_or(0);
         let mask_span = problem.mask().and_then(|mask| mask.byte_span()).unwrap_or(0);
         let lse_rows: usize = problem.lse_shape().iter().product();

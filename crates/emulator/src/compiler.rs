@@ -7,18 +7,20 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, io, process};
 
-/// What stands in front of every kernel's text, in this order.
-const EMULATION: [&str; 6] = [
+/// The files in front of every kernel source, in this order.
+const EMULATION: [&str; 7] = [
     include_str!("../cpp/numbers.hpp"),
     include_str!("../cpp/fiber.hpp"),
     include_str!("../cpp/block.hpp"),
+    include_str!("../cpp/sums.hpp"),
     include_str!("../cpp/warp.hpp"),
     include_str!("../cpp/copy.hpp"),
     include_str!("../cpp/kernel.hpp"),
 ];
 
-/// Kernels are compiled about as often as they are run, and -O1 is the least sum of both. Contraction would round otherwise than a card, where
-/// every fma is written out. Pragmas and unused functions are what the warnings would be about.
+/// Compiling and running a kernel take similar times, and -O1 gives the smallest sum of both.
+/// Contraction would round differently from a GPU, where the source writes every fma explicitly.
+/// Warnings would be about pragmas and unused functions.
 const FLAGS: [&str; 8] = [
     "-std=c++17",
     "-O1",
@@ -30,7 +32,7 @@ const FLAGS: [&str; 8] = [
     "-w",
 ];
 
-/// A C++ compiler, and a folder for what it compiled.
+/// A C++ compiler, and a folder for the kernels that it compiled.
 #[derive(Clone, Debug)]
 pub struct CppCompiler {
     program: OsString,
@@ -40,15 +42,16 @@ pub struct CppCompiler {
 }
 
 impl CppCompiler {
-    /// The compiler that the environment variable `CXX` names, else `c++`, `g++` or `clang++`.
+    /// The compiler that the environment variable `CXX` names; otherwise `c++`, `g++` or `clang++`.
     ///
-    /// `cache` holds compiled kernels by their content. It may be deleted at any time, and shared by any number of processes.
+    /// `cache` holds compiled kernels under a hash of their source. It may be deleted at any time,
+    /// and several processes may share it.
     ///
     /// # Errors
-    /// [`EmulatorError::NoCompiler`] where none of them runs.
+    /// [`EmulatorError::NoCompiler`] if none of them runs.
     pub fn find(cache: impl Into<PathBuf>) -> Result<Self, EmulatorError> {
         if !cfg!(unix) {
-            return Err(EmulatorError::NoCompiler("the emulation is written for Unix".into()));
+            return Err(EmulatorError::NoCompiler("the emulator supports Unix only".into()));
         }
         let named = env::var_os("CXX").filter(|name| !name.is_empty());
         let programs = named.map_or_else(
@@ -71,39 +74,41 @@ impl CppCompiler {
         Err(EmulatorError::NoCompiler(tried.join("; ")))
     }
 
-    /// The same compiler, with fibers that any Unix has, where this machine's processor has faster ones.
+    /// The same compiler, with the fibers that work on every Unix even where this processor has
+    /// faster ones.
     pub fn portable(&self) -> Self {
         let mut portable = self.clone();
         portable.flags.push("-DFLASHTILE_EMULATION_UCONTEXT");
         portable
     }
 
-    /// Compiles the emulation and `text` behind it to a shared library, or finds it compiled.
-    pub(super) fn compile(&self, what: &str, text: &str) -> Result<PathBuf, EmulatorError> {
-        let text = format!("{}\n#line 1\n{text}", EMULATION.concat());
+    /// Compiles the emulation followed by `source` to a shared library, unless the cache has it.
+    pub(crate) fn compile(&self, kernel: &str, source: &str) -> Result<PathBuf, EmulatorError> {
+        let source = format!("{}\n#line 1\n{source}", EMULATION.concat());
         let mut hasher = DefaultHasher::new();
-        (&self.program, &self.flags, &self.version, &text).hash(&mut hasher);
+        (&self.program, &self.flags, &self.version, &source).hash(&mut hasher);
         let path = |name: String| self.cache.join(name);
         let key = format!("{:016x}", hasher.finish());
         let library = path(format!("{key}.so"));
         if library.exists() {
             return Ok(library);
         }
-        // Made under names of its own and renamed: others see a whole library or none.
+        // Files are written under names of their own and renamed, so that other processes see a
+        // complete file or none.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let own = format!("{key}.{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let (source, made) = (path(format!("{key}.cpp")), path(format!("{own}.so")));
-        let own_source = path(format!("{own}.cpp"));
+        let (source_file, own_source) = (path(format!("{key}.cpp")), path(format!("{own}.cpp")));
+        let own_library = path(format!("{own}.so"));
         let cached = |path: &Path, result: io::Result<()>| {
             result.map_err(|source| EmulatorError::Cache { path: path.to_owned(), source })
         };
         cached(&self.cache, fs::create_dir_all(&self.cache))?;
-        cached(&own_source, fs::write(&own_source, text))?;
-        cached(&source, fs::rename(&own_source, &source))?;
+        cached(&own_source, fs::write(&own_source, source))?;
+        cached(&source_file, fs::rename(&own_source, &source_file))?;
         let output = Command::new(&self.program)
             .args(&self.flags)
             .arg("-o")
-            .args([&made, &source])
+            .args([&own_library, &source_file])
             .stdin(Stdio::null())
             .output()
             .map_err(|error| {
@@ -111,14 +116,14 @@ impl CppCompiler {
             })?;
         if !output.status.success() {
             let output = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(EmulatorError::Compile { what: what.to_owned(), text: source, output });
+            return Err(EmulatorError::Compile { kernel: kernel.to_owned(), source_file, output });
         }
-        cached(&library, fs::rename(&made, &library))?;
+        cached(&library, fs::rename(&own_library, &library))?;
         Ok(library)
     }
 }
 
-/// With the instructions of this machine that make an fma more than a call.
+/// [`FLAGS`], and the instructions of this machine that make an fma faster than a library call.
 fn flags() -> Vec<&'static str> {
     let mut flags = FLAGS.to_vec();
     #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-use crate::{DeviceMemory, EmulatorError, quote};
+use crate::{DeviceMemory, EmulatorError, TensorSums, quote};
 use flashtile_testkit::Rng;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_void};
@@ -6,40 +6,44 @@ use std::path::Path;
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-/// In which order threads run that could all run, and lanes of a warp between what they do together.
+/// The order in which threads run that are all able to run, and the lanes of a warp between the
+/// operations that they do together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ThreadOrder {
-    /// The first ones first; each warp as far as it can go before the next one begins.
+    /// Lowest number first. Each warp runs as far as it can before the next one starts.
     Forward,
-    /// The last ones first, likewise.
+    /// Highest number first, likewise.
     Reverse,
-    /// Warps take turns at random, lanes in a new order each time, by this seed.
+    /// Warps take turns at random, and lanes run in a new order each time. The number is the seed.
     Shuffled(u64),
 }
 
 impl ThreadOrder {
-    /// One of each kind.
+    /// One order of each kind.
     pub const ALL: [Self; 3] = [Self::Forward, Self::Reverse, Self::Shuffled(1)];
 }
 
-/// How a kernel is launched, its parameters apart.
+/// How a kernel is launched, except for its parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockRun {
     /// Blocks.
     pub grid: u32,
-    /// Threads of a block along x, which run fastest, and along y. Their product is a multiple of 32 and at most 1024.
+    /// Threads of a block along x, which varies fastest, and along y. Their product is a multiple
+    /// of 32 and at most 1024.
     pub threads: [u32; 2],
     /// Bytes of shared memory.
     pub shared_bytes: u32,
-    /// Whether tensor cores multiply bf16; f16 otherwise.
+    /// Whether tensor cores multiply bf16 rather than f16. PTX names the type itself.
     pub bf16: bool,
-    /// The order of threads. Blocks always run in a shuffled one.
+    /// How tensor cores add products.
+    pub sums: TensorSums,
+    /// The order of threads. Blocks always run in a shuffled order.
     pub order: ThreadOrder,
-    /// For texts that ask `is_mutant(n)`: which n it is true of. 0: none.
+    /// The number n for which `is_mutant(n)` is true in the kernel source; 0 for none.
     pub mutant: u32,
 }
 
-/// `Launch` of `cpp/block.hpp`.
+/// `Launch` in `cpp/block.hpp`.
 #[repr(C)]
 struct Launch {
     blocks: *const u32,
@@ -58,20 +62,23 @@ struct Launch {
     order: u32,
     bf16: u32,
     mutant: u32,
+    sum_products: u32,
+    sum_extra_bits: u32,
 }
 
 type Entry = unsafe extern "C" fn(*mut Launch, *const c_void) -> i32;
 
-/// `STACK_BYTES` and `CANARY_BYTES` of `cpp/block.hpp`.
+/// `STACK_BYTES` and `CANARY_BYTES` in `cpp/block.hpp`.
 const STACK_BYTES: usize = 64 << 10;
 const CANARY_BYTES: usize = 4 << 10;
 
-/// A kernel's text, compiled and loaded.
+/// A kernel source, compiled and loaded.
 pub struct EmulatedKernel {
     name: String,
-    text: String,
+    source: String,
     entry: Entry,
-    /// Shared memory and stacks, and the right to run: the library's own state is of one block.
+    /// Shared memory and stacks. The lock also grants the right to run: the library's own state
+    /// holds one block.
     memory: Mutex<Vec<u8>>,
     /// Keeps `entry` loaded.
     _library: Library,
@@ -79,20 +86,21 @@ pub struct EmulatedKernel {
 
 impl EmulatedKernel {
     /// # Safety
-    /// `library` was compiled from the emulation and from `text`, in which `KERNEL(entry_point)` stands.
-    pub(super) unsafe fn load(
+    /// `library` was compiled from the emulation and `source`, and `source` contains
+    /// `KERNEL(entry_point)`.
+    pub(crate) unsafe fn load(
         library: &Path,
         name: &str,
         entry_point: &str,
-        text: &str,
+        source: &str,
     ) -> Result<Self, EmulatorError> {
         // SAFETY: the emulation has no constructors.
         let library = unsafe { Library::new(library) }?;
-        // SAFETY: KERNEL makes a function of this type.
+        // SAFETY: KERNEL defines a function of this type.
         let entry = *unsafe { library.get::<Entry>(entry_point.as_bytes()) }?;
         Ok(Self {
             name: name.to_owned(),
-            text: text.to_owned(),
+            source: source.to_owned(),
             entry,
             memory: Mutex::default(),
             _library: library,
@@ -101,14 +109,16 @@ impl EmulatedKernel {
 
     /// Runs all blocks of a launch.
     ///
-    /// `global` is the memory that `params` points to. Launches of one kernel follow each other, whatever threads they come from.
+    /// `global` is the memory that `params` points to. Concurrent launches of one kernel run one
+    /// after the other.
     ///
     /// # Errors
-    /// [`EmulatorError::Run`], and [`EmulatorError::OutOfBounds`] where memory around `global` was written.
+    /// [`EmulatorError::Run`]; [`EmulatorError::OutOfBounds`] if memory around `global` was
+    /// written.
     ///
     /// # Safety
-    /// `params` is laid out as the kernel's `Params`, and the kernel reads and writes nothing but what it points to: where it does, as kernels
-    /// under test may, not farther off than the margins of `global`.
+    /// `params` has the layout of the kernel's `Params`. The kernel reads and writes nothing but
+    /// what `params` points to; a kernel with a mistake stays within the margins of `global`.
     pub unsafe fn run<P>(
         &self,
         run: &BlockRun,
@@ -119,6 +129,10 @@ impl EmulatedKernel {
             ThreadOrder::Forward => (0, 1),
             ThreadOrder::Reverse => (1, 2),
             ThreadOrder::Shuffled(seed) => (2, seed),
+        };
+        let (sum_products, sum_extra_bits) = match run.sums {
+            TensorSums::Nearest => (0, 0),
+            TensorSums::Truncated { products, extra_bits } => (products, extra_bits),
         };
         let mut blocks: Vec<u32> = (0..run.grid).collect();
         let mut rng = Rng::new(seed, 0);
@@ -150,9 +164,11 @@ impl EmulatedKernel {
             order,
             bf16: run.bf16.into(),
             mutant: run.mutant,
+            sum_products,
+            sum_extra_bits,
         };
-        // SAFETY: all pointers lead to memory of this function that is as long as the fields beside them say, the lock lets one launch in at a
-        // time, and the caller answers for `params`.
+        // SAFETY: all pointers lead to memory of this function, whose lengths the fields beside
+        // them give. The lock admits one launch at a time. The caller vouches for `params`.
         let failed = unsafe { (self.entry)(&mut launch, ptr::from_ref(params).cast()) } != 0;
         if failed {
             let lines = launch.error_lines;
@@ -166,8 +182,8 @@ impl EmulatedKernel {
         global.iter().try_for_each(|memory| memory.check())
     }
 
-    /// The lines of the text that an error is about.
+    /// The lines of the kernel source that an error is about.
     fn quote(&self, lines: [u32; 2]) -> String {
-        lines.map(|line| quote(&self.text, line)).concat()
+        lines.map(|line| quote(&self.source, line)).concat()
     }
 }

@@ -1,12 +1,39 @@
-//! CUDA kernels on the CPU: their own text, compiled by a C++ compiler with an emulation of the device in front.
+//! Runs flashtile's CUDA kernels on the CPU, so that tests can check them without a GPU.
 //!
-//! The emulation (`cpp/*.hpp`) runs a block's threads as fibers, each until it has to wait for others, in an order that the test
-//! chooses ([`ThreadOrder`]). It is no simulation of a card but a search for what a card might do at worst: shared memory begins as NaN,
-//! asynchronous copies arrive as late as they may and leave NaN where they will arrive, warps run as far apart as barriers let them.
-//! Threads that do not meet where they should, addresses that instructions do not take, and writes beyond a buffer are errors, never a
-//! crash or a hang. What it cannot see: races that change no result in any of the orders, and two blocks that write the same memory.
+//! ```no_run
+//! use flashtile_core::KernelKind;
+//! use flashtile_emulator::{CppCompiler, EmulatedCudaBackend, Emulator, TensorSums, ThreadOrder};
+//! use flashtile_testkit::{Case, run_case};
+//! use std::sync::Arc;
 //!
-//! [`EmulatedCudaBackend`] runs what flashtile-cuda would launch, by the emulation or by what NVRTC makes of the text ([`PtxCompiler`]); [`Emulator::kernel`] compiles any text in the kernels' style.
+//! let emulator = Arc::new(Emulator::new(CppCompiler::find("target/emulated-kernels")?));
+//! let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Reverse)
+//!     .with_sums(TensorSums::measured(80));
+//! let case: Case = "shape=1x2x70x64 skv=130 dtype=f16 causal=yes".parse()?;
+//! run_case(&backend, KernelKind::Flash, &case)?; // within the oracle's bound
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! There are two ways to run a kernel. [`EmulatedCudaBackend`] offers both through the testkit's
+//! `Backend` trait, with the launches that flashtile-cuda would make:
+//!
+//! - An [`Emulator`] compiles the kernel source with the machine's C++ compiler. `cpp/*.hpp`
+//!   replaces `device.cuh`. A block's threads run as fibers; each one runs until it has to wait for
+//!   others, in an order that the test chooses ([`ThreadOrder`]).
+//! - A [`PtxCompiler`] lets NVRTC compile the source to PTX and interprets that ([`PtxKernel`]).
+//!   This covers `device.cuh` and its inline assembly as well, and checks every memory access.
+//!
+//! Both look for the worst that a GPU might do rather than imitate one GPU. Shared memory starts as
+//! NaN. Asynchronous copies arrive as late as they may, and until then their destination holds NaN.
+//! Warps run as far apart as barriers allow. Tensor cores add as [`TensorSums`] says. Threads that
+//! do not meet where they should, misaligned addresses and writes outside of tensors are errors,
+//! never a crash or a hang.
+//!
+//! The emulator misses races that change no result in any of the orders, and two blocks that write
+//! the same memory; the interpreter reports those. Neither sees races between the lanes of one
+//! warp.
+//!
+//! This crate is not published. Only its own tests use it.
 
 mod backend;
 mod compiler;
@@ -14,6 +41,7 @@ mod error;
 mod kernel;
 mod memory;
 mod ptx;
+mod sums;
 
 pub use backend::{EmulatedCudaBackend, Emulator, PtxCompiler};
 pub use compiler::CppCompiler;
@@ -22,4 +50,5 @@ pub(crate) use error::quote;
 pub use kernel::{BlockRun, EmulatedKernel, ThreadOrder};
 pub use memory::DeviceMemory;
 pub(crate) use memory::POISON;
-pub use ptx::{LineDone, PtxKernel};
+pub use ptx::{ExecutedLine, PtxKernel};
+pub use sums::TensorSums;

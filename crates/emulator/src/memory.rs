@@ -1,78 +1,79 @@
 use crate::EmulatorError;
 
-/// Bytes of NaN on both sides: a kernel that reads there shows in its result, one that writes there is found out.
+/// Bytes of NaN on each side. A kernel that reads there gives NaN; one that writes there is
+/// reported.
 const MARGIN: usize = 16 << 10;
 
-/// What a driver's allocations are aligned to.
+/// The alignment of a driver's allocations.
 const ALIGNMENT: usize = 256;
 
 /// NaN as f32, as f16 and as bf16.
 pub(crate) const POISON: [u8; 2] = 0x7FE5u16.to_le_bytes();
 
-/// A piece of device memory, which is host memory here.
+/// An allocation in device memory. It lies in host memory here.
 #[derive(Debug)]
 pub struct DeviceMemory {
-    what: &'static str,
+    name: &'static str,
     bytes: Vec<u8>,
-    begin: usize,
+    start: usize,
     end: usize,
 }
 
 impl DeviceMemory {
-    /// Memory that holds `content`. Errors call it `what`.
-    pub fn new(what: &'static str, content: &[u8]) -> Self {
-        let mut memory = Self::poisoned(what, content.len());
+    /// Memory that holds `content`. Errors call it `name`.
+    pub fn new(name: &'static str, content: &[u8]) -> Self {
+        let mut memory = Self::poisoned(name, content.len());
         memory.content_mut().copy_from_slice(content);
         memory
     }
 
-    /// Memory that holds NaN.
-    pub fn poisoned(what: &'static str, len: usize) -> Self {
+    /// Memory of `len` bytes that holds NaN. Errors call it `name`.
+    pub fn poisoned(name: &'static str, len: usize) -> Self {
         let mut bytes = vec![0; MARGIN + ALIGNMENT + len + MARGIN];
-        let begin = MARGIN + bytes[MARGIN..].as_ptr().align_offset(ALIGNMENT);
-        // The pattern begins at even addresses, as elements do.
-        bytes.iter_mut().enumerate().for_each(|(n, byte)| *byte = POISON[(n + begin) % 2]);
-        Self { what, bytes, begin, end: begin + len }
+        let start = MARGIN + bytes[MARGIN..].as_ptr().align_offset(ALIGNMENT);
+        // The pattern starts at even addresses, like the elements.
+        bytes.iter_mut().enumerate().for_each(|(n, byte)| *byte = POISON[(n + start) % 2]);
+        Self { name, bytes, start, end: start + len }
     }
 
-    /// What kernels are given as pointer.
+    /// The pointer that kernels receive.
     pub fn address(&mut self) -> u64 {
-        self.bytes[self.begin..].as_mut_ptr().expose_provenance() as u64
+        self.bytes[self.start..].as_mut_ptr().expose_provenance() as u64
     }
 
-    /// What errors call it.
+    /// The name in errors.
     pub(crate) fn name(&self) -> &'static str {
-        self.what
+        self.name
     }
 
-    /// What it holds.
+    /// The bytes of the allocation.
     pub fn content(&self) -> &[u8] {
-        &self.bytes[self.begin..self.end]
+        &self.bytes[self.start..self.end]
     }
 
     pub(crate) fn content_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.begin..self.end]
+        &mut self.bytes[self.start..self.end]
     }
 
-    /// First address and the one behind the last.
+    /// The first address, and the address after the last byte.
     pub(crate) fn range(&mut self) -> [u64; 2] {
-        let begin = self.address();
-        [begin, begin + (self.end - self.begin) as u64]
+        let start = self.address();
+        [start, start + (self.end - self.start) as u64]
     }
 
-    /// Whether the memory around it is as it was.
+    /// Checks that the memory around the allocation is unchanged.
     ///
     /// # Errors
-    /// [`EmulatorError::OutOfBounds`] where it is not.
+    /// [`EmulatorError::OutOfBounds`] if it was written.
     pub fn check(&self) -> Result<(), EmulatorError> {
         let poisoned = |from: usize, to: usize| {
-            (from..to).all(|n| self.bytes[n] == POISON[(n + self.begin) % 2])
+            (from..to).all(|n| self.bytes[n] == POISON[(n + self.start) % 2])
         };
-        for (behind, whole) in
-            [(false, poisoned(0, self.begin)), (true, poisoned(self.end, self.bytes.len()))]
+        for (after, whole) in
+            [(false, poisoned(0, self.start)), (true, poisoned(self.end, self.bytes.len()))]
         {
             if !whole {
-                return Err(EmulatorError::OutOfBounds { what: self.what, behind });
+                return Err(EmulatorError::OutOfBounds { tensor: self.name, after });
             }
         }
         Ok(())
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn margins_are_watched_and_contents_are_not() {
+    fn writes_to_the_margins_are_errors_and_writes_to_the_content_are_not() {
         for at in [MARGIN - 1, MARGIN + 300] {
             let mut memory = DeviceMemory::new("q", &[1, 2, 3]);
             assert_eq!(memory.address() % 256, 0);
@@ -92,10 +93,10 @@ mod tests {
             assert_eq!(memory.content(), [1, 2, 9]);
             assert!(memory.check().is_ok());
             memory.bytes[at] = 0;
-            let behind = at > MARGIN;
-            assert!(
-                matches!(memory.check(), Err(EmulatorError::OutOfBounds { what: "q", behind: b }) if b == behind)
-            );
+            let error = memory.check().map_err(|error| error.to_string());
+            let expected =
+                if at > MARGIN { "memory after the end of q" } else { "memory before q" };
+            assert_eq!(error, Err(format!("{expected} was written")));
         }
     }
 }

@@ -160,12 +160,13 @@ class BenchTest(Scene):
         self.assertIn("refused: 1x16x16384x128,f16 cuda:flash: head_dim is 1024", self.log())
 
     def test_a_crash_is_a_failure_and_the_program_starts_again(self):
-        body = FLASHTILE.replace("case, kernel = line.split()", "sys.exit(9)")
+        crash = "sys.stderr.write('a panic\\n'); sys.exit(9)"
+        body = FLASHTILE.replace("case, kernel = line.split()", crash)
         measured = self.make_bench(flashtile=body)
         measured.run(CONTESTS)
         self.assertEqual(len(measured.failures), 3)
         for failure in measured.failures:
-            self.assertRegex(failure, "it ended, exit status 9")
+            self.assertRegex(failure, ": it ended: exit status 9: a panic$")
 
     def test_cases_that_the_time_does_not_reach_are_left_out(self):
         measured = self.make_bench(seconds=bench.CASE / 2)
@@ -173,6 +174,15 @@ class BenchTest(Scene):
             measured.run(CONTESTS, with_torch=False)
         measure.assert_not_called()
         self.assertEqual(measured.left_out, 2)
+
+    def test_a_program_that_our_own_time_limit_stops_has_not_failed(self):
+        body = FLASHTILE.replace(
+            "for line in sys.stdin:", "import time; time.sleep(60)\n        if 0:"
+        )
+        measured = self.make_bench(flashtile=body)
+        self.session.deadline = Deadline(bench.CASE / 3 + 1)
+        measured.ask_flashtile("cuda", "1x1x1x1,f16 cuda:flash")
+        self.assertEqual((measured.failures, measured.left_out), ([], 1))
 
     def test_no_question_outlives_the_step(self):
         measured = self.make_bench(seconds=20.0)

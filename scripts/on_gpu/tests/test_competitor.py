@@ -53,7 +53,7 @@ class CompetitorTest(Scene):
     def test_a_program_that_ends_is_noticed_at_once(self):
         competitor = self.compete("import sys; sys.stdin.readline(); sys.exit(7)")
         begin = time.monotonic()
-        with self.assertRaisesRegex(Gone, "it ended, exit status 7"):
+        with self.assertRaisesRegex(Gone, "it ended: exit status 7"):
             competitor.ask("question", 60)
         self.assertLess(time.monotonic() - begin, 5)
 

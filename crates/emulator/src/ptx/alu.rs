@@ -1,4 +1,4 @@
-//! What instructions compute, of bits. Registers hold what lies above a type's width as zeros.
+//! What instructions compute, on bits. In registers, the bits above a type's width are zero.
 
 use super::instruction::{Comparison, Function, Type};
 use half::{bf16, f16};
@@ -11,7 +11,7 @@ fn bits(x: f32) -> u64 {
     x.to_bits().into()
 }
 
-/// The number that bits of an integer type stand for.
+/// The value of bits of an integer type.
 fn number(of: Type, bits: u64) -> i128 {
     match of {
         Type::S8 => (bits as i8).into(),
@@ -25,7 +25,7 @@ fn number(of: Type, bits: u64) -> i128 {
     }
 }
 
-/// What of a number fits the type.
+/// A number, reduced to the bits of a type.
 pub(super) fn wrap(of: Type, number: i128) -> u64 {
     let bits = number as u64;
     match of.bytes() {
@@ -34,10 +34,11 @@ pub(super) fn wrap(of: Type, number: i128) -> u64 {
     }
 }
 
-/// `None`: the function is not one of the type.
+/// The result of a function. `None` if the type does not have this function, or for a division by
+/// 0.
 pub(super) fn compute(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
     if function == Function::Move {
-        // True is written as -1, and so may numbers be that are narrower.
+        // PTX may write true, and numbers narrower than their register, as -1.
         return Some(if of == Type::Pred {
             (from[0] != 0).into()
         } else {
@@ -46,7 +47,7 @@ pub(super) fn compute(function: Function, of: Type, from: [u64; 3]) -> Option<u6
     }
     match of {
         Type::F32 => compute_float(function, from.map(float)).map(bits),
-        // No kernel calculates in 16 bits.
+        // No kernel computes in 16 bits.
         Type::F16 => None,
         _ => compute_integer(function, of, from),
     }
@@ -64,7 +65,7 @@ fn compute_float(function: Function, [a, b, c]: [f32; 3]) -> Option<f32> {
         Function::Sub => a - b,
         Function::Mul => a * b,
         Function::Div => a / b,
-        // The one that is no NaN.
+        // Of a number and NaN, the number.
         Function::Min => a.min(b),
         Function::Max => a.max(b),
         Function::MulAdd => a.mul_add(b, c),
@@ -75,7 +76,7 @@ fn compute_float(function: Function, [a, b, c]: [f32; 3]) -> Option<f32> {
 fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> {
     let [a, b, c] = from.map(|bits| number(of, bits));
     let width = 8 * of.bytes();
-    // Shifts are told by 32 bits, and those beyond the width move all out.
+    // Shift amounts have 32 bits. A shift by the width or more removes all bits.
     let by = (from[1] as u32).min(width);
     Some(wrap(
         of,
@@ -98,7 +99,7 @@ fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> 
                 };
                 return Some(wrap(wide, a * b));
             }
-            // A card has no answer to these either.
+            // Divisions by 0 have no defined result on a GPU either.
             Function::Div => a.checked_div(b)?,
             Function::Rem => a.checked_rem(b)?,
             Function::Min => a.min(b),
@@ -118,7 +119,7 @@ fn compute_integer(function: Function, of: Type, from: [u64; 3]) -> Option<u64> 
     ))
 }
 
-/// The `count` lower bits of `a` in the place of those of `b` from `place` on.
+/// `b`, with its `count` bits from `place` on replaced by the lower bits of `a`.
 pub(super) fn insert_bits(a: u64, b: u64, place: u64, count: u64) -> u64 {
     let (place, count) = ((place & 0xFF).min(32), (count & 0xFF).min(32));
     let mask = (((1_u64 << count) - 1) << place) & 0xFFFF_FFFF;
@@ -148,7 +149,7 @@ pub(super) fn compare(
     }
 }
 
-/// `None`: there is no such conversion here.
+/// `None` for conversions that the interpreter does not support.
 pub(super) fn convert(to: Type, from: Type, x: u64) -> Option<u64> {
     Some(match (to, from) {
         (Type::F16, Type::F32) => f16::from_f32(float(x)).to_bits().into(),
@@ -160,7 +161,7 @@ pub(super) fn convert(to: Type, from: Type, x: u64) -> Option<u64> {
     })
 }
 
-/// Two floats of 16 bits in one word.
+/// Two floats, rounded to 16 bits, in one word.
 pub(super) fn convert_pair(to_bf16: bool, high: u64, low: u64) -> u64 {
     let half = |x: u64| -> u64 {
         let bits = if to_bf16 {
@@ -173,7 +174,7 @@ pub(super) fn convert_pair(to_bf16: bool, high: u64, low: u64) -> u64 {
     half(high) << 16 | half(low)
 }
 
-/// A float of 16 bits.
+/// The value of a 16-bit float.
 pub(super) fn half_value(of_bf16: bool, bits: u16) -> f32 {
     if of_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
 }
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_know_nan_and_what_is_too_small() {
+    fn floats_handle_nan_and_underflow() {
         let of = |function, a: f32, b: f32| {
             float(compute(function, Type::F32, [bits(a), bits(b), 0]).unwrap_or(7))
         };

@@ -1,9 +1,9 @@
-//! What a parsed kernel is made of.
+//! The parts of a parsed kernel.
 
-/// A register: its place among all registers of the kernel, whatever their types.
+/// A register: its index among all registers of the kernel, of any type.
 pub(super) type Reg = u32;
 
-/// How bits are read.
+/// How an instruction interprets bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
     Pred,
@@ -20,7 +20,7 @@ pub(super) enum Type {
 }
 
 impl Type {
-    /// `.b32` and the like are read as unsigned.
+    /// Untyped bits (`.b32`) count as unsigned.
     pub(super) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "pred" => Self::Pred,
@@ -48,18 +48,18 @@ impl Type {
     }
 }
 
-/// What an instruction reads.
+/// An input of an instruction.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operand {
     Reg(Reg),
-    /// A number as bits, or the address of a symbol in its own space.
+    /// The bits of a constant, or the address of a symbol in its memory space.
     Bits(u64),
     ThreadX,
     ThreadY,
     Block,
 }
 
-/// A place in memory: a register or a symbol, and bytes behind it.
+/// A memory address: a register or a symbol, plus an offset in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Address {
     pub(super) base: Operand,
@@ -73,21 +73,21 @@ pub(super) enum Space {
     Shared,
 }
 
-/// Functions of one, two or three values.
+/// Functions of one, two or three inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Function {
     Move,
     Abs,
     Neg,
     Not,
-    /// 2^x, to 0 where the result would be subnormal.
+    /// 2^x; 0 if the result would be subnormal.
     Exp2,
     Add,
     Sub,
     /// The lower half of a product.
     Mul,
     MulHigh,
-    /// Twice as wide as its operands.
+    /// The full product, twice as wide as the inputs.
     MulWide,
     Div,
     Rem,
@@ -99,7 +99,7 @@ pub(super) enum Function {
     ShiftLeft,
     ShiftRight,
     MulAdd,
-    /// Bits from place b on, c of them.
+    /// The c bits of a from bit b on.
     ExtractBits,
 }
 
@@ -121,7 +121,7 @@ pub(super) enum Operation {
         to: Reg,
         from: [Operand; 3],
     },
-    /// Inserts the `bits[1]` lower bits of `from[0]` into `from[1]` at place `bits[0]`.
+    /// Inserts the lower `bits[1]` bits of `from[0]` into `from[1]` at bit `bits[0]`.
     InsertBits {
         to: Reg,
         from: [Operand; 2],
@@ -133,13 +133,13 @@ pub(super) enum Operation {
         to: Reg,
         from: Operand,
     },
-    /// Two numbers rounded to 16 bits each, the first one high.
+    /// Rounds two numbers to 16 bits each and packs them; the first one becomes the upper half.
     ConvertPair {
         bf16: bool,
         to: Reg,
         from: [Operand; 2],
     },
-    /// `or_unordered`: true where an operand is NaN.
+    /// With `or_unordered`, the result is true if an input is NaN.
     Compare {
         comparison: Comparison,
         or_unordered: bool,
@@ -152,7 +152,8 @@ pub(super) enum Operation {
         from: [Operand; 2],
         by: Operand,
     },
-    /// Two words of 16 bits to one of 32, or of 32 to one of 64; the first one low.
+    /// Packs two words of 16 bits into 32, or two of 32 into 64; the first one becomes the lower
+    /// half.
     Pack {
         half: Type,
         to: Reg,
@@ -179,15 +180,16 @@ pub(super) enum Operation {
         to: u32,
     },
     Return,
-    /// `any`: the register that receives whether any thread's operand was true.
+    /// `any`: the register that receives whether any thread's input was true, and that input.
     Barrier {
         any: Option<(Reg, Operand)>,
     },
-    /// `by_xor`: from the lane whose number differs in these bits; else from the lane of this number.
+    /// Reads from lane number `lane`; with `by_xor`, from the lane whose number differs in these
+    /// bits.
     Shuffle {
         by_xor: bool,
         to: Reg,
-        /// Receives that there is such a lane: kernels ask for no other.
+        /// Receives whether that lane exists. It always does in these kernels.
         found: Option<Reg>,
         from: Operand,
         lane: Operand,
@@ -211,7 +213,7 @@ pub(super) enum Operation {
         to: [Reg; 4],
         from: Address,
     },
-    /// `a` holds two registers where `depth` is 8, and four where it is 16; `b` half as many.
+    /// `a` has two registers if `depth` is 8 and four if it is 16; `b` has half as many.
     MultiplyAdd {
         depth: u32,
         bf16: bool,
@@ -223,7 +225,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// Whether all lanes of a warp do it at once.
+    /// Whether all lanes of a warp execute it together.
     pub(super) fn is_collective(&self) -> bool {
         use Operation::{Any, Barrier, LoadMatrix, MultiplyAdd, Shuffle};
         matches!(
@@ -231,18 +233,50 @@ impl Operation {
             Barrier { .. } | Shuffle { .. } | Any { .. } | LoadMatrix { .. } | MultiplyAdd { .. }
         )
     }
+
+    /// Where each lane accesses shared memory, and how many bytes.
+    pub(super) fn shared_access(&self) -> Option<(Address, u32)> {
+        match self {
+            Self::Load { space: Space::Shared, of, to, from } => {
+                Some((*from, of.bytes() * to.len() as u32))
+            }
+            Self::Store { space: Space::Shared, of, to, from } => {
+                Some((*to, of.bytes() * from.len() as u32))
+            }
+            Self::CopyAsync { size, to, .. } => Some((*to, *size)),
+            Self::LoadMatrix { from, .. } => Some((*from, 16)),
+            Self::Load { space: Space::Param | Space::Global, .. }
+            | Self::Store { space: Space::Param | Space::Global, .. }
+            | Self::Compute { .. }
+            | Self::InsertBits { .. }
+            | Self::Convert { .. }
+            | Self::ConvertPair { .. }
+            | Self::Compare { .. }
+            | Self::Select { .. }
+            | Self::Pack { .. }
+            | Self::Unpack { .. }
+            | Self::Branch { .. }
+            | Self::Return
+            | Self::Barrier { .. }
+            | Self::Shuffle { .. }
+            | Self::Any { .. }
+            | Self::CopyCommit
+            | Self::CopyWait { .. }
+            | Self::MultiplyAdd { .. } => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Instruction {
-    /// Done where this register is true, or false.
+    /// Executed only if this register is true, or only if it is false.
     pub(super) guard: Option<(Reg, bool)>,
     pub(super) operation: Operation,
-    /// Of the text, from 1 on.
+    /// Line number in the PTX, counted from 1.
     pub(super) line: u32,
 }
 
-/// A kernel, its labels resolved.
+/// A kernel with its labels resolved.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) instructions: Vec<Instruction>,

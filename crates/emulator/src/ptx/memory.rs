@@ -1,11 +1,13 @@
-//! Memory under watch: every access lies within a tensor or within shared memory, at a multiple of its size, and no two warps, nor two blocks, touch
-//! the same place without a barrier between them where one of them writes.
+//! Checked memory. Every access has to lie within a tensor or within shared memory, at a multiple
+//! of its size. Two warps may not access the same place without a barrier between them if one of
+//! them writes; two blocks may not do so at all.
 
 use crate::{DeviceMemory, POISON};
 
-/// Places that are watched are this many bytes long: the smallest numbers that kernels store.
+/// Accesses are recorded per place of this many bytes: the smallest number that kernels store.
 const PLACE: usize = 2;
 
+/// More than one block.
 const SEVERAL: u32 = u32::MAX;
 
 /// Device memory of a launch.
@@ -14,7 +16,7 @@ pub(super) struct Global<'a, 'b> {
 }
 
 struct Tensor<'a, 'b> {
-    begin: u64,
+    start: u64,
     end: u64,
     memory: &'a mut &'b mut DeviceMemory,
     /// The block that wrote a place, plus 1.
@@ -26,9 +28,9 @@ struct Tensor<'a, 'b> {
 impl<'a, 'b> Global<'a, 'b> {
     pub(super) fn new(memory: &'a mut [&'b mut DeviceMemory]) -> Self {
         let tensor = |memory: &'a mut &'b mut DeviceMemory| {
-            let [begin, end] = memory.range();
-            let places = ((end - begin) as usize).div_ceil(PLACE);
-            Tensor { begin, end, memory, writers: vec![0; places], readers: vec![0; places] }
+            let [start, end] = memory.range();
+            let places = ((end - start) as usize).div_ceil(PLACE);
+            Tensor { start, end, memory, writers: vec![0; places], readers: vec![0; places] }
         };
         Self { tensors: memory.iter_mut().map(tensor).collect() }
     }
@@ -41,26 +43,26 @@ impl<'a, 'b> Global<'a, 'b> {
     ) -> Result<(&mut Tensor<'a, 'b>, usize), String> {
         if !address.is_multiple_of(bytes.into()) {
             return Err(format!(
-                "{what} of {bytes} bytes at an address that is no multiple of that"
+                "{what} of {bytes} bytes at an address that is not a multiple of that"
             ));
         }
         let end = address.saturating_add(bytes.into());
         if let Some(at) =
-            self.tensors.iter().position(|tensor| tensor.begin <= address && end <= tensor.end)
+            self.tensors.iter().position(|tensor| tensor.start <= address && end <= tensor.end)
         {
             let tensor = &mut self.tensors[at];
-            let offset = (address - tensor.begin) as usize;
+            let offset = (address - tensor.start) as usize;
             return Ok((tensor, offset));
         }
         let distance = |tensor: &&Tensor<'_, '_>| {
-            if address < tensor.begin { tensor.begin - address } else { end - tensor.end.min(end) }
+            if address < tensor.start { tensor.start - address } else { end - tensor.end.min(end) }
         };
         let nearest = self.tensors.iter().min_by_key(distance).ok_or("there is no memory")?;
-        let (name, offset) =
-            (nearest.memory.name(), i128::from(address) - i128::from(nearest.begin));
+        let offset = i128::from(address) - i128::from(nearest.start);
+        let (name, len) = (nearest.memory.name(), nearest.end - nearest.start);
         Err(format!(
-            "{what} of {bytes} bytes outside of all memory: at byte {offset} of {name}, which has {}",
-            nearest.end - nearest.begin
+            "{what} of {bytes} bytes outside every tensor, at byte {offset} of {name}, \
+             which has {len}"
         ))
     }
 
@@ -73,7 +75,7 @@ impl<'a, 'b> Global<'a, 'b> {
         {
             if *writer != 0 && *writer != block + 1 {
                 return Err(format!(
-                    "a read of what block {} writes in the same launch",
+                    "a read of memory that block {} writes in the same launch",
                     writer - 1
                 ));
             }
@@ -90,10 +92,12 @@ impl<'a, 'b> Global<'a, 'b> {
             tensor.writers[places.clone()].iter_mut().zip(&tensor.readers[places])
         {
             if *reader != 0 && *reader != block + 1 {
-                return Err("a write of what another block reads in the same launch".to_owned());
+                return Err(
+                    "a write to memory that another block reads in the same launch".to_owned()
+                );
             }
             if *writer != 0 && *writer != block + 1 {
-                return Err(format!("a write where block {} writes too", *writer - 1));
+                return Err(format!("a write to memory that block {} writes too", *writer - 1));
             }
             *writer = block + 1;
         }
@@ -102,18 +106,18 @@ impl<'a, 'b> Global<'a, 'b> {
     }
 }
 
-/// Who touched a place of shared memory since when.
+/// The last access to a place in shared memory.
 #[derive(Clone, Copy, Default)]
 struct Touched {
-    /// Barriers before it, plus 1; 0 is never.
+    /// Barriers before the access, plus 1; 0 if there was none.
     since: u32,
     warp: u16,
-    /// Other warps too.
+    /// Whether other warps accessed it too, since the same barrier.
     several: bool,
 }
 
 impl Touched {
-    /// Whether another warp did, with no barrier since.
+    /// Whether another warp accessed it, with no barrier since.
     fn by_another(self, now: u32, warp: u16) -> bool {
         self.since == now && (self.several || self.warp != warp)
     }
@@ -149,7 +153,7 @@ impl Shared {
         self.now += 1;
     }
 
-    /// The bytes, and the places that they fill.
+    /// The bytes of an access, and the places that they cover.
     fn find(
         &self,
         what: &str,
@@ -165,11 +169,11 @@ impl Shared {
         }
         if !address.is_multiple_of(bytes.into()) {
             return Err(format!(
-                "{what} of {bytes} bytes at byte {address} of shared memory, which is no multiple of that"
+                "{what} of {bytes} bytes at byte {address} of shared memory, not a multiple of that"
             ));
         }
-        let (begin, end) = (address as usize, end as usize);
-        Ok([begin..end, begin / PLACE..end.div_ceil(PLACE)])
+        let (start, end) = (address as usize, end as usize);
+        Ok([start..end, start / PLACE..end.div_ceil(PLACE)])
     }
 
     pub(super) fn read(&mut self, warp: u16, address: u64, bytes: u32) -> Result<&[u8], String> {
@@ -177,7 +181,8 @@ impl Shared {
         let now = self.now;
         if self.writes[places.clone()].iter().any(|write| write.by_another(now, warp)) {
             return Err(format!(
-                "a race: byte {address} of shared memory is read, and another warp wrote it since the last barrier"
+                "a race: a read of byte {address} of shared memory, which another warp wrote since \
+                 the last barrier"
             ));
         }
         self.reads[places].iter_mut().for_each(|read| read.touch(now, warp));
@@ -187,10 +192,11 @@ impl Shared {
     pub(super) fn write(&mut self, warp: u16, address: u64, value: &[u8]) -> Result<(), String> {
         let [at, places] = self.find("a write", address, value.len() as u32)?;
         let now = self.now;
-        for (done, touched) in [("read", &self.reads), ("wrote", &self.writes)] {
+        for (did, touched) in [("read", &self.reads), ("wrote", &self.writes)] {
             if touched[places.clone()].iter().any(|touched| touched.by_another(now, warp)) {
                 return Err(format!(
-                    "a race: byte {address} of shared memory is written, and another warp {done} it since the last barrier"
+                    "a race: a write to byte {address} of shared memory, which another warp {did} \
+                     since the last barrier"
                 ));
             }
         }
@@ -199,7 +205,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What lies there until a copy that is under way arrives.
+    /// Writes NaN, which stays until a copy under way arrives.
     pub(super) fn poison(&mut self, warp: u16, address: u64, bytes: u32) -> Result<(), String> {
         let poison: Vec<u8> = POISON.into_iter().cycle().take(bytes as usize).collect();
         self.write(warp, address, &poison)
@@ -212,19 +218,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warps_race_where_no_barrier_stands_between_them() {
+    fn warps_race_without_a_barrier_between_them() {
         let mut shared = Shared::new(64);
         shared.write(0, 8, &[1; 4]).unwrap();
-        assert_eq!(shared.read(0, 8, 4), Ok(&[1; 4][..]), "the warp itself");
-        assert!(shared.read(1, 8, 4).unwrap_err().contains("another warp wrote it"));
+        assert_eq!(shared.read(0, 8, 4), Ok(&[1; 4][..]), "the same warp");
+        assert!(shared.read(1, 8, 4).unwrap_err().contains("another warp wrote since"));
         shared.barrier();
         shared.read(1, 8, 4).unwrap();
         shared.read(0, 8, 4).unwrap();
         for warp in [0, 1] {
-            assert!(shared.write(warp, 8, &[2; 2]).unwrap_err().contains("another warp read it"));
+            assert!(
+                shared.write(warp, 8, &[2; 2]).unwrap_err().contains("another warp read since")
+            );
         }
         shared.write(1, 16, &[2; 2]).unwrap();
-        assert!(shared.write(0, 16, &[2; 2]).unwrap_err().contains("another warp wrote it"));
+        assert!(shared.write(0, 16, &[2; 2]).unwrap_err().contains("another warp wrote since"));
         shared.barrier();
         shared.write(0, 8, &[3; 8]).unwrap();
         for (address, bytes) in [(62, 4), (1, 2), (u64::MAX - 1, 2)] {
@@ -234,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn blocks_keep_to_tensors_and_out_of_each_others_way() {
+    fn blocks_stay_within_tensors_and_do_not_share_what_one_writes() {
         let (mut q, mut out) =
             (DeviceMemory::new("q", &[7; 16]), DeviceMemory::poisoned("out", 16));
         let (q_at, out_at) = (q.address(), out.address());
         let mut memory = [&mut q, &mut out];
         let mut global = Global::new(&mut memory);
         assert_eq!(global.read(0, q_at + 4, 4), Ok(&[7; 4][..]));
-        assert!(global.read(0, q_at + 2, 4).unwrap_err().contains("no multiple"));
+        assert!(global.read(0, q_at + 2, 4).unwrap_err().contains("not a multiple"));
         assert!(
             global.read(0, q_at + 16, 4).unwrap_err().contains("at byte 16 of q, which has 16")
         );
@@ -250,14 +258,21 @@ mod tests {
         );
         global.write(0, out_at, &[5, 0, 0, 0]).unwrap();
         global.write(0, out_at, &[6, 0]).unwrap();
-        assert!(global.write(1, out_at, &[5, 0, 0, 0]).unwrap_err().contains("block 0 writes too"));
-        assert!(global.read(1, out_at, 4).unwrap_err().contains("block 0 writes"));
+        assert!(
+            global.write(1, out_at, &[5, 0, 0, 0]).unwrap_err().contains("that block 0 writes too")
+        );
+        assert!(global.read(1, out_at, 4).unwrap_err().contains("that block 0 writes"));
         assert_eq!(global.read(0, out_at, 4), Ok(&[6, 0, 0, 0][..]));
         assert!(
-            global.write(1, q_at + 4, &[5, 0, 0, 0]).unwrap_err().contains("another block reads")
+            global
+                .write(1, q_at + 4, &[5, 0, 0, 0])
+                .unwrap_err()
+                .contains("that another block reads")
         );
         global.write(0, q_at + 4, &[5, 0, 0, 0]).unwrap();
         (0..2).for_each(|block| assert!(global.read(block, q_at + 8, 2).is_ok()));
-        assert!(global.write(0, q_at + 8, &[5, 0]).unwrap_err().contains("another block reads"));
+        assert!(
+            global.write(0, q_at + 8, &[5, 0]).unwrap_err().contains("that another block reads")
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! CUDA kernels as NVRTC compiles them, on the CPU: an interpreter for PTX, the last text before machine code.
+//! An interpreter for the PTX that NVRTC writes, the last form of a kernel before machine code.
 //!
-//! Beside the emulation of the kernels' own text ([`emulator`](crate::Emulator)) this runs what only the compiler sees: `device.cuh`, the inline
-//! assembly, the code for each compute capability. It watches every access ([`PtxKernel::run`] says what is an error), which makes it a stand-in for
-//! the sanitizers that need a card. It knows the instructions that these kernels are compiled to and no others. What it cannot see: lanes of one warp
-//! that race with each other, for it runs them in step.
+//! Unlike the [`Emulator`](crate::Emulator), it covers `device.cuh`, the inline assembly and the
+//! code for each compute capability. It checks every access ([`PtxKernel::run`] lists the errors),
+//! so it replaces the sanitizers that need a GPU. It supports the instructions that these kernels
+//! use, and no others. It cannot see races between the lanes of one warp, because it runs them in
+//! step.
 
 mod alu;
 mod banks;
@@ -19,61 +20,66 @@ use memory::{Global, Shared};
 use std::sync::atomic::Ordering;
 use warp::{Block, LANES, Seen, Stop, Warp};
 
-/// What warps did of one instruction.
+/// An instruction that was executed, with its accesses to shared memory by all warps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LineDone {
-    /// Of the text, from 1 on.
+pub struct ExecutedLine {
+    /// Line number in the PTX, counted from 1.
     pub line: u32,
-    /// Groups of lanes that shared memory served at once: a warp's 4-byte access is one, its 16-byte access four.
-    pub shared_turns: u64,
-    /// Turns that were taken besides, because lanes asked one bank for different words.
+    /// Groups of lanes that shared memory can serve at once. A warp's 4-byte access counts as one
+    /// group, its 16-byte access as four.
+    pub shared_accesses: u64,
+    /// Extra turns that groups needed, because lanes asked one bank for different words.
     pub bank_conflicts: u64,
 }
 
-/// A kernel of a PTX text.
+/// A kernel in PTX.
 #[derive(Debug)]
 pub struct PtxKernel {
     name: String,
-    text: String,
+    ptx: String,
     program: Program,
     seen: Vec<Seen>,
 }
 
 impl PtxKernel {
-    /// The kernel `entry_point` of `text`. Errors call it `name`.
+    /// The kernel `entry_point` of `ptx`. Errors call it `name`.
     ///
     /// # Errors
-    /// [`EmulatorError::Run`] where it uses what the interpreter does not know.
-    pub fn parse(name: &str, entry_point: &str, text: &str) -> Result<Self, EmulatorError> {
+    /// [`EmulatorError::Run`] if it holds something that the interpreter does not support.
+    pub fn parse(name: &str, entry_point: &str, ptx: &str) -> Result<Self, EmulatorError> {
         let failed = |message| EmulatorError::Run { kernel: name.to_owned(), message };
-        let program = parse::parse(text, entry_point).map_err(failed)?;
+        let program = parse::parse(ptx, entry_point).map_err(failed)?;
         let seen = program.instructions.iter().map(|_| Seen::default()).collect();
-        Ok(Self { name: name.to_owned(), text: text.to_owned(), program, seen })
+        Ok(Self { name: name.to_owned(), ptx: ptx.to_owned(), program, seen })
     }
 
-    /// What was done so far, instruction by instruction.
-    pub fn done(&self) -> impl Iterator<Item = LineDone> {
+    /// The instructions that any run so far has executed.
+    pub fn executed(&self) -> impl Iterator<Item = ExecutedLine> {
         let instructions = self.program.instructions.iter().zip(&self.seen);
         instructions.filter(|(_, seen)| seen.done.load(Ordering::Relaxed)).map(
             |(instruction, seen)| {
-                let (shared_turns, bank_conflicts) = seen.shared.told();
-                LineDone { line: instruction.line, shared_turns, bank_conflicts }
+                let (shared_accesses, bank_conflicts) = seen.shared.counts();
+                ExecutedLine { line: instruction.line, shared_accesses, bank_conflicts }
             },
         )
     }
 
-    /// The text that it was parsed from.
-    pub fn text(&self) -> &str {
-        &self.text
+    /// The PTX that it was parsed from.
+    pub fn ptx(&self) -> &str {
+        &self.ptx
     }
 
-    /// Runs all blocks of a launch, one after the other; `params` are the bytes of the kernel's parameter, and `global` is the memory that it
-    /// points to.
+    /// Runs all blocks of a launch, one after the other. `params` holds the bytes of the kernel's
+    /// parameter, and `global` is the memory that it points to.
     ///
     /// # Errors
-    /// [`EmulatorError::Run`], with the line of the text: accesses outside of `global` and of shared memory or at no multiple of their size; shared
-    /// memory that two warps touch without a barrier between them, where one writes; global memory that one block writes and another touches; lanes
-    /// and warps that do not meet where all of them have to be; copies that nobody waits for.
+    /// [`EmulatorError::Run`], with the line of the PTX, for
+    /// - an access outside `global` and shared memory, or at an address that is not a multiple of
+    ///   its size;
+    /// - shared memory that two warps access without a barrier between them, if one of them writes;
+    /// - global memory that one block writes and another block accesses;
+    /// - lanes and warps that do not meet where all of them have to;
+    /// - copies that no thread waits for.
     pub fn run(
         &self,
         run: &BlockRun,
@@ -82,7 +88,7 @@ impl PtxKernel {
     ) -> Result<(), EmulatorError> {
         let failed = |(line, why): (u32, String)| EmulatorError::Run {
             kernel: self.name.clone(),
-            message: why + &quote(&self.text, line),
+            message: why + &quote(&self.ptx, line),
         };
         if params.len() != self.program.param_bytes as usize {
             return Err(failed((
@@ -92,15 +98,21 @@ impl PtxKernel {
         }
         let threads = run.threads[0] as usize * run.threads[1] as usize;
         if threads == 0 || !threads.is_multiple_of(LANES) {
-            return Err(failed((0, format!("{threads} threads are no number of whole warps"))));
+            return Err(failed((0, format!("{threads} threads: a block has whole warps of 32"))));
         }
         let mut rng =
             Rng::new(if let ThreadOrder::Shuffled(seed) = run.order { seed } else { 1 }, 0);
         let mut memory = Global::new(global);
         for index in 0..run.grid {
             let shared = Shared::new(run.shared_bytes);
-            let mut block =
-                Block { global: &mut memory, shared, params, index, threads_x: run.threads[0] };
+            let mut block = Block {
+                global: &mut memory,
+                shared,
+                params,
+                index,
+                threads_x: run.threads[0],
+                sums: run.sums,
+            };
             self.run_block(&mut block, threads / LANES, run.order, &mut rng).map_err(failed)?;
         }
         Ok(())
@@ -134,7 +146,10 @@ impl PtxKernel {
                         if let Stop::Barrier(place) = stop { Some(place) } else { None }
                     });
                     let line = place.map_or(0, |place| instructions[place as usize].line);
-                    return Err((line, format!("block {}: not all warps come here", block.index)));
+                    return Err((
+                        line,
+                        format!("block {}: not all warps reach this barrier", block.index),
+                    ));
                 }
             };
             let any = warps.iter().any(|warp| warp.vote(place, block));
@@ -148,10 +163,12 @@ impl PtxKernel {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::TensorSums;
 
-    /// A kernel that is given the address of `out` in %rd0, has %r0 = its thread, %rd1 = the address of out[thread], and then does `body`.
+    /// A kernel that executes `body`, with %r0 = its thread, %rd0 = the address of `out` and
+    /// %rd1 = the address of out[thread].
     fn kernel(body: &str) -> Result<PtxKernel, EmulatorError> {
-        let text = format!(
+        let ptx = format!(
             ".version 9.0
 .visible .entry k(
     .param .align 8 .b8 k_param_0[8]
@@ -170,10 +187,10 @@ mod tests {
 }}
 "
         );
-        PtxKernel::parse("k", "k", &text)
+        PtxKernel::parse("k", "k", &ptx)
     }
 
-    /// The words that 64 threads leave in `out`.
+    /// The words that 64 threads write to `out`.
     fn run(body: &str) -> Result<Vec<u32>, EmulatorError> {
         let mut out = DeviceMemory::new("out", &[0; 256]);
         let params = out.address().to_le_bytes();
@@ -183,6 +200,7 @@ mod tests {
             threads: [64, 1],
             shared_bytes: 1024,
             bf16: false,
+            sums: TensorSums::Nearest,
             order,
             mutant: 0,
         };
@@ -199,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_part_and_meet_again() {
+    fn lanes_diverge_and_reconverge() {
         let body = "
     setp.lt.u32 %p1, %r0, 10;
     @%p1 bra SMALL;
@@ -218,14 +236,14 @@ BOTH:
         assert_eq!(
             kernel("    setp.eq.u32 %p1, %r0, 99;\n    @%p1 bra END;\nEND:")
                 .unwrap()
-                .done()
+                .executed()
                 .count(),
             0
         );
     }
 
     #[test]
-    fn barriers_order_and_tell() {
+    fn barriers_order_accesses_and_share_votes() {
         let store = "
     shl.b32 %r1, %r0, 2;
     mov.u32 %r2, shared_bytes;
@@ -240,7 +258,7 @@ BOTH:
         assert_eq!(run(&[store, barrier, load].concat()).unwrap(), expected);
         let raced = error(&[store, load].concat());
         assert!(
-            raced.contains("another warp wrote it") || raced.contains("another warp read it"),
+            raced.contains("another warp wrote since") || raced.contains("another warp read since"),
             "{raced}"
         );
         assert!(raced.contains("| "), "the line is quoted: {raced}");
@@ -253,32 +271,35 @@ BOTH:
     }
 
     #[test]
-    fn what_a_card_would_not_do_is_told() {
-        let parted = "    setp.lt.u32 %p1, %r0, 40;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:";
+    fn mistakes_are_reported() {
+        let diverged = "    setp.lt.u32 %p1, %r0, 40;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:";
         for (body, words) in [
-            (parted, "not all lanes come here"),
+            (diverged, "not all lanes reach this"),
             (
                 "    setp.lt.u32 %p1, %r0, 32;\n    @%p1 bra LEFT;\n    bar.sync 0;\nLEFT:",
-                "not all warps come here",
+                "not all warps reach this",
             ),
             (
                 "    st.global.u32 [%rd1+4], %r0;",
-                "outside of all memory: at byte 256 of out, which has 256",
+                "outside every tensor, at byte 256 of out, which has 256",
             ),
-            ("    st.global.u64 [%rd1], %rd1;", "no multiple of that"),
+            ("    st.global.u64 [%rd1], %rd1;", "not a multiple of that"),
             (
                 "    st.global.u32 [%rd0], %r0;\n    ld.shared.u32 %r1, [%r0+1024];",
                 "at byte 1024 of shared memory",
             ),
-            ("    cp.async.ca.shared.global [%r0], [%rd1], 4, 4;", "no multiple"),
+            ("    cp.async.ca.shared.global [%r0], [%rd1], 4, 4;", "not a multiple"),
             (
-                "    shl.b32 %r1, %r0, 2;\n    cp.async.ca.shared.global [%r1], [%rd1], 4, 4;\n    cp.async.commit_group;",
+                "
+    shl.b32 %r1, %r0, 2;
+    cp.async.ca.shared.global [%r1], [%rd1], 4, 4;
+    cp.async.commit_group;",
                 "ends with copies under way",
             ),
             ("    ld.param.u64 %rd2, [k_param_0+8];", "at byte 8 of the parameter"),
             ("    div.u32 %r1, %r0, 0;", "has no result"),
-            ("    sin.approx.f32 %r1, %r0;", "`sin.approx.f32` is not known here"),
-            ("    mov.u32 %r1, %r9;", "`%r9` is no register"),
+            ("    sin.approx.f32 %r1, %r0;", "does not support `sin.approx.f32`"),
+            ("    mov.u32 %r1, %r9;", "`%r9` is not a register"),
             ("    bra NOWHERE;", "no label NOWHERE"),
         ] {
             let error = error(body);

@@ -1,24 +1,25 @@
-//! The text of one kernel, as NVRTC writes it, to instructions. What the kernels under test do not use is an error that names it.
+//! Parses one kernel of the PTX that NVRTC writes. Anything that the kernels under test do not use
+//! is an error that names it.
 
 use super::instruction::{
     Address, Comparison, Function, Instruction, Operand, Operation, Program, Reg, Space, Type,
 };
 use std::collections::HashMap;
 
-/// Parses the kernel `entry` of `text`.
-pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
-    let begin = text
+/// Parses the kernel `entry` of `ptx`.
+pub(super) fn parse(ptx: &str, entry: &str) -> Result<Program, String> {
+    let start = ptx
         .find(&format!(".entry {entry}("))
         .ok_or_else(|| format!("there is no entry {entry}"))?;
-    let body = begin + text[begin..].find('{').ok_or("the entry has no body")?;
-    let head = &text[begin..body];
+    let body = start + ptx[start..].find('{').ok_or("the entry has no body")?;
+    let head = &ptx[start..body];
     let param_bytes = between(head, "[", "]")
         .and_then(|n| n.parse().ok())
-        .ok_or("one parameter is expected, an array of bytes")?;
+        .ok_or("expected one parameter, an array of bytes")?;
     let mut parser = Parser { param: format!("{entry}_param_0"), ..Parser::default() };
     parser.scopes.push(HashMap::new());
-    let mut line = 1 + text[..=body].matches('\n').count() as u32;
-    let mut rest = &text[body + 1..];
+    let mut line = 1 + ptx[..=body].matches('\n').count() as u32;
+    let mut rest = &ptx[body + 1..];
     while !parser.scopes.is_empty() {
         let trimmed = rest.trim_start();
         line += rest[..rest.len() - trimmed.len()].matches('\n').count() as u32;
@@ -32,7 +33,7 @@ pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
             parser.scopes.pop();
             rest = outer;
         } else {
-            let end = rest.find([';', ':']).ok_or("the text ends within the kernel")?;
+            let end = rest.find([';', ':']).ok_or("the PTX ends within the kernel")?;
             let statement = rest[..end].trim();
             if rest.as_bytes()[end] == b':' {
                 parser.labels.insert(statement.to_owned(), parser.instructions.len() as u32);
@@ -53,8 +54,8 @@ pub(super) fn parse(text: &str, entry: &str) -> Result<Program, String> {
 }
 
 fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
-    let begin = text.find(open)? + open.len();
-    Some(&text[begin..begin + text[begin..].find(close)?])
+    let start = text.find(open)? + open.len();
+    Some(&text[start..start + text[start..].find(close)?])
 }
 
 #[derive(Default)]
@@ -65,7 +66,7 @@ struct Parser {
     scopes: Vec<HashMap<String, Reg>>,
     registers: u32,
     labels: HashMap<String, u32>,
-    /// Instructions that wait for the place of a label.
+    /// Branches whose labels are not resolved yet.
     branches: Vec<(usize, String)>,
 }
 
@@ -80,8 +81,9 @@ impl Parser {
         let (guard, statement) = match statement.strip_prefix('@') {
             None => (None, statement),
             Some(guarded) => {
-                let (guard, rest) =
-                    guarded.split_once(char::is_whitespace).ok_or("a guard guards nothing")?;
+                let (guard, rest) = guarded
+                    .split_once(char::is_whitespace)
+                    .ok_or("a guard without an instruction")?;
                 let wanted = !guard.starts_with('!');
                 (Some((self.register(guard.trim_start_matches('!'))?, wanted)), rest.trim())
             }
@@ -93,21 +95,23 @@ impl Parser {
         Ok(())
     }
 
-    /// `.b32 %r<12>` are twelve registers, `.b16 h` is one.
+    /// `.b32 %r<12>` declares twelve registers, `.b16 h` one.
     fn declare(&mut self, declaration: &str) -> Result<(), String> {
         let (_, names) =
             declaration.split_once(char::is_whitespace).ok_or("a declaration without a name")?;
         for name in names.split(',').map(str::trim) {
             let names: Vec<String> = match name.split_once('<') {
                 Some((stem, count)) => {
-                    let count: u32 =
-                        count.trim_end_matches('>').parse().map_err(|_| "a count that is none")?;
+                    let count: u32 = count
+                        .trim_end_matches('>')
+                        .parse()
+                        .map_err(|_| "a count that is not a number")?;
                     (0..count).map(|n| format!("{stem}{n}")).collect()
                 }
                 None => vec![name.to_owned()],
             };
             for name in names {
-                let scope = self.scopes.last_mut().ok_or("outside of the kernel")?;
+                let scope = self.scopes.last_mut().ok_or("a declaration outside the kernel")?;
                 scope.insert(name, self.registers);
                 self.registers += 1;
             }
@@ -117,7 +121,7 @@ impl Parser {
 
     fn register(&self, name: &str) -> Result<Reg, String> {
         let found = self.scopes.iter().rev().find_map(|scope| scope.get(name));
-        found.copied().ok_or_else(|| format!("`{name}` is no register"))
+        found.copied().ok_or_else(|| format!("`{name}` is not a register"))
     }
 
     fn operand(&self, text: &str) -> Result<Operand, String> {
@@ -125,11 +129,12 @@ impl Parser {
             "%tid.x" => return Ok(Operand::ThreadX),
             "%tid.y" => return Ok(Operand::ThreadY),
             "%ctaid.x" => return Ok(Operand::Block),
-            // Each is the only symbol of its space, and so begins at 0.
+            // Each is the only symbol in its memory space, so its address is 0.
             "shared_bytes" => 0,
             _ if text == self.param => 0,
             _ if text.starts_with("0f") || text.starts_with("0F") => {
-                u64::from_str_radix(&text[2..], 16).map_err(|_| format!("`{text}` is no number"))?
+                u64::from_str_radix(&text[2..], 16)
+                    .map_err(|_| format!("`{text}` is not a number"))?
             }
             _ => match text.parse::<i128>() {
                 Ok(number) => number as u64,
@@ -139,20 +144,22 @@ impl Parser {
         Ok(Operand::Bits(bits))
     }
 
-    /// `[%rd1+16]`, `[name]`.
+    /// `[%rd1+16]` or `[name]`.
     fn address(&self, text: &str) -> Result<Address, String> {
-        let inner =
-            text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or("no address")?;
+        let inner = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'))
+            .ok_or("expected an address")?;
         let (base, offset) = match inner.split_once('+') {
             Some((base, offset)) => {
-                (base, offset.trim().parse().map_err(|_| "an offset that is none")?)
+                (base, offset.trim().parse().map_err(|_| "an offset that is not a number")?)
             }
             None => (inner, 0),
         };
         Ok(Address { base: self.operand(base.trim())?, offset })
     }
 
-    /// `{%r1, %r2}`, or one by itself.
+    /// `{%r1, %r2}`, or one operand without braces.
     fn list(&self, text: &str) -> Result<Vec<Operand>, String> {
         listed(text).map(|operand| self.operand(operand)).collect()
     }
@@ -172,13 +179,12 @@ impl Parser {
                 .and_then(|name| Type::parse(name))
                 .ok_or_else(|| format!("`{name}` has no type"))
         };
-        let unknown = || format!("`{name}` is not known here");
-        let number =
-            |n: usize| at(n)?.parse::<u32>().map_err(|_| "a number is expected".to_owned());
+        let unknown = || format!("the interpreter does not support `{name}`");
+        let number = |n: usize| at(n)?.parse::<u32>().map_err(|_| "expected a number".to_owned());
         Ok(match parts[..] {
             ["bra", ..] => {
                 self.branches.push((self.instructions.len(), at(0)?.to_owned()));
-                // Its label may stand further down.
+                // The label may follow later.
                 Operation::Branch { to: 0 }
             }
             ["ret"] => Operation::Return,
@@ -200,7 +206,7 @@ impl Parser {
             ["cp", "async", "wait_group"] => Operation::CopyWait { latest: number(0)? },
             ["cp", "async", "ca" | "cg", "shared", "global"] => {
                 let size = number(2)?;
-                // How much of it is there to be read; zeros follow.
+                // The bytes to read from global memory; zeros fill the rest.
                 let bytes = if operands.len() > 3 { value(3)? } else { Operand::Bits(size.into()) };
                 Operation::CopyAsync {
                     size,
@@ -212,10 +218,8 @@ impl Parser {
             ["ldmatrix", "sync", "aligned", "m8n8", "x4", ref rest @ ..]
                 if matches!(rest, ["shared", "b16"] | ["trans", "shared", "b16"]) =>
             {
-                let to = self
-                    .registers(at(0)?)?
-                    .try_into()
-                    .map_err(|_| "four registers are expected")?;
+                let to =
+                    self.registers(at(0)?)?.try_into().map_err(|_| "expected four registers")?;
                 Operation::LoadMatrix {
                     transposed: rest[0] == "trans",
                     to,
@@ -235,7 +239,7 @@ impl Parser {
                 "f32",
             ] if a == b => {
                 let depth = if shape == "m16n8k16" { 16 } else { 8 };
-                let four = |_| "four registers are expected";
+                let four = |_| "expected four registers";
                 let (a_words, b_words) = (self.list(at(1)?)?, self.list(at(2)?)?);
                 if (a_words.len(), b_words.len()) != (depth as usize / 4, depth as usize / 8)
                     || !matches!(a, "f16" | "bf16")
@@ -251,7 +255,7 @@ impl Parser {
                     c: self.list(at(3)?)?.try_into().map_err(|_| four(Vec::new()))?,
                 }
             }
-            // These would have to keep their signs in wider registers.
+            // These would have to extend the sign into a wider register.
             ["ld", .., "s8" | "s16"] => return Err(unknown()),
             ["ld", space, _] | ["ld", space, "v2" | "v4", _] => Operation::Load {
                 space: space_of(space)?,
@@ -305,7 +309,7 @@ impl Parser {
                     "b64" => Type::U32,
                     _ => return Err(unknown()),
                 };
-                let two = "two halves are expected";
+                let two = "expected two halves";
                 if at(0)?.starts_with('{') {
                     Operation::Unpack {
                         half,
@@ -347,7 +351,7 @@ impl Parser {
     }
 }
 
-/// What stands between braces, or one operand without them.
+/// The operands between braces, or one operand without braces.
 fn listed(text: &str) -> impl Iterator<Item = &str> {
     let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
     inner.split(',').map(str::trim)
@@ -359,7 +363,8 @@ fn compute(function: Function, of: Type, to: Reg, from: &[Operand]) -> Operation
     Operation::Compute { function, of, to, from: all }
 }
 
-/// The function that an instruction computes. `.rn` is how all of them round; `.ftz` and `.approx` are known of `ex2` alone.
+/// The function that an instruction computes. All of them round as `.rn` says; only `ex2` may have
+/// `.ftz` and `.approx`.
 fn function(parts: &[&str]) -> Option<Function> {
     Some(match parts {
         ["mov", _] => Function::Move,
@@ -392,11 +397,11 @@ fn space_of(name: &str) -> Result<Space, String> {
         "param" => Ok(Space::Param),
         "global" => Ok(Space::Global),
         "shared" => Ok(Space::Shared),
-        _ => Err(format!("the space `{name}` is not known here")),
+        _ => Err(format!("the interpreter does not support the space `{name}`")),
     }
 }
 
-/// Operands: between commas, but for those in braces.
+/// Splits operands at commas, except within braces.
 fn split(text: &str) -> Vec<&str> {
     let mut depth = 0;
     let parts = text.split(move |c| {

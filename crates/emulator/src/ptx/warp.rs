@@ -1,47 +1,50 @@
-//! The 32 lanes of a warp: each at a place of its own in the program. What all lanes do at once waits for all of them.
+//! The 32 lanes of a warp. Each lane has its own place in the program. An instruction that all
+//! lanes execute together waits for all of them.
 
 use super::alu;
 use super::banks::Traffic;
 use super::instruction::{Address, Instruction, Operand, Operation, Reg, Space, Type};
 use super::memory::{Global, Shared};
+use crate::TensorSums;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) const LANES: usize = 32;
 
-/// What a block's warps share.
+/// What the warps of a block share.
 pub(super) struct Block<'a, 'b, 'c> {
     pub(super) global: &'c mut Global<'a, 'b>,
     pub(super) shared: Shared,
     pub(super) params: &'c [u8],
     pub(super) index: u32,
     pub(super) threads_x: u32,
+    pub(super) sums: TensorSums,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Runs,
-    /// In front of what all lanes do at once.
+    /// Before an instruction that all lanes execute together.
     Waits,
     Ended,
 }
 
-/// Why a warp runs no further.
+/// Why a warp stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     Ended,
-    /// In front of a barrier, the instruction of this number.
+    /// Before a barrier: the index of that instruction.
     Barrier(u32),
 }
 
-/// What was seen of an instruction.
+/// The record of an instruction.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Whether any lane did it.
+    /// Whether any lane executed it.
     pub(super) done: AtomicBool,
     pub(super) shared: Traffic,
 }
 
-/// An asynchronous copy that is under way.
+/// An asynchronous copy under way.
 #[derive(Clone, Copy)]
 struct Copy {
     to: u64,
@@ -53,7 +56,7 @@ struct Copy {
 
 pub(super) struct Warp<'p> {
     program: &'p [Instruction],
-    /// What was seen of each instruction.
+    /// The record of each instruction.
     seen: &'p [Seen],
     index: u16,
     /// Register r of lane n is `registers[32 r + n]`.
@@ -61,11 +64,11 @@ pub(super) struct Warp<'p> {
     places: [u32; LANES],
     states: [State; LANES],
     copies: Vec<Vec<Copy>>,
-    /// The group that a lane's next copies belong to.
+    /// Per lane, the group of its next copies.
     groups: [u32; LANES],
 }
 
-/// Lanes as bits.
+/// A set of lanes, one bit each.
 type Mask = u32;
 const ALL: Mask = Mask::MAX;
 
@@ -92,7 +95,7 @@ impl<'p> Warp<'p> {
         }
     }
 
-    /// Runs until all lanes have ended or stand in front of a barrier. An error tells the line it is about.
+    /// Runs until all lanes have ended or reached a barrier. An error has the line that caused it.
     pub(super) fn run(&mut self, block: &mut Block<'_, '_, '_>) -> Result<Stop, (u32, String)> {
         loop {
             let running = (0..LANES).filter(|&lane| self.states[lane] == State::Runs);
@@ -101,7 +104,7 @@ impl<'p> Warp<'p> {
                 if ended == LANES {
                     return self.end();
                 }
-                // All that are left wait.
+                // All remaining lanes wait.
                 let place = self.places
                     [self.states.iter().position(|&state| state == State::Waits).unwrap_or(0)];
                 let together = ended == 0 && self.places.iter().all(|&other| other == place);
@@ -109,7 +112,7 @@ impl<'p> Warp<'p> {
                 if !together {
                     return Err((
                         instruction.line,
-                        format!("warp {}: not all lanes come here", self.index),
+                        format!("warp {}: not all lanes reach this instruction", self.index),
                     ));
                 }
                 if matches!(instruction.operation, Operation::Barrier { .. }) {
@@ -122,11 +125,14 @@ impl<'p> Warp<'p> {
             let mask = (0..LANES)
                 .filter(|&lane| self.states[lane] == State::Runs && self.places[lane] == place)
                 .fold(0, |mask, lane| mask | 1 << lane);
-            // The text ends with a return.
+            // The last instruction is a return, so `place` is in range.
             let instruction = &self.program[place as usize];
             if instruction.operation.is_collective() {
                 if instruction.guard.is_some() {
-                    return Err((instruction.line, "some lanes may be left out here".into()));
+                    return Err((
+                        instruction.line,
+                        "a guard may exclude lanes that this instruction needs".into(),
+                    ));
                 }
                 lanes(mask).for_each(|lane| self.states[lane] = State::Waits);
             } else {
@@ -144,7 +150,7 @@ impl<'p> Warp<'p> {
         }
     }
 
-    /// What this warp brings to a barrier: whether any lane's operand is true.
+    /// This warp's vote at a barrier: whether any lane's input is true.
     pub(super) fn vote(&self, place: u32, block: &Block<'_, '_, '_>) -> bool {
         match self.program[place as usize].operation {
             Operation::Barrier { any: Some((_, from)) } => {
@@ -154,7 +160,7 @@ impl<'p> Warp<'p> {
         }
     }
 
-    /// Goes on behind a barrier.
+    /// Continues after a barrier; `any` is the result of the vote.
     pub(super) fn pass(&mut self, place: u32, any: bool) {
         self.seen[place as usize].done.store(true, Ordering::Relaxed);
         if let Operation::Barrier { any: Some((to, _)) } = self.program[place as usize].operation {
@@ -183,26 +189,18 @@ impl<'p> Warp<'p> {
         self.value(of.base, lane, block).wrapping_add_signed(of.offset)
     }
 
-    /// Notes an instruction, and counts what it asks of shared memory.
+    /// Records an instruction and its accesses to shared memory.
     fn see(&self, place: u32, doing: Mask, block: &Block<'_, '_, '_>) {
         let seen = &self.seen[place as usize];
         seen.done.store(true, Ordering::Relaxed);
-        let (at, bytes) = match &self.program[place as usize].operation {
-            Operation::Load { space: Space::Shared, of, to, from } => {
-                (*from, of.bytes() * to.len() as u32)
-            }
-            Operation::Store { space: Space::Shared, of, to, from } => {
-                (*to, of.bytes() * from.len() as u32)
-            }
-            Operation::CopyAsync { size, to, .. } => (*to, *size),
-            Operation::LoadMatrix { from, .. } => (*from, 16),
-            _ => return,
-        };
-        let addresses: Vec<u64> = lanes(doing).map(|lane| self.address(at, lane, block)).collect();
-        seen.shared.count(&addresses, bytes);
+        if let Some((at, bytes)) = self.program[place as usize].operation.shared_access() {
+            let addresses: Vec<u64> =
+                lanes(doing).map(|lane| self.address(at, lane, block)).collect();
+            seen.shared.count(&addresses, bytes);
+        }
     }
 
-    /// Does one instruction for some lanes that stand in front of it.
+    /// Executes one instruction for the lanes in `mask`, which have all reached it.
     fn step(
         &mut self,
         place: u32,
@@ -252,7 +250,7 @@ impl<'p> Warp<'p> {
         Ok(())
     }
 
-    /// What a lane does by itself.
+    /// Executes an instruction that each lane executes alone.
     fn one(
         &mut self,
         operation: &Operation,
@@ -277,7 +275,7 @@ impl<'p> Warp<'p> {
                     *to,
                     lane,
                     converted
-                        .ok_or_else(|| format!("{from_type:?} does not become {to_type:?} here"))?,
+                        .ok_or_else(|| format!("no conversion of {from_type:?} to {to_type:?}"))?,
                 );
             }
             Operation::ConvertPair { bf16, to, from } => {
@@ -318,21 +316,29 @@ impl<'p> Warp<'p> {
                 };
                 if copy.bytes > copy.size || !copy.from.is_multiple_of(copy.size.into()) {
                     return Err(format!(
-                        "a copy of {bytes} bytes, of at most {size}, from an address that is a multiple of {size} or should be"
+                        "a copy of {bytes} bytes: expected at most {size}, aligned to {size}"
                     ));
                 }
-                // A card reads at any time until it is waited for. So does this: at the last.
+                // A GPU may copy at any time until the wait. This does so as late as possible.
                 block.shared.poison(self.index, copy.to, copy.size)?;
                 self.copies[lane].push(copy);
             }
             Operation::CopyCommit => self.groups[lane] += 1,
             Operation::CopyWait { latest } => self.arrive(*latest, lane, block)?,
-            other => return Err(format!("{other:?} is not for one lane")),
+            Operation::Branch { .. }
+            | Operation::Return
+            | Operation::Barrier { .. }
+            | Operation::Shuffle { .. }
+            | Operation::Any { .. }
+            | Operation::LoadMatrix { .. }
+            | Operation::MultiplyAdd { .. } => {
+                return Err(format!("{operation:?} is not an instruction for one lane"));
+            }
         }
         Ok(())
     }
 
-    /// Ends a lane's copies, but for the last `latest` groups and those in no group yet.
+    /// Does a lane's copies, except the last `latest` groups and those that are in no group yet.
     fn arrive(
         &mut self,
         latest: u32,
@@ -372,8 +378,8 @@ impl<'p> Warp<'p> {
             Space::Shared => block.shared.read(self.index, address, whole)?,
             Space::Global => block.global.read(block.index, address, whole)?,
             Space::Param => {
-                let begin = address as usize;
-                let bytes = block.params.get(begin..begin.saturating_add(whole as usize));
+                let start = address as usize;
+                let bytes = block.params.get(start..start.saturating_add(whole as usize));
                 bytes.ok_or_else(|| {
                     format!("a read of {whole} bytes at byte {address} of the parameter")
                 })?
@@ -403,7 +409,7 @@ impl<'p> Warp<'p> {
         match space {
             Space::Shared => block.shared.write(self.index, address, &bytes),
             Space::Global => block.global.write(block.index, address, &bytes),
-            Space::Param => Err("parameters are not written".into()),
+            Space::Param => Err("a write to the parameters".into()),
         }
     }
 
@@ -419,15 +425,17 @@ impl<'p> Warp<'p> {
         for lane in lanes(ALL) {
             let other = self.value(other, lane, block) as usize;
             let source = if by_xor { lane ^ other } else { other };
-            let value =
-                before.get(source).ok_or_else(|| format!("lane {lane} asks lane {source}"))?;
+            let value = before
+                .get(source)
+                .ok_or_else(|| format!("lane {lane} reads from lane {source}"))?;
             self.set(to, lane, *value);
         }
         Ok(())
     }
 
-    /// Four 8 x 8 matrices of 16-bit numbers, by the layout that PTX documents: lane 8 n + r says where row r of matrix n begins, and lane 4 g + t
-    /// receives of each matrix columns 2 t and 2 t + 1 of row g, or rows 2 t and 2 t + 1 of column g where it is transposed.
+    /// Loads four 8 x 8 matrices of 16-bit numbers, in the layout that PTX documents. Lane 8 n + r
+    /// gives the address of row r of matrix n. From each matrix, lane 4 g + t receives columns 2 t
+    /// and 2 t + 1 of row g; with `transposed`, rows 2 t and 2 t + 1 of column g.
     fn load_matrices(
         &mut self,
         transposed: bool,
@@ -457,7 +465,7 @@ impl<'p> Warp<'p> {
         Ok(())
     }
 
-    /// C += A B by the layouts that PTX documents for m16n8k16 and m16n8k8. Products are exact, and summed in f32, eight at a time.
+    /// C += A B, in the layouts that PTX documents for m16n8k16 and m16n8k8.
     fn multiply_add(
         &mut self,
         depth: u32,
@@ -485,11 +493,8 @@ impl<'p> Warp<'p> {
         for lane in lanes(ALL) {
             for (n, &to) in to.iter().enumerate() {
                 let (row, column) = (&rows[lane / 4 + n / 2 * 8], &columns[lane % 4 * 2 + n % 2]);
-                let mut sum = f32::from_bits(self.value(c[n], lane, block) as u32);
-                for k in (0..depth).step_by(8) {
-                    let p: [f32; 8] = std::array::from_fn(|i| row[k + i] * column[k + i]);
-                    sum += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
-                }
+                let sum = f32::from_bits(self.value(c[n], lane, block) as u32);
+                let sum = block.sums.add_products(sum, &row[..depth], &column[..depth], bf16);
                 self.set(to, lane, sum.to_bits().into());
             }
         }

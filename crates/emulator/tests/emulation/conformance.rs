@@ -1,164 +1,255 @@
-//! The kernels over the catalogue, held to the oracle's bound, on the launches that flashtile-cuda makes for several compute capabilities.
+//! The kernel source over the catalogue, within the oracle's bound, with the launches that
+//! flashtile-cuda makes for several compute capabilities.
 
 use super::Test;
+use super::common::{parse, report, tile_cases, tile_name};
 use flashtile_core::{
-    Backend, BackendError, BackendKind, BackendPlan, HostArgs, HostStats, KernelKind, PlanOptions,
-    Problem, Verdict,
+    Backend, BackendError, BackendKind, BackendPlan, DType, HostArgs, HostStats, KernelKind,
+    PlanOptions, Problem, Verdict,
 };
-use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
-use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
+use flashtile_emulator::{EmulatedCudaBackend, Emulator, TensorSums, ThreadOrder};
+use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles};
 use flashtile_testkit::{
-    Case, Failure, catalogue, check_neighbours, check_repeats, chosen_cases, run_case, run_random,
+    Case, Prepared, Wrong, catalogue, check_neighbours, check_repeats, chosen_cases, run_case,
+    run_random,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The most that a case costs: the emulation does some 10^8 operations a second.
+/// Larger cases are left out: the emulator computes about 10^8 operations per second.
 const MOST_FLOPS: u64 = 4_000_000;
 
-/// Cards, and of how many cases of the catalogue they are given one. sm_80: tensor cores for both 16-bit types; sm_60: none; sm_75: for f16 only;
-/// sm_90: the widest tiles.
+/// Compute capabilities, and the step through the catalogue's cases for each one. sm_80 has tensor
+/// cores for both 16-bit types, sm_60 has none, sm_75 has them for f16 only, sm_90 has the widest
+/// tiles.
 const ARCHS: [(Arch, usize); 4] = [(80, 1), (60, 4), (75, 7), (90, 9)];
 
+/// The same for the 16-bit cases, with sums that are truncated as on GPUs.
+const TRUNCATING_ARCHS: [(Arch, usize); 3] = [(80, 1), (75, 3), (90, 3)];
+
+/// Many keys and values of one sign: what truncation loses grows with every step.
+const LONG_CASES: [&str; 2] = [
+    "shape=1x1x16x32 skv=16384 dtype=f16 values=positive",
+    "shape=1x1x4x128 skv=4096 dtype=f16 values=positive",
+];
+
+/// Cases that are known to exceed the bound with truncated sums, and the result that does.
+///
+/// Truncation always loses in the same direction. If all addends have one sign, the loss grows with
+/// the number of steps: over head_dim in a score, over keys in an output. The bound grows with the
+/// square root of that number. Once a case is within the bound, its test fails, and the case
+/// belongs in [`LONG_CASES`] or in the catalogue.
+const BEYOND_THE_BOUND: [(Arch, Beyond, &str); 5] = [
+    (75, Beyond::Lse, "shape=1x2x20x64 skv=40 dtype=f16 values=onehot"),
+    (75, Beyond::Lse, "shape=1x2x20x128 skv=40 dtype=f16 values=onehot"),
+    (80, Beyond::Lse, "shape=1x2x20x128 skv=40 dtype=f16 values=onehot"),
+    (80, Beyond::Lse, "shape=1x2x20x256 skv=40 dtype=f16 values=onehot"),
+    (75, Beyond::Out, "shape=1x1x16x32 skv=32768 dtype=f16 values=positive"),
+];
+
+/// The result that exceeds the bound.
+#[derive(Clone, Copy, Debug)]
+enum Beyond {
+    Out,
+    Lse,
+}
+
 pub(super) fn tests() -> Vec<Test> {
-    let mut tests: Vec<Test> = Vec::new();
-    let mut add =
-        |name: String, test: Box<dyn FnOnce(Arc<Emulator>) -> Result<(), String> + Send>| {
-            tests.push((name, test));
-        };
     let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
-    let replay = cases.len() == 1;
-    let mut groups: Vec<&str> = cases.iter().map(|(group, _)| *group).collect();
-    groups.dedup();
-    for group in groups {
-        let of_group =
-            cases.iter().filter(|(g, case)| *g == group && (replay || case.flops() <= MOST_FLOPS));
-        let of_group: Vec<Case> = of_group.map(|(_, case)| case.clone()).collect();
-        let spread = move |step: usize| {
-            of_group.iter().step_by(if replay { 1 } else { step }).cloned().collect()
-        };
-        for (arch, step) in ARCHS {
-            let cases: Vec<Case> = spread(step);
-            add(
-                format!("sm_{arch} flash: {group}"),
-                Box::new(move |e| run_all(&e, arch, None, KernelKind::Flash, &cases, replay)),
-            );
-        }
-        let cases: Vec<Case> = spread(3);
-        add(
-            format!("sm_80 unfused: {group}"),
-            Box::new(move |e| run_all(&e, 80, None, KernelKind::Unfused, &cases, replay)),
-        );
+    if let [(_, case)] = &cases[..] {
+        return replay(case);
     }
-    if replay {
-        return tests;
-    }
-    for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES) {
-        add(
-            format!("tiles: {tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns),
-            Box::new(move |e| {
-                run_all(&e, 90, Some(tiles), KernelKind::Flash, &tile_cases(&tiles), true)
-            }),
-        );
-    }
+    let mut tests = of_catalogue(&cases);
+    tests.extend(of_tiles());
     for &kernel in KernelKind::ALL {
-        add(
-            format!("{kernel}: same bits in every order of threads"),
-            Box::new(move |e| same_in_every_order(e, kernel)),
-        );
-        add(
-            format!("{kernel}: same bits beside other batch entries"),
-            Box::new(move |e| {
-                let backend = EmulatedCudaBackend::new(e, 80, ThreadOrder::Forward);
-                report(
-                    together()
-                        .iter()
-                        .filter_map(|case| check_neighbours(&backend, kernel, case).err()),
-                )
-            }),
-        );
-        let count =
-            std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
-        let count = if kernel == KernelKind::Flash { count } else { count / 3 };
-        add(
-            format!("{kernel}: random problems"),
-            Box::new(move |e| {
-                let backend = EmulatedCudaBackend::new(e, 80, ThreadOrder::Shuffled(2));
-                let tally = run_random(&backend, kernel, 0..count)
-                    .map_err(|failure| failure.to_string())?;
-                if tally.all_passed() { Ok(()) } else { Err(tally.to_string()) }
-            }),
-        );
+        tests.extend(of_kernel(kernel));
     }
     tests
 }
 
-/// Runs every case in one order of threads, or in `every_order`, and reports every failure.
-fn run_all(
-    emulator: &Arc<Emulator>,
+/// What a test runs, beside its cases.
+#[derive(Clone, Copy)]
+struct Setup {
     arch: Arch,
-    tiles: Option<CudaTiles>,
     kernel: KernelKind,
-    cases: &[Case],
+    tiles: Option<CudaTiles>,
+    sums: TensorSums,
+    /// Every case in every order of threads; otherwise the orders take turns.
     every_order: bool,
+}
+
+impl Setup {
+    fn new(arch: Arch, kernel: KernelKind) -> Self {
+        let sums = TensorSums::Nearest;
+        Self { arch, kernel, tiles: None, sums, every_order: false }
+    }
+
+    fn flash(arch: Arch) -> Self {
+        Self::new(arch, KernelKind::Flash)
+    }
+
+    /// With the sums of real tensor cores.
+    fn truncating(self) -> Self {
+        Self { sums: TensorSums::measured(self.arch), ..self }
+    }
+
+    fn test(self, name: String, cases: Vec<Case>) -> Test {
+        (name, Box::new(move |emulator| self.run_all(&emulator, &cases)))
+    }
+
+    /// Runs every case, and reports every failure.
+    fn run_all(self, emulator: &Arc<Emulator>, cases: &[Case]) -> Result<(), String> {
+        let backend = EmulatedCudaBackend::new(emulator.clone(), self.arch, ThreadOrder::Forward)
+            .with_sums(self.sums);
+        let backend = match self.tiles {
+            Some(tiles) => backend.with_tiles(tiles),
+            None => backend,
+        };
+        let orders = ThreadOrder::ALL;
+        report(cases.iter().enumerate().flat_map(|(n, case)| {
+            let orders =
+                if self.every_order { orders.to_vec() } else { vec![orders[n % orders.len()]] };
+            let run = |order| run_case(&backend.with_order(order), self.kernel, case).err();
+            orders.into_iter().filter_map(run).collect::<Vec<_>>()
+        }))
+    }
+}
+
+/// One case on every kernel.
+fn replay(case: &Case) -> Vec<Test> {
+    let mut tests: Vec<Test> = Vec::new();
+    for (arch, _) in ARCHS {
+        let setup = Setup { every_order: true, ..Setup::flash(arch) };
+        tests.push(setup.test(format!("sm_{arch} flash"), vec![case.clone()]));
+        if arch >= 75 && case.dtype != DType::F32 {
+            let name = format!("sm_{arch} flash, truncated sums");
+            tests.push(setup.truncating().test(name, vec![case.clone()]));
+        }
+    }
+    let setup = Setup { every_order: true, ..Setup::new(80, KernelKind::Unfused) };
+    tests.push(setup.test("sm_80 unfused".to_owned(), vec![case.clone()]));
+    tests
+}
+
+fn of_catalogue(cases: &[(&'static str, Case)]) -> Vec<Test> {
+    let mut tests = Vec::new();
+    let mut groups: Vec<&str> = cases.iter().map(|(group, _)| *group).collect();
+    groups.dedup();
+    for group in groups {
+        let of_group = cases.iter().filter(|(g, _)| *g == group).map(|(_, case)| case);
+        // Long keys show what shorter ones cannot, so none of those is left out.
+        let fits = |case: &&Case| group == "long keys" || case.flops() <= MOST_FLOPS;
+        let small: Vec<&Case> = of_group.filter(fits).collect();
+        let spread = |step| small.iter().step_by(step).map(|&case| case.clone()).collect();
+        for (arch, step) in ARCHS {
+            let name = format!("sm_{arch} flash: {group}");
+            tests.push(Setup::flash(arch).test(name, spread(step)));
+        }
+        let setup = Setup::new(80, KernelKind::Unfused);
+        tests.push(setup.test(format!("sm_80 unfused: {group}"), spread(3)));
+        for (arch, step) in TRUNCATING_ARCHS {
+            let on_tensor_cores = |case: &&&Case| match case.dtype {
+                DType::F32 => false,
+                DType::F16 => true,
+                DType::BF16 => arch >= 80,
+            };
+            let cases = small.iter().filter(on_tensor_cores).step_by(step);
+            let cases: Vec<Case> = cases.map(|&case| case.clone()).collect();
+            if !cases.is_empty() {
+                let name = format!("sm_{arch} flash, truncated sums: {group}");
+                tests.push(Setup::flash(arch).truncating().test(name, cases));
+            }
+        }
+    }
+    for (arch, _) in TRUNCATING_ARCHS {
+        let cases = LONG_CASES.map(|line| line.parse().expect("a constant of this file"));
+        let name = format!("sm_{arch} flash, truncated sums: long keys");
+        tests.push(Setup::flash(arch).truncating().test(name, cases.to_vec()));
+    }
+    tests.push((
+        "flash, truncated sums: known to exceed the bound".to_owned(),
+        Box::new(|emulator| {
+            BEYOND_THE_BOUND.into_iter().try_for_each(|known| exceeds(&emulator, known))
+        }),
+    ));
+    tests
+}
+
+/// Checks that a case exceeds the bound with truncated sums, and is within it otherwise.
+fn exceeds(
+    emulator: &Arc<Emulator>,
+    (arch, beyond, line): (Arch, Beyond, &str),
 ) -> Result<(), String> {
-    let run = |case: &Case, order| {
-        let backend = EmulatedCudaBackend::new(emulator.clone(), arch, order);
-        let backend = tiles.map_or(backend.clone(), |tiles| backend.with_tiles(tiles));
-        run_case(&backend, kernel, case).err()
-    };
-    let orders = ThreadOrder::ALL;
-    report(cases.iter().enumerate().flat_map(|(n, case)| {
-        let orders = if every_order { orders.to_vec() } else { vec![orders[n % orders.len()]] };
-        orders.into_iter().filter_map(|order| run(case, order)).collect::<Vec<_>>()
-    }))
-}
-
-pub(super) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), String> {
-    let failures: Vec<_> = failures.map(|failure| failure.to_string()).collect();
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("{} failed\n{}", failures.len(), failures.join("\n")))
+    let backend = EmulatedCudaBackend::new(emulator.clone(), arch, ThreadOrder::Forward);
+    let prepared = Prepared::new(&parse(line)?).map_err(|e| e.to_string())?;
+    prepared.check(&backend, KernelKind::Flash).map_err(|e| e.to_string())?;
+    let truncating = backend.with_sums(TensorSums::measured(arch));
+    let wrong = prepared.check(&truncating, KernelKind::Flash).err().map(|failure| failure.wrong);
+    match (wrong, beyond) {
+        (Some(Wrong::Out(_)), Beyond::Out) | (Some(Wrong::Lse(_)), Beyond::Lse) => Ok(()),
+        (Some(wrong), _) => Err(format!("{line} on sm_{arch}: {wrong}; expected {beyond:?}")),
+        (None, _) => Err(format!("{line} on sm_{arch} is within the bound now")),
     }
 }
 
-/// The widest head that the shape holds and an odd one, over several tiles of queries and keys with edges, in every storage type that it has; and
-/// all features at once.
-pub(super) fn tile_cases(tiles: &CudaTiles) -> Vec<Case> {
-    let (wide, columns) = (tiles.head_dim, tiles.columns);
-    let (rows, keys) = (tiles.rows + 5, 2 * tiles.keys + 13);
-    let (plain, odd) = if tiles.engine == Engine::Mma { ("bf16", "f16") } else { ("f32", "bf16") };
-    let mut lines = vec![
-        format!(
-            "shape=1x2x{rows}x{wide} hkv=1 skv={keys} dtype={plain} causal=yes align=bottom-right"
-        ),
-        format!(
-            "shape=2x1x9x{} skv={keys} dv={} dtype={odd} window_left=20 window_right=30 align=11 kv_lens={keys}:5 poison=unseen",
-            wide - 1,
-            columns + 3
-        ),
-    ];
-    if tiles.has_general() {
-        lines.push(format!(
-            "shape=1x2x{rows}x24 skv={keys} dv={} dtype=f16 causal=yes align=2 window_right=4 softcap=5.0 mask=f32:1hqk:blocks \
-             kv_lens=random dropout=0.25 poison=unseen",
-            columns.min(57)
-        ));
-    }
-    lines.iter().map(|line| line.parse().unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
-}
-
-fn together() -> Vec<Case> {
-    catalogue()
-        .into_iter()
-        .filter(|(group, _)| *group == "together")
-        .map(|(_, case)| case)
-        .step_by(4)
+fn of_tiles() -> Vec<Test> {
+    let tiles = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES);
+    tiles
+        .map(|tiles| {
+            let setup = Setup { tiles: Some(tiles), every_order: true, ..Setup::flash(90) };
+            let test: Test = (
+                format!("tiles: {}", tile_name(&tiles)),
+                Box::new(move |emulator| setup.run_all(&emulator, &tile_cases(&tiles)?)),
+            );
+            test
+        })
         .collect()
 }
 
-/// The same card, with another order of threads in each run.
+/// What holds for a kernel beyond the bound, and random problems.
+fn of_kernel(kernel: KernelKind) -> Vec<Test> {
+    let count = std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    let (count, all_sums) = if kernel == KernelKind::Flash {
+        (count, vec![TensorSums::Nearest, TensorSums::measured(80)])
+    } else {
+        (count / 3, vec![TensorSums::Nearest])
+    };
+    let mut tests: Vec<Test> = vec![
+        (
+            format!("{kernel}: same bits in every order of threads"),
+            Box::new(move |emulator| same_in_every_order(emulator, kernel)),
+        ),
+        (
+            format!("{kernel}: same bits beside other batch entries"),
+            Box::new(move |emulator| {
+                let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward);
+                let check = |case: &Case| check_neighbours(&backend, kernel, case).err();
+                report(together().iter().filter_map(check))
+            }),
+        ),
+    ];
+    for sums in all_sums {
+        let how = if sums == TensorSums::Nearest { "" } else { ", truncated sums" };
+        tests.push((
+            format!("{kernel}: random problems{how}"),
+            Box::new(move |emulator| {
+                let order = ThreadOrder::Shuffled(2);
+                let backend = EmulatedCudaBackend::new(emulator, 80, order).with_sums(sums);
+                let tally = run_random(&backend, kernel, 0..count).map_err(|e| e.to_string())?;
+                if tally.all_passed() { Ok(()) } else { Err(tally.to_string()) }
+            }),
+        ));
+    }
+    tests
+}
+
+/// Some cases with all features at once.
+fn together() -> Vec<Case> {
+    let cases = catalogue().into_iter().filter(|(group, _)| *group == "together");
+    cases.map(|(_, case)| case).step_by(4).collect()
+}
+
+/// The same GPU, with the other order of threads in every second run.
 #[derive(Debug)]
 struct Turning {
     backend: EmulatedCudaBackend,
@@ -201,11 +292,11 @@ impl Backend for Turning {
 fn same_in_every_order(emulator: Arc<Emulator>, kernel: KernelKind) -> Result<(), String> {
     let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward);
     let others = [ThreadOrder::Reverse, ThreadOrder::Shuffled(1), ThreadOrder::Shuffled(2)];
-    report(together().iter().flat_map(|case| others.map(|other| (case, other))).filter_map(
-        |(case, other)| {
-            let orders = [ThreadOrder::Forward, other];
-            let turning = Turning { backend: backend.clone(), orders, runs: AtomicUsize::new(0) };
-            check_repeats(&turning, kernel, case).err()
-        },
-    ))
+    let cases = together();
+    let runs = cases.iter().flat_map(|case| others.map(|other| (case, other)));
+    report(runs.filter_map(|(case, other)| {
+        let orders = [ThreadOrder::Forward, other];
+        let turning = Turning { backend: backend.clone(), orders, runs: AtomicUsize::new(0) };
+        check_repeats(&turning, kernel, case).err()
+    }))
 }

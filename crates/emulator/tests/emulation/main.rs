@@ -1,16 +1,21 @@
-//! The CUDA kernels' own text on the CPU: what can be proven of it without a card.
+//! The CUDA kernels on the CPU: what tests can establish about them without a GPU.
 //!
-//! - `primitives`: the emulation itself, each primitive against plain arithmetic, and each mistake of a kernel that it has to report.
-//! - `conformance`: the catalogue on what flashtile-cuda would launch, each tile shape, and the same bits whatever the order of threads.
-//! - `ptx`: the same on what NVRTC compiles.
-//! - `mutants`: the kernels with one line taken out or one index changed. Each has to fail, or the tests above would prove little.
+//! - `primitives`: the emulator itself. Each primitive matches plain arithmetic, and the emulator
+//!   reports each kind of mistake that a kernel can make.
+//! - `conformance`: the catalogue with the launches that flashtile-cuda makes, every tile shape,
+//!   and the same bits in every order of threads.
+//! - `ptx`: the same for the PTX that NVRTC writes.
+//! - `mutants`: kernels with one statement removed or one index changed. Each one has to fail;
+//!   otherwise the tests above would prove little.
 //!
-//! Why a harness of its own: without a C++ compiler, or without NVRTC for `ptx`, these tests show as ignored, with the reason. With CI=true, and
-//! FLASHTILE_REQUIRE_NVRTC=1 for `ptx`, they fail instead.
+//! These tests have their own harness so that they show as ignored, with the reason, where there is
+//! no C++ compiler, or no NVRTC for `ptx`. They fail instead with CI=true, and `ptx` with
+//! FLASHTILE_REQUIRE_NVRTC=1.
 //!
 //! FLASHTILE_CASE="shape=..." replays one case on every kernel.
 #![allow(clippy::unwrap_used)]
 
+mod common;
 mod conformance;
 mod mutants;
 mod primitives;
@@ -31,10 +36,8 @@ fn main() {
     let emulator =
         compiler.map(|compiler| Arc::new(Emulator::new(compiler))).map_err(|e| e.to_string());
     let tests = [primitives::tests(), conformance::tests(), mutants::tests()].into_iter().flatten();
-    let trials = tests.map(|(name, test)| match &emulator {
-        Err(reason) if !required => {
-            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
-        }
+    let emulated = tests.map(|(name, test)| match &emulator {
+        Err(reason) if !required => ignored(&name, reason),
         emulator => {
             let emulator = emulator.clone();
             Trial::test(name, move || test(emulator?).map_err(Failed::from))
@@ -44,13 +47,16 @@ fn main() {
     let required = std::env::var_os("FLASHTILE_REQUIRE_NVRTC").is_some_and(|value| value == "1");
     let interpreted =
         ptx::tests().into_iter().map(|(name, arch, test)| match compiler_version(arch) {
-            Err(_) if !required => {
-                Trial::test(format!("{name} (no NVRTC for it)"), || Ok(())).with_ignored_flag(true)
-            }
+            Err(_) if !required => ignored(&name, "no NVRTC for it"),
             _ => {
                 let compiler = compiler.clone();
                 Trial::test(name, move || test(compiler).map_err(Failed::from))
             }
         });
-    libtest_mimic::run(&arguments, trials.chain(interpreted).collect()).exit();
+    libtest_mimic::run(&arguments, emulated.chain(interpreted).collect()).exit();
+}
+
+/// A test that cannot run here.
+fn ignored(name: &str, reason: &str) -> Trial {
+    Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
 }

@@ -1,28 +1,30 @@
-//! The kernels with one mistake each: a barrier or a wait taken out, an index or a limit off by one. Every mutant has to fail a case in some order
-//! of threads, or the conformance tests would not have found it either.
+//! The kernel sources with one mistake at a time: a barrier or a wait removed, an index or a limit
+//! changed. Every mutant has to fail a case in some order of threads; otherwise the conformance
+//! tests would not have found it either.
 //!
-//! All mutants of a text are compiled at once: each place is changed to ask which mutant runs. A place whose change does no harm is listed in
-//! [`HARMLESS`] with the reason.
+//! All mutants of a source are compiled at once: each changed place asks which mutant runs.
+//! [`HARMLESS`] lists changes that do no harm, with the reason.
 
 use super::Test;
+use super::common::prepare;
+use flashtile_core::Backend;
 use flashtile_core::KernelKind;
-use flashtile_core::{Backend, PlanOptions};
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant};
-use flashtile_testkit::Prepared;
 use std::sync::Arc;
 
-/// Statements that are taken out.
+/// Statements that mutants remove.
 const STATEMENTS: [&str; 3] = ["barrier();", "copy_wait<0>();", "copy_commit();"];
 
-/// Expressions that become four more than they are (a smaller step would leave the alignment that loads need), longer ones before those that they begin
-/// with. None of them is an address in global memory: a wrong one would end the process, and tells nothing.
+/// Expressions that mutants increase by four; a smaller step would break the alignment of loads. An
+/// expression precedes those that it starts with. None of them is an address in global memory: a
+/// wrong address would end the process and show nothing.
 const EXPRESSIONS: [&str; 15] = [
-    // Which keys a query sees
+    // The keys that a query sees
     "params.band_lo",
     "params.band_hi",
-    // Tiles of the f32 units
+    // Tiles of the kernel on f32 units
     "4 * TX * g",
     "kv_place(j)",
     "kv_place(n)",
@@ -31,7 +33,7 @@ const EXPRESSIONS: [&str; 15] = [
     "place / BC",
     "thread % 32",
     "thread / 32",
-    // Tiles of the tensor cores
+    // Tiles of the kernel on tensor cores
     "lane / 16",
     "lane % 16",
     "lane / 8",
@@ -40,11 +42,11 @@ const EXPRESSIONS: [&str; 15] = [
     "j / 4",
 ];
 
-/// Mutants that may pass: part of the line, the expression, and why.
+/// Mutants that may pass: part of the line, the expression, and the reason.
 const HARMLESS: &[(&str, &str, &str)] = &[
-    ("i32 last = ", "params.band_hi", "a tile more is visited, and all of it masked"),
+    ("i32 last = ", "params.band_hi", "visits one more tile, which is masked completely"),
     ("lane / 8 % 2", "lane / 8", "four more is the same modulo 2"),
-    ("i32 last_row_first_key = ", "params.band_lo", "more tiles are asked key by key than need it"),
+    ("i32 last_row_first_key = ", "params.band_lo", "checks more tiles key by key than necessary"),
 ];
 
 struct Mutant {
@@ -53,7 +55,8 @@ struct Mutant {
 }
 
 impl Mutant {
-    /// Whether it changes nothing that the kernel computes; `uncalled` are lines of functions that it does not call.
+    /// Whether it does not change what the kernel computes. `uncalled` holds lines of functions
+    /// that the kernel does not call.
     fn is_harmless(&self, uncalled: &[&str]) -> bool {
         let same =
             |(line, what, _): &(&str, &str, &str)| self.what == *what && self.line.contains(line);
@@ -61,20 +64,20 @@ impl Mutant {
     }
 }
 
-/// Puts all mutants into a kernel's text, from `after` on.
-fn mutate(text: &str, after: &str) -> (String, Vec<Mutant>) {
-    let begin = text.find(after).map_or(0, |at| at + after.len());
-    let mut changed = text[..begin].to_owned();
+/// Puts all mutants into a kernel source, from `after` on.
+fn mutate(source: &str, after: &str) -> (String, Vec<Mutant>) {
+    let start = source.find(after).map_or(0, |at| at + after.len());
+    let mut changed = source[..start].to_owned();
     let mut mutants = Vec::new();
-    for line in text[begin..].split_inclusive('\n') {
-        let start = line.trim_start();
+    for line in source[start..].split_inclusive('\n') {
+        let code = line.trim_start();
         let fixed = ["#", "//", "constexpr", "template", "static_assert", "struct"]
             .iter()
-            .any(|word| start.starts_with(word));
-        let code = if fixed { 0 } else { line.find("//").unwrap_or(line.len()) };
+            .any(|word| code.starts_with(word));
+        let end = if fixed { 0 } else { line.find("//").unwrap_or(line.len()) };
         let mut at = 0;
         while at < line.len() {
-            let found = if at < code { place_at(line, at) } else { None };
+            let found = if at < end { place_at(line, at) } else { None };
             let Some(what) = found else {
                 let next = line[at..].chars().next().map_or(1, char::len_utf8);
                 changed.push_str(&line[at..at + next]);
@@ -94,36 +97,37 @@ fn mutate(text: &str, after: &str) -> (String, Vec<Mutant>) {
     (changed, mutants)
 }
 
-/// The statement or expression that can be changed at this place of a line.
+/// The statement or expression at this place of a line, if it can be changed.
 fn place_at(line: &str, at: usize) -> Option<&'static str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let (before, rest) = (&line[..at], &line[at..]);
     let what = STATEMENTS.iter().chain(&EXPRESSIONS).find(|what| {
-        let ends = |text: &str| {
-            text.chars().next().is_none_or(|c| !is_word(c)) || !what.ends_with(is_word)
+        let ends = |rest: &str| {
+            rest.chars().next().is_none_or(|c| !is_word(c)) || !what.ends_with(is_word)
         };
         rest.strip_prefix(**what).is_some_and(ends)
     })?;
-    let behind = rest[what.len()..].trim_start();
-    let assigned = behind.starts_with('=') && !behind.starts_with("==");
+    let next = rest[what.len()..].trim_start();
+    let assigned = next.starts_with('=') && !next.starts_with("==");
     let last_word = before.trim_end().rsplit(|c| !is_word(c)).next().unwrap_or("");
     let declared = before.ends_with(' ') && ["u32", "i32", "u64", "float"].contains(&last_word);
     let inside = before.ends_with(|c| is_word(c) || c == '.') && what.starts_with(is_word);
     (!assigned && !declared && !inside).then_some(*what)
 }
 
-/// A kernel's text and what finds its mutants.
+/// A kernel, and the cases that find its mutants.
 struct Suspect {
     name: &'static str,
     kernel: KernelKind,
     operation: Operation,
     tiles: Vec<CudaTiles>,
-    /// Lines of functions that are in every text and that this kernel does not call.
+    /// Lines of functions that are part of every source and that this kernel does not call.
     uncalled: &'static [&'static str],
     cases: &'static str,
 }
 
-/// In `kv_range` and `tile_is_full`, which the unfused kernels do without; in `allowed`; in what knows of dropout; in what multiplies.
+/// Lines of `kv_range` and `tile_is_full`, which the unfused kernels do not call; of `allowed`; of
+/// dropout; of the two products.
 const TILES_VISITED: &str = "item.diagonal + params.band_";
 const ALLOWED: &str = "return i < params.row_end && j < item.kv_len";
 const DROPOUT: &str = "dropout_words(params, item, i, j / 4 * 4)";
@@ -133,22 +137,25 @@ const VALUES: &str = "values[n][g] = ";
 const NEXT_VALUES: &str = "v_row += ";
 const DIRTY: &str = "kv_place(block / ";
 
+const UNFUSED_CASES: &str = "
+    shape=2x2x70x68 hkv=1 skv=136 dv=68 causal=yes align=bottom-right kv_lens=136:70 \
+        call_q=67
+    shape=1x2x66x9 skv=70 dv=7 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 \
+        window_left=30 poison=unseen
+    shape=1x2x5x72 skv=131 dv=66 mask=bool:qk:rows dropout=0.3 out=2000:900:80:1 \
+        call_kv=129 poison=unseen
+    shape=1x1x3x8 skv=130 nan=v dtype=bf16 causal=yes align=100";
+
 fn suspects() -> Vec<Suspect> {
     let simt = |width| CUDA_SIMT_TILES.into_iter().rev().find(move |tiles| tiles.columns == width);
     let mma = |width| CUDA_MMA_TILES.into_iter().rev().find(move |tiles| tiles.head_dim == width);
-    let unfused = |name, operation, uncalled| {
-        Suspect {
+    let unfused = |name, operation, uncalled| Suspect {
         name,
         uncalled,
         kernel: KernelKind::Unfused,
         operation,
         tiles: Vec::new(),
-        cases: "
-            shape=2x2x70x68 hkv=1 skv=136 dv=68 causal=yes align=bottom-right kv_lens=136:70 call_q=67
-            shape=1x2x66x9 skv=70 dv=7 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 window_left=30 poison=unseen
-            shape=1x2x5x72 skv=131 dv=66 mask=bool:qk:rows dropout=0.3 out=2000:900:80:1 call_kv=129 poison=unseen
-            shape=1x1x3x8 skv=130 nan=v dtype=bf16 causal=yes align=100",
-    }
+        cases: UNFUSED_CASES,
     };
     vec![
         Suspect {
@@ -161,9 +168,12 @@ fn suspects() -> Vec<Suspect> {
                 shape=1x1x70x8 skv=200 window_left=40 align=100
                 shape=1x1x70x8 skv=200 causal=yes align=60
                 shape=1x2x70x20 hkv=1 skv=90 causal=yes align=bottom-right
-                shape=2x2x70x72 skv=75 dv=152 window_left=30 window_right=5 kv_lens=75:20 poison=unseen
-                shape=2x2x66x24 skv=140 dv=33 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 causal=yes align=40 poison=unseen
-                shape=1x2x9x300 skv=140 dv=300 out=99999:3020:320:1 window_left=40 align=bottom-right call_kv=139
+                shape=2x2x70x72 skv=75 dv=152 window_left=30 window_right=5 kv_lens=75:20 \
+                    poison=unseen
+                shape=2x2x66x24 skv=140 dv=33 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 \
+                    softcap=4.0 causal=yes align=40 poison=unseen
+                shape=1x2x9x300 skv=140 dv=300 out=99999:3020:320:1 window_left=40 \
+                    align=bottom-right call_kv=139
                 shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows poison=unseen call_q=65",
         },
         Suspect {
@@ -177,15 +187,27 @@ fn suspects() -> Vec<Suspect> {
                 shape=1x1x130x8 skv=300 dtype=f16 causal=yes align=60
                 shape=1x1x20x16 skv=70 dtype=f16 nan=v dropout=0.4
                 shape=1x2x140x20 hkv=1 skv=150 dtype=f16 causal=yes align=bottom-right
-                shape=2x2x70x32 skv=150 dv=72 dtype=bf16 window_left=30 window_right=5 kv_lens=150:20 poison=unseen
-                shape=2x2x66x26 skv=140 dv=31 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 causal=yes align=40 poison=unseen
-                shape=1x2x9x17 skv=140 dv=70 dtype=f16 out=99999:3020:320:1 window_left=40 align=bottom-right call_kv=139
-                shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows dropout=0.2 poison=unseen call_q=65
+                shape=2x2x70x32 skv=150 dv=72 dtype=bf16 window_left=30 window_right=5 \
+                    kv_lens=150:20 poison=unseen
+                shape=2x2x66x26 skv=140 dv=31 dtype=f16 mask=f32:1hqk:blocks dropout=0.3 \
+                    softcap=4.0 causal=yes align=40 poison=unseen
+                shape=1x2x9x17 skv=140 dv=70 dtype=f16 out=99999:3020:320:1 window_left=40 \
+                    align=bottom-right call_kv=139
+                shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows dropout=0.2 \
+                    poison=unseen call_q=65
                 shape=1x1x20x16 skv=70 dtype=bf16 nan=v causal=yes window_left=9 align=30 seed=4",
         },
-        unfused("unfused scores", Operation::UnfusedScores, &[TILES_VISITED, DROPOUT, PHILOX, VALUES, NEXT_VALUES, DIRTY]),
+        unfused(
+            "unfused scores",
+            Operation::UnfusedScores,
+            &[TILES_VISITED, DROPOUT, PHILOX, VALUES, NEXT_VALUES, DIRTY],
+        ),
         unfused("unfused softmax", Operation::UnfusedSoftmax, &[TILES_VISITED, ALLOWED]),
-        unfused("unfused values", Operation::UnfusedValues, &[TILES_VISITED, ALLOWED, DROPOUT, PHILOX, SCORES]),
+        unfused(
+            "unfused values",
+            Operation::UnfusedValues,
+            &[TILES_VISITED, ALLOWED, DROPOUT, PHILOX, SCORES],
+        ),
     ]
 }
 
@@ -198,35 +220,32 @@ pub(super) fn tests() -> Vec<Test> {
         .collect()
 }
 
-/// Where the texts that concern no device begin.
+/// Ends the part of a source that belongs to the device.
 const DEVICE_END: &str = "#endif // FLASHTILE_EMULATED";
 
 fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
     let operation = suspect.operation;
-    let edit = move |variant: &CudaVariant, text: String| {
-        if variant.operation == operation { mutate(&text, DEVICE_END).0 } else { text }
+    let edit = move |variant: &CudaVariant, source: String| {
+        if variant.operation == operation { mutate(&source, DEVICE_END).0 } else { source }
     };
-    let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward).with_text(edit);
+    let backend =
+        EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward).with_source_edit(edit);
     let backends: Vec<EmulatedCudaBackend> = if suspect.tiles.is_empty() {
         vec![backend]
     } else {
         suspect.tiles.iter().map(|&tiles| backend.with_tiles(tiles)).collect()
     };
-    let lines = suspect.cases.lines().map(str::trim).filter(|line| !line.is_empty());
-    let cases = lines.map(|line| {
-        Prepared::new(
-            &line.parse().map_err(|e: flashtile_testkit::ParseCaseError| format!("{line}: {e}"))?,
-        )
-        .map_err(|e| e.to_string())
-    });
-    let cases: Vec<Prepared> = cases.collect::<Result<_, String>>()?;
+    let cases = prepare(suspect.cases)?;
     let find = |mutant: u32| {
         let runs = cases.iter().flat_map(|case| ThreadOrder::ALL.map(|order| (case, order)));
         runs.flat_map(|run| backends.iter().map(move |backend| (run, backend))).find_map(
             |((case, order), backend)| {
                 let backend = backend.with_order(order).with_mutant(mutant);
                 if !backend
-                    .verdict(&case.tensors().problem, &PlanOptions::new().kernel(suspect.kernel))
+                    .verdict(
+                        &case.tensors().problem,
+                        &flashtile_core::PlanOptions::new().kernel(suspect.kernel),
+                    )
                     .runs()
                 {
                     return None;
@@ -236,7 +255,7 @@ fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
         )
     };
     if let Some(failure) = find(0) {
-        return Err(format!("without any mistake: {failure}"));
+        return Err(format!("without a mistake: {failure}"));
     }
     let tiles =
         suspect.tiles.first().copied().unwrap_or(flashtile_shaders::cuda::CUDA_UNFUSED_TILES);
@@ -257,6 +276,6 @@ fn find_all(emulator: Arc<Emulator>, suspect: &Suspect) -> Result<(), String> {
     if survivors.is_empty() {
         Ok(())
     } else {
-        Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n")))
+        Err(format!("{} were not found\n{}", survivors.len(), survivors.join("\n")))
     }
 }

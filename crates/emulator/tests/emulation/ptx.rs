@@ -1,93 +1,95 @@
-//! The kernels as NVRTC compiles them, run by the interpreter: device.cuh and its inline assembly too, for several compute capabilities, with every
-//! access watched.
+//! The PTX that NVRTC writes for the kernels, run by the interpreter for several compute
+//! capabilities. It includes device.cuh with its inline assembly, and every memory access is
+//! checked.
 
 mod banks;
 mod mistakes;
 
-use super::conformance::{report, tile_cases};
+use super::common::{report, tile_cases, tile_name};
 use flashtile_core::{DType, KernelKind};
-use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
+use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, TensorSums, ThreadOrder};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
 use flashtile_testkit::{Case, chosen_cases, run_case};
 
-/// The most that a case costs.
+/// Larger cases are left out.
 const MOST_FLOPS: u64 = 400_000;
 
-/// Pascal's and Turing's texts differ from the others, which are all like Hopper's; and of how many cases of the catalogue each is given one.
+/// Compute capabilities, and the step through the catalogue's cases for each one. Pascal and Turing
+/// have PTX of their own; all others have the same PTX as Hopper.
 const ARCHS: [(Arch, usize); 3] = [(90, 2), (75, 9), (60, 17)];
 
+/// The cases of one compute capability are spread over so many tests, which run in parallel.
+const PARTS: usize = 8;
+
+/// A test with its name and the compute capability that NVRTC has to compile for.
 type PtxTest = (String, Arch, Box<dyn FnOnce(PtxCompiler) -> Result<(), String> + Send>);
 
+fn test(
+    name: String,
+    arch: Arch,
+    run: impl FnOnce(PtxCompiler) -> Result<(), String> + Send + 'static,
+) -> PtxTest {
+    (format!("ptx: {name}"), arch, Box::new(run))
+}
+
 pub(super) fn tests() -> Vec<PtxTest> {
-    let mut tests: Vec<PtxTest> = Vec::new();
-    let mut add =
-        |name: String, arch, test: Box<dyn FnOnce(PtxCompiler) -> Result<(), String> + Send>| {
-            tests.push((format!("ptx: {name}"), arch, test));
-        };
     let cases = chosen_cases().unwrap_or_else(|e| panic!("FLASHTILE_CASE: {e}"));
-    let replay = cases.len() == 1;
-    let small: Vec<Case> = cases
-        .into_iter()
-        .map(|(_, case)| case)
-        .filter(|case| replay || case.flops() <= MOST_FLOPS)
-        .collect();
-    for &kernel in KernelKind::ALL {
-        for (arch, step) in ARCHS {
-            let step = if replay { 1 } else { step };
-            let cases: Vec<Case> = small.iter().step_by(step).cloned().collect();
-            let parts = if replay { 1 } else { 8 };
-            for part in 0..parts {
-                let cases: Vec<Case> = cases.iter().skip(part).step_by(parts).cloned().collect();
-                add(
-                    format!("sm_{arch} {kernel}, part {part}"),
-                    arch,
-                    Box::new(move |c| run_all(&c, arch, None, kernel, &cases)),
-                );
-            }
-        }
+    if let [(_, case)] = &cases[..] {
+        return of_catalogue(std::slice::from_ref(case), true);
     }
-    if replay {
-        return tests;
-    }
+    let cases = cases.into_iter().map(|(_, case)| case);
+    let small: Vec<Case> = cases.filter(|case| case.flops() <= MOST_FLOPS).collect();
+    let mut tests = of_catalogue(&small, false);
     for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES) {
-        add(
-            format!("sm_90 {tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns),
-            90,
-            Box::new(move |c| {
-                run_all(&c, 90, Some(tiles), KernelKind::Flash, &tile_cases_of_few_types(&tiles))
-            }),
-        );
+        tests.push(test(format!("sm_90 {}", tile_name(&tiles)), 90, move |compiler| {
+            run_all(&compiler, 90, Some(tiles), KernelKind::Flash, &cases_of_few_types(&tiles)?)
+        }));
     }
-    let shapes = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).map(Some);
-    for tiles in shapes.chain([None]) {
-        let name = tiles.map_or("unfused".to_owned(), |tiles| {
-            format!("{tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns)
-        });
-        add(
-            format!("no bank conflicts, {name}"),
-            90,
-            Box::new(move |c| banks::no_conflicts(&c, 90, tiles)),
-        );
+    for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).map(Some).chain([None]) {
+        let name = tiles.map_or("unfused".to_owned(), |tiles| tile_name(&tiles));
+        tests.push(test(format!("no bank conflicts, {name}"), 90, move |compiler| {
+            banks::no_conflicts(&compiler, 90, tiles)
+        }));
     }
-    for (name, arch, mistakes) in mistakes::suspects() {
-        add(
-            format!("mistakes in {name}"),
-            arch,
-            Box::new(move |c| mistakes::find_all(&c, arch, &mistakes)),
-        );
+    for (name, arch, suspect) in mistakes::suspects() {
+        tests.push(test(format!("mistakes in {name}"), arch, move |compiler| {
+            mistakes::find_all(&compiler, arch, &suspect)
+        }));
     }
     tests
 }
 
-/// As for the emulation, of which each text is compiled in parallel; NVRTC compiles one after the other, and so bf16 has to do with the catalogue.
-fn tile_cases_of_few_types(tiles: &CudaTiles) -> Vec<Case> {
-    let mut cases = tile_cases(tiles);
+/// Some of the cases per kernel and compute capability; with `all`, each of them.
+fn of_catalogue(cases: &[Case], all: bool) -> Vec<PtxTest> {
+    let mut tests = Vec::new();
+    for &kernel in KernelKind::ALL {
+        for (arch, step) in ARCHS {
+            let (step, parts) = if all { (1, 1) } else { (step, PARTS) };
+            for part in 0..parts {
+                let cases = cases.iter().step_by(step).skip(part).step_by(parts);
+                let cases: Vec<Case> = cases.cloned().collect();
+                tests.push(test(
+                    format!("sm_{arch} {kernel}, part {part}"),
+                    arch,
+                    move |compiler| run_all(&compiler, arch, None, kernel, &cases),
+                ));
+            }
+        }
+    }
+    tests
+}
+
+/// Without bf16. NVRTC compiles one kernel at a time, so bf16 has to do with the catalogue.
+fn cases_of_few_types(tiles: &CudaTiles) -> Result<Vec<Case>, String> {
+    let mut cases = tile_cases(tiles)?;
     if tiles.engine == Engine::Mma {
         cases.iter_mut().for_each(|case| case.dtype = DType::F16);
     }
-    cases
+    Ok(cases)
 }
 
+/// Runs every case once, in alternating orders of threads. What tensor cores add is rounded and
+/// truncated for 16-bit cases: both results have to be within the bound.
 fn run_all(
     compiler: &PtxCompiler,
     arch: Arch,
@@ -96,10 +98,14 @@ fn run_all(
     cases: &[Case],
 ) -> Result<(), String> {
     let orders = ThreadOrder::ALL;
-    report(cases.iter().enumerate().filter_map(|(n, case)| {
-        let backend =
-            EmulatedCudaBackend::with_ptx(compiler.clone(), arch, orders[n % orders.len()]);
+    report(cases.iter().enumerate().flat_map(|(n, case)| {
+        let order = orders[n % orders.len()];
+        let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, order);
         let backend = tiles.map_or(backend.clone(), |tiles| backend.with_tiles(tiles));
-        run_case(&backend, kernel, case).err()
+        let on_tensor_cores = kernel == KernelKind::Flash && case.dtype != DType::F32 && arch >= 75;
+        let truncating = on_tensor_cores.then(|| TensorSums::measured(arch));
+        let sums = [Some(TensorSums::Nearest), truncating].into_iter().flatten();
+        let run = |sums| run_case(&backend.with_sums(sums), kernel, case).err();
+        sums.filter_map(run).collect::<Vec<_>>()
     }))
 }

@@ -1,4 +1,4 @@
-//! Whether lanes of a warp wait for each other at the banks of shared memory: padding and the order of threads are there so that they do not.
+//! Bank conflicts in shared memory. Padding and the assignment of threads exist to avoid them.
 
 use flashtile_core::KernelKind;
 use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
@@ -6,7 +6,8 @@ use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{Arch, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant, Engine};
 use flashtile_testkit::{Case, run_case};
 
-/// Whole tiles of one shape, with nothing beside the main loop and the end. The unfused kernels have one shape: `None`.
+/// Runs complete tiles of one shape, so that only the main loop and the end of the kernel execute.
+/// `None` stands for the one shape of the unfused kernels.
 pub(super) fn no_conflicts(
     compiler: &PtxCompiler,
     arch: Arch,
@@ -17,8 +18,8 @@ pub(super) fn no_conflicts(
     let dtype = if engine == Engine::Mma { "f16" } else { "f32" };
     let line = format!("shape=1x1x{rows}x{head_dim} skv={} dv={columns} dtype={dtype}", 2 * keys);
     let case: Case = line.parse().unwrap();
-    // By itself, so that only this case is counted.
-    let compiler = compiler.with_text(|text| text);
+    // Kernels of its own, so that only this case is counted.
+    let compiler = compiler.with_edit(|ptx| ptx);
     let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, ThreadOrder::Forward);
     let (backend, kernel, operations) = match tiles {
         Some(tiles) => {
@@ -34,23 +35,26 @@ pub(super) fn no_conflicts(
         let variant =
             CudaVariant::new(operation, case.dtype, false, tiles.unwrap_or(CUDA_UNFUSED_TILES));
         let kernel = compiler.kernel(&variant, arch).map_err(|e| e.to_string())?;
-        let mut turns = 0;
-        for done in kernel.done() {
-            let text = kernel.text().lines().nth(done.line as usize - 1).unwrap_or_default().trim();
-            turns += done.shared_turns;
-            // Tensor cores load their operands by ldmatrix: ordinary loads of four words bring O to where it is stored, once for all keys.
-            let end = engine == Engine::Mma && text.starts_with("ld.shared.v4");
-            // Copies of rows that fill no whole 128 bytes meet at their ends. What would help there would hurt ldmatrix, which has more to do.
-            let ragged = text.starts_with("cp.async") && 2 * head_dim % 128 != 0;
-            if done.bank_conflicts > 0 && !end && !ragged {
+        let mut accesses = 0;
+        for executed in kernel.executed() {
+            let line = executed.line as usize - 1;
+            let instruction = kernel.ptx().lines().nth(line).unwrap_or_default().trim();
+            accesses += executed.shared_accesses;
+            // The tensor-core kernel loads operands with ldmatrix. Its ordinary loads of four words
+            // move O to where it is stored, once after all keys.
+            let end = engine == Engine::Mma && instruction.starts_with("ld.shared.v4");
+            // Copies of rows that are not a multiple of 128 bytes conflict at the ends of rows. A
+            // layout without these conflicts would give ldmatrix conflicts, which costs more.
+            let ragged = instruction.starts_with("cp.async") && 2 * head_dim % 128 != 0;
+            if executed.bank_conflicts > 0 && !end && !ragged {
                 conflicts.push(format!(
-                    "{variant}: {} conflicts in {} turns, {text}",
-                    done.bank_conflicts, done.shared_turns
+                    "{variant}: {} conflicts in {} accesses, {instruction}",
+                    executed.bank_conflicts, executed.shared_accesses
                 ));
             }
         }
-        if turns == 0 {
-            return Err(format!("{variant} does not come to shared memory"));
+        if accesses == 0 {
+            return Err(format!("{variant} does not access shared memory"));
         }
     }
     if conflicts.is_empty() { Ok(()) } else { Err(conflicts.join("\n")) }

@@ -1,15 +1,16 @@
-//! What NVRTC wrote, with one mistake each: the interpreter and the bound have to find it. Mistakes in `device.cuh` would look like these.
+//! The PTX with one mistake at a time. The interpreter or the bound has to find each one. Mistakes
+//! in `device.cuh` would look like these.
 
+use crate::common::prepare;
 use flashtile_core::{DType, KernelKind};
 use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{
     Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant,
 };
-use flashtile_testkit::Prepared;
 use std::collections::HashSet;
 
-/// A kernel's text and what finds the mistakes in it.
+/// A kernel, and the cases that find mistakes in it.
 pub(super) struct Suspect {
     kernel: KernelKind,
     variant: CudaVariant,
@@ -27,7 +28,7 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
     let flash = |dtype, tiles, cases| {
         suspect(KernelKind::Flash, Operation::FlashForward, dtype, tiles, cases)
     };
-    // Rows at multiples of 16 bytes, of 4 and of 2; NaN behind masks and within.
+    // Rows at multiples of 16, 4 and 2 bytes; NaN in masked and in visible places.
     let halves = "
         shape=1x1x70x64 skv=140 dtype=f16 causal=yes align=bottom-right
         shape=1x1x70x40 skv=140 dv=56 dtype=f16
@@ -69,16 +70,16 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
     ]
 }
 
-/// What is changed, of every instruction by itself or of all of them at once.
+/// A change of instructions: one at a time, or all of them at once.
 enum Change {
     Each(fn(&str) -> Option<String>),
     All(fn(&str) -> Option<String>),
 }
 
 const CHANGES: [(&str, Change); 9] = [
-    ("a barrier left out", Change::Each(|line| line.starts_with("bar.sync").then(String::new))),
+    ("a barrier removed", Change::Each(|line| line.starts_with("bar.sync").then(String::new))),
     (
-        "a wait left out",
+        "a wait removed",
         Change::Each(|line| line.starts_with("cp.async.wait_group").then(String::new)),
     ),
     (
@@ -105,23 +106,23 @@ const CHANGES: [(&str, Change); 9] = [
         "the halves of a word exchanged",
         Change::All(|line| line.starts_with("cvt.rn.f16x2").then(|| swap_last(line))?),
     ),
-    ("global memory one further", Change::Each(one_further)),
+    ("global memory one element further", Change::Each(one_further)),
 ];
 
-/// Of so many places of one change each is tried by itself.
+/// At most about this many places per change are tried.
 const MOST_PLACES: usize = 20;
 
-/// Exchanges the first two operands of a list in braces.
+/// Exchanges the first and the last operand of a list in braces.
 fn exchange(line: &str, list: usize) -> Option<String> {
-    let begin = line.match_indices('{').nth(list)?.0 + 1;
-    let end = begin + line[begin..].find('}')?;
-    let mut words: Vec<&str> = line[begin..end].split(',').map(str::trim).collect();
+    let start = line.match_indices('{').nth(list)?.0 + 1;
+    let end = start + line[start..].find('}')?;
+    let mut words: Vec<&str> = line[start..end].split(',').map(str::trim).collect();
     let last = words.len() - 1;
     if last == 0 {
         return None;
     }
     words.swap(0, last);
-    Some(format!("{}{}{}", &line[..begin], words.join(", "), &line[end..]))
+    Some(format!("{}{}{}", &line[..start], words.join(", "), &line[end..]))
 }
 
 fn swap_last(line: &str) -> Option<String> {
@@ -130,7 +131,7 @@ fn swap_last(line: &str) -> Option<String> {
     Some(format!("{head}, {}, {};", last.trim(), first.trim()))
 }
 
-/// The last address of an access to global memory becomes that of the neighbour.
+/// Moves an access to global memory to the next element.
 fn one_further(line: &str) -> Option<String> {
     let name = line.split_whitespace().next()?;
     let global = line.starts_with("ld.global")
@@ -144,7 +145,7 @@ fn one_further(line: &str) -> Option<String> {
         _ => 4,
     };
     let bytes = if name.contains(".v4.") { 4 * bytes } else { bytes };
-    // An offset that is there already lies in front.
+    // The address may already have an offset.
     let (head, offset) =
         line[..end].rsplit_once('+').map_or((&line[..end], 0), |(head, offset)| {
             match offset.parse::<i64>() {
@@ -160,11 +161,9 @@ pub(super) fn find_all(
     arch: Arch,
     suspect: &Suspect,
 ) -> Result<(), String> {
-    let lines = suspect.cases.lines().map(str::trim).filter(|line| !line.is_empty());
-    let cases: Vec<Prepared> =
-        lines.map(|line| Prepared::new(&line.parse().unwrap()).unwrap()).collect();
-    // By itself, so that what others run does not count as done.
-    let compiler = &compiler.with_text(|text| text);
+    let cases = prepare(suspect.cases)?;
+    // Kernels of its own, so that other tests do not mark lines as executed.
+    let compiler = &compiler.with_edit(|ptx| ptx);
     let find = |compiler: &PtxCompiler| {
         cases.iter().find_map(|case| {
             let backend =
@@ -175,19 +174,20 @@ pub(super) fn find_all(
         })
     };
     if let Some(failure) = find(compiler) {
-        return Err(format!("without any mistake: {failure}"));
+        return Err(format!("without a mistake: {failure}"));
     }
-    let text = compiler.text(&suspect.variant, arch).map_err(|e| e.to_string())?;
-    // What no case comes to cannot be found out.
+    let ptx = compiler.ptx(&suspect.variant, arch).map_err(|e| e.to_string())?;
+    // A mistake on a line that no case executes cannot be found.
     let kernel = compiler.kernel(&suspect.variant, arch).map_err(|e| e.to_string())?;
-    let done: HashSet<usize> = kernel.done().map(|done| done.line as usize - 1).collect();
+    let executed: HashSet<usize> =
+        kernel.executed().map(|executed| executed.line as usize - 1).collect();
     let (mut found, mut survivors) = (0, Vec::new());
     for (what, change) in &CHANGES {
         let (Change::Each(edit) | Change::All(edit)) = change;
         let places: Vec<usize> = (0..)
-            .zip(text.lines())
+            .zip(ptx.lines())
             .filter(|(_, line)| edit(line.trim()).is_some())
-            .filter(|(n, _)| done.contains(n))
+            .filter(|(n, _)| executed.contains(n))
             .map(|(n, _)| n)
             .collect();
         let mistakes: Vec<Vec<usize>> = match change {
@@ -199,12 +199,12 @@ pub(super) fn find_all(
             Change::All(_) => vec![places],
         };
         for places in mistakes {
-            let (original, edit, first) = (text.clone(), *edit, places[0]);
-            let mistaken = compiler.with_text(move |text| {
-                if text != original {
-                    return text;
+            let (original, edit, first) = (ptx.clone(), *edit, places[0]);
+            let mistaken = compiler.with_edit(move |ptx| {
+                if ptx != original {
+                    return ptx;
                 }
-                let edited = text.lines().enumerate().map(|(n, line)| match places.contains(&n) {
+                let edited = ptx.lines().enumerate().map(|(n, line)| match places.contains(&n) {
                     true => edit(line.trim()).unwrap_or_default() + "\n",
                     false => line.to_owned() + "\n",
                 });
@@ -215,7 +215,7 @@ pub(super) fn find_all(
                 None => survivors.push(format!(
                     "{what}, line {}: {}",
                     first + 1,
-                    text.lines().nth(first).unwrap_or_default().trim()
+                    ptx.lines().nth(first).unwrap_or_default().trim()
                 )),
             }
         }
@@ -224,6 +224,6 @@ pub(super) fn find_all(
     if survivors.is_empty() {
         Ok(())
     } else {
-        Err(format!("{} survive\n{}", survivors.len(), survivors.join("\n")))
+        Err(format!("{} were not found\n{}", survivors.len(), survivors.join("\n")))
     }
 }
