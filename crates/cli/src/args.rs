@@ -2,7 +2,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flashtile::{Align, BackendKind, Choice, DType, KernelKind, Layout};
 use std::path::PathBuf;
 
-/// Attention on any GPU, held to one float64 oracle.
+/// Attention on any GPU, verified against a float64 oracle
 #[derive(Debug, Parser)]
 #[command(name = "flashtile", version)]
 pub(crate) struct Cli {
@@ -12,23 +12,23 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Attention on the q, k and v of a safetensors file
+    /// Compute attention on the q, k and v of a safetensors file
     Run(RunArgs),
-    /// The adapters and backends of this machine
+    /// List the GPUs, adapters and backends of this machine
     Devices(DevicesArgs),
-    /// What would run, and why the rest would not
+    /// Report what would run, and why the rest would not
     Explain(ExplainArgs),
-    /// Every backend here against the oracle
+    /// Compare every backend of this machine with the oracle
     Check(CheckArgs),
-    /// Speed and memory of every backend here
+    /// Measure speed, memory and error of every backend of this machine
     Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// File with q, k, v (F32, F16 or BF16) and, where wanted, attn_mask, kv_lens, past_key, past_value
+    /// File with q, k, v (F32, F16 or BF16) and optionally attn_mask, kv_lens, past_key, past_value
     pub(crate) input: PathBuf,
-    /// File for `out` and, with --lse, `lse`
+    /// File to write: `out` and, with --lse, `lse`
     #[arg(long)]
     pub(crate) output: PathBuf,
     #[command(flatten)]
@@ -37,7 +37,8 @@ pub(crate) struct RunArgs {
     pub(crate) layout: LayoutArgs,
     #[command(flatten)]
     pub(crate) attention: AttentionArgs,
-    /// Run twice and ask the oracle: print the largest error as a share of the promised bound (`expected` in IN is compared as well)
+    /// Run twice and compare with the oracle: print the largest error as a share of the error bound
+    /// (and against the tensor `expected`, if INPUT has it)
     #[arg(long)]
     pub(crate) verify: bool,
 }
@@ -46,7 +47,7 @@ pub(crate) struct RunArgs {
 pub(crate) struct ExplainArgs {
     /// File as for `run`
     pub(crate) input: PathBuf,
-    /// Ignored: nothing is run
+    /// Ignored, because nothing is run
     #[arg(long)]
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
@@ -55,14 +56,14 @@ pub(crate) struct ExplainArgs {
     pub(crate) layout: LayoutArgs,
     #[command(flatten)]
     pub(crate) attention: AttentionArgs,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
-    /// One JSON object a line instead of text
+    /// Print one JSON object per line instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -71,16 +72,16 @@ pub(crate) struct DevicesArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) choice: ChoiceArgs,
-    /// Only cases whose group or line contains this
+    /// Run only the cases whose group or line contains this text
     #[arg(long)]
     pub(crate) filter: Option<String>,
-    /// One case, as a failure prints it
+    /// Run one case, given as the line that a failure prints
     #[arg(long, env = "FLASHTILE_CASE", value_name = "LINE")]
     pub(crate) case: Option<String>,
-    /// Open adapters with WebGPU's default limits and no features, as a browser does
+    /// Open wgpu adapters with WebGPU's default limits and no features, as a browser does
     #[arg(long)]
     pub(crate) baseline: bool,
-    /// One JSON object a line instead of text
+    /// Print one JSON object per line instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -89,66 +90,88 @@ pub(crate) struct CheckArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) choice: ChoiceArgs,
-    /// One case of this size instead of the named ones: BxHxSxD
+    /// Measure one case of this size, BxHxSxD, instead of the named ones
     #[arg(long, value_parser = shape)]
     pub(crate) shape: Option<[usize; 4]>,
     /// Storage type [default: f32 with --shape, f32 and f16 without]
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DTypeArg>,
-    /// Only causal cases; with --shape, that case causal
+    /// Measure only causal cases; with --shape, make that case causal
     #[arg(long)]
     pub(crate) causal: bool,
-    /// Threads of the CPU backends
+    /// Threads that CPU backends use
     #[arg(long)]
     pub(crate) threads: Option<usize>,
-    /// Seconds that the repetitions of one case may take together
+    /// Seconds of repetitions per case and kernel
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     pub(crate) seconds: f64,
-    /// One JSON object a line instead of a table
+    /// Print one JSON object per line instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Draw speed and memory against sequence length
+    /// Plot speed and memory against sequence length
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
-    /// Measure nothing: lines that --json wrote, as tables; with --plot, those of one dtype and of --causal or not [default: f16]
-    #[arg(long, value_name = "RESULTS.json", conflicts_with_all = ["shape", "threads", "json", "backend", "kernel", "adapter"])]
+    /// Measure nothing; print lines that --json wrote as tables. --plot then shows the rows of
+    /// --dtype [default: f16], causal or not as --causal says
+    #[arg(
+        long,
+        value_name = "RESULTS.json",
+        conflicts_with_all = ["shape", "threads", "json", "backend", "kernel", "adapter"]
+    )]
     pub(crate) from: Option<PathBuf>,
+    /// Measure the cases of a file (`-`: of stdin), one per line, on devices that stay open
+    ///
+    /// A line is BxHxSxD,dtype[,causal] BACKEND:KERNEL, where KERNEL may be `auto` for every
+    /// kernel: `1x8x1024x64,f16,causal cuda:flash`. The answer to a line is one JSON object per
+    /// measurement, and then the line `{}`. Where there is no measurement, the key `error` holds
+    /// the reason as a string, and `refused` is true if the backend does not run such cases.
+    /// Kernels stay compiled, so `first_ms` includes compilation only for the first case that needs
+    /// a kernel.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "json",
+        conflicts_with_all = ["shape", "dtype", "causal", "threads", "backend", "kernel", "plot", "from"]
+    )]
+    pub(crate) cases: Option<PathBuf>,
 }
 
-/// Who should run it, and how.
+/// The requested backend, kernel and device.
 #[derive(Debug, Args)]
 pub(crate) struct ChoiceArgs {
-    /// Who runs it
+    /// Backend; `auto` takes the first that runs
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub(crate) backend: BackendArg,
-    /// Fused and tiled, or with stored scores
+    /// Kernel: flash is fused and tiled, unfused stores the score matrix
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
     pub(crate) kernel: KernelArg,
-    /// The wanted adapter's number, or a part of its name, as `devices` lists it; with `--backend cuda` the card's
+    /// Device: its number in the list of `flashtile devices`, or part of its name. It is an adapter
+    /// of wgpu, or with `--backend cuda` an NVIDIA GPU
     #[arg(long, value_name = "NUMBER or NAME")]
     pub(crate) adapter: Option<String>,
 }
 
 impl ChoiceArgs {
     pub(crate) fn choice(&self) -> Choice {
-        let backend = match self.backend {
-            // An adapter that was asked for is nothing that another backend could stand in for.
+        let mut choice = Choice::AUTO;
+        choice.backend = match self.backend {
+            // No other backend can replace the requested adapter.
             BackendArg::Auto => self.adapter.as_ref().map(|_| BackendKind::Wgpu),
             BackendArg::Wgpu => Some(BackendKind::Wgpu),
             BackendArg::Cuda => Some(BackendKind::Cuda),
             BackendArg::Cpu => Some(BackendKind::Cpu),
             BackendArg::Reference => Some(BackendKind::Reference),
         };
-        let kernel = match self.kernel {
+        choice.kernel = match self.kernel {
             KernelArg::Auto => None,
             KernelArg::Flash => Some(KernelKind::Flash),
             KernelArg::Unfused => Some(KernelKind::Unfused),
         };
-        Choice { backend, kernel }
+        choice
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum BackendArg {
     Auto,
     Wgpu,
@@ -157,14 +180,14 @@ pub(crate) enum BackendArg {
     Reference,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum KernelArg {
     Auto,
     Flash,
     Unfused,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum DTypeArg {
     F32,
     F16,
@@ -181,39 +204,39 @@ impl DTypeArg {
     }
 }
 
-/// How q, k, v and out lie in memory.
+/// The memory layout of q, k, v and out.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LayoutArgs {
     /// Order of the axes of q, k, v and out: bshd, bhsd, hbsd or bsd (packed heads)
     #[arg(long, default_value_t)]
     pub layout: Layout,
-    /// Heads of q; layout bsd needs it
+    /// Heads of q; required by layout bsd
     #[arg(long)]
     pub heads: Option<usize>,
-    /// Heads of k and v; layout bsd needs it
+    /// Heads of k and v; required by layout bsd
     #[arg(long)]
     pub kv_heads: Option<usize>,
 }
 
-/// The kind of attention. Hyphens are allowed, so that values may be negative.
+/// The options of attention. Values may be negative, so they may start with a hyphen.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AttentionArgs {
-    /// Factor of q.k [default: 1/sqrt(head_dim)]
+    /// Multiplies q.k [default: 1/sqrt(head_dim)]
     #[arg(long, allow_hyphen_values = true)]
     pub scale: Option<f32>,
-    /// Bound scores smoothly to this
+    /// Bound scores smoothly to this number
     #[arg(long, allow_hyphen_values = true)]
     pub softcap: Option<f32>,
     /// Mask the keys after each query's position
     #[arg(long)]
     pub causal: bool,
-    /// Where queries stand among the keys: top-left, bottom-right or an integer
+    /// Position of the first query among the keys: top-left, bottom-right or an integer
     #[arg(long, allow_hyphen_values = true, default_value_t)]
     pub align: Align,
-    /// Keys seen before each query's position [default: all]
+    /// Keys that a query sees before its position [default: all]
     #[arg(long, allow_hyphen_values = true, value_parser = keys)]
     pub window_left: Option<usize>,
-    /// Keys seen after each query's position [default: all]
+    /// Keys that a query sees after its position [default: all]
     #[arg(long, allow_hyphen_values = true, value_parser = keys)]
     pub window_right: Option<usize>,
     /// Probability that a weight is dropped
@@ -225,23 +248,23 @@ pub struct AttentionArgs {
     /// Counter of the dropout generator
     #[arg(long, allow_hyphen_values = true, default_value_t)]
     pub offset: u32,
-    /// Put the log-sum-exp of each row into OUT too
+    /// Also write the log-sum-exp of each row to OUTPUT
     #[arg(long)]
     pub lse: bool,
 }
 
-/// Reads a window's width.
+/// Parses the width of a window.
 fn keys(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "expected how many keys, 0 or more".to_owned())
+    text.parse().map_err(|_| "expected a number of keys, 0 or more".to_owned())
 }
 
-/// Reads a time.
+/// Parses a time in seconds.
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0);
-    seconds.ok_or_else(|| "expected seconds, 0 or more".to_owned())
+    seconds.ok_or_else(|| "expected a number of seconds, 0 or more".to_owned())
 }
 
-/// Reads `BxHxSxD`.
+/// Parses `BxHxSxD`.
 pub(crate) fn shape(text: &str) -> Result<[usize; 4], String> {
     let sizes: Option<Vec<usize>> =
         text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();

@@ -1,14 +1,14 @@
-use crate::{adapters::session, args::ExplainArgs, input};
+use crate::{args::ExplainArgs, input, open};
 use anyhow::Result;
 use flashtile::{Reason, Verdict};
 use serde_json::json;
 use std::io::Write;
 
-/// What every backend and kernel has to say to the problem of a file; runs nothing.
+/// Prints the verdict of every backend and kernel on the problem of a file. Runs nothing.
 pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
     let bytes = input::load(&args.input)?;
     let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
-    let explanation = session(&args.choice).explain(&input.problem);
+    let explanation = open::session(&args.choice).explain(&input.problem);
     let choice = args.choice.choice();
     let chosen = explanation.choose(choice.backend, choice.kernel).ok();
     if !args.json {
@@ -16,7 +16,7 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{explanation}")?;
         match chosen {
             Some((backend, kernel)) => writeln!(out, "chosen: {backend} {kernel}")?,
-            None => writeln!(out, "chosen: nothing, for what was asked for is refused")?,
+            None => writeln!(out, "chosen: nothing, because all that was requested is refused")?,
         }
         return Ok(());
     }
@@ -26,12 +26,17 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
             Verdict::Refused(reasons) => (None, reasons.iter().map(Reason::to_string).collect()),
         };
         json!({
-            "backend": backend.name(), "kernel": kernel.name(), "runs": verdict.runs(), "how": how, "reasons": reasons,
+            "backend": backend.name(),
+            "kernel": kernel.name(),
+            "runs": verdict.runs(),
+            "how": how,
+            "reasons": reasons,
         })
     });
+    let pair = |(backend, kernel): (flashtile::BackendKind, flashtile::KernelKind)| json!({ "backend": backend.name(), "kernel": kernel.name() });
     let report = json!({
         "problem": input.problem.to_string(),
-        "chosen": chosen.map(|(backend, kernel)| json!({ "backend": backend.name(), "kernel": kernel.name() })),
+        "chosen": chosen.map(pair),
         "verdicts": verdicts.collect::<Vec<_>>(),
     });
     writeln!(out, "{report}")?;

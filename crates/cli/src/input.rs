@@ -9,10 +9,10 @@ use flashtile::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView as Stored};
 use std::{borrow::Cow, fs, path::Path};
 
-/// What a file holds, checked, as the arguments of one call.
+/// The contents of a file, checked, as the arguments of one call.
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// What attention it is.
+    /// What to compute.
     pub problem: Problem,
     /// Scale, seed and offset.
     pub call: Call,
@@ -28,7 +28,7 @@ pub struct Input<'a> {
 /// The bytes of a file.
 ///
 /// # Errors
-/// What cannot be opened or is no regular file (a device may never end).
+/// A file that cannot be opened, or is not a regular file (a device may never end).
 pub fn load(path: &Path) -> Result<Vec<u8>> {
     let read = || {
         ensure!(fs::metadata(path)?.is_file(), "not a regular file");
@@ -38,16 +38,17 @@ pub fn load(path: &Path) -> Result<Vec<u8>> {
 }
 
 impl<'a> Input<'a> {
-    /// Reads the tensors of a safetensors file's `bytes`. Nothing is allocated that the file does not hold, but for past keys and values.
+    /// Reads the tensors of a safetensors file's `bytes`. Tensors stay in `bytes`; only past keys
+    /// and values are copied, to be joined with the new ones.
     ///
     /// # Errors
-    /// A broken file, missing tensors, dtypes that are not supported, and what [`Problem`] refuses.
+    /// A broken file, a missing tensor, a dtype that is not supported, or an error of [`Problem`].
     pub fn parse(bytes: &'a [u8], layout: &LayoutArgs, options: &AttentionArgs) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes).context("not a valid safetensors file")?;
         let (q, q_view) = tensor(&file, Argument::Q, layout)?;
         let (k, k_view) = tensor(&file, Argument::K, layout)?;
         let (v, v_view) = tensor(&file, Argument::V, layout)?;
-        // Checked before past is joined, so that errors speak of the tensors in the file.
+        // Before past keys are joined, so that errors name the tensors of the file.
         Problem::builder(q_view, k_view, v_view).build()?;
         let past_key = optional(&file, Argument::PastKey)?;
         let past_value = optional(&file, Argument::PastValue)?;
@@ -100,14 +101,14 @@ impl<'a> Input<'a> {
             .call(self.call)
     }
 
-    /// The inputs alone, as the oracle takes them.
+    /// The inputs alone, for the oracle.
     pub fn inputs(&self) -> HostInputs<'_> {
         let kv_lens = self.kv_lens.as_deref();
         HostInputs::new(&self.q, &self.k, &self.v).mask(self.mask).kv_lens(kv_lens).call(self.call)
     }
 
-    /// Bytes that the scores would take in f32, were they stored.
-    pub fn score_table_bytes(&self) -> u64 {
+    /// Bytes of the score matrix in f32, if it were stored.
+    pub fn score_matrix_bytes(&self) -> u64 {
         let p = &self.problem;
         [p.batch(), p.heads(), p.seq_q(), p.seq_kv(), 4]
             .iter()
@@ -152,7 +153,7 @@ fn tensor<'a>(
     Ok((Cow::Borrowed(stored.data()), view))
 }
 
-/// `new` with the past that `argument` names, if the file has it, in front.
+/// The past that `argument` names, if the file has it, followed by `new`.
 fn with_past<'a>(
     file: &SafeTensors<'a>,
     argument: Argument,
@@ -187,7 +188,7 @@ fn mask_view(stored: &Stored<'_>) -> Result<Mask> {
     Ok(Mask::contiguous(kind, stored.shape())?)
 }
 
-/// One length per batch entry, each within the keys there are.
+/// One length per batch entry, each at most seq_kv.
 fn read_lens(stored: &Stored<'_>, problem: &Problem) -> Result<Vec<i32>> {
     let given = stored.shape();
     ensure!(given.len() == 1, "kv_lens must have rank 1, but its shape is {given:?}");

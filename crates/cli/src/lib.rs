@@ -1,19 +1,21 @@
-//! The program `flashtile`: attention on safetensors files, and what shows that it is right and fast.
+//! The program `flashtile`: computes attention on safetensors files, and tests and measures the
+//! backends of a machine.
 //!
 //! ```text
 //! flashtile run IN.safetensors --output OUT.safetensors
 //! flashtile devices | explain IN.safetensors | check | bench
 //! ```
 //!
-//! The library exists for the program's own tests and fuzz targets; use the crate `flashtile` instead.
+//! This library exists for the program's own tests and fuzz targets. Use the crate `flashtile`
+//! instead.
 
-mod adapters;
 mod args;
 mod bench;
 mod check;
 mod devices;
 mod explain;
 pub mod input;
+mod open;
 mod output;
 mod progress;
 mod run;
@@ -30,9 +32,10 @@ use std::{
 
 pub use args::{AttentionArgs, LayoutArgs};
 
-/// Runs the program on the process's arguments. Exit code 0; or 1 (2 for usage) and one line on stderr.
+/// Runs the program on the process's arguments. The exit code is 0, or 1 (2 for wrong usage) with
+/// one line on stderr.
 pub fn main() -> ExitCode {
-    // A panic is a bug, but even then whoever called the program gets one line.
+    // A panic is a bug, but callers still get one line.
     panic::set_hook(Box::new(|info| {
         complain(&format!("internal error, please report it: {info}"))
     }));
@@ -50,7 +53,7 @@ pub fn main() -> ExitCode {
     };
     match done.and_then(|()| Ok(stdout.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough.
+        // The reader closed the pipe, as `head` does.
         Err(e)
             if e.downcast_ref::<io::Error>()
                 .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) =>
@@ -73,18 +76,18 @@ fn usage(e: &clap::Error) -> ExitCode {
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             complain(
-                "a command is missing: run, devices, explain, check or bench (--help tells more)",
+                "a command is missing: run, devices, explain, check or bench (see flashtile --help)",
             );
         }
         _ => {
             let text = e.render().to_string();
-            let told = |line: &&str| {
+            let wanted = |line: &&str| {
                 !line.starts_with("Usage:") && !line.starts_with("For more information")
             };
             let lines: Vec<_> = text
                 .lines()
                 .map(str::trim)
-                .take_while(told)
+                .take_while(wanted)
                 .filter(|line| !line.is_empty())
                 .collect();
             complain(lines.join(" ").trim_start_matches("error: "));
@@ -93,7 +96,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// One line on stderr, whatever is in `message`; where even that fails nobody is listening.
+/// Writes `message` to stderr as one line. If that fails, nothing else can report it.
 pub(crate) fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "flashtile: {}", text::one_line(message));
 }

@@ -1,4 +1,5 @@
-//! The program `flashtile`; everything is in the library beside it, where tests and fuzzers reach it.
+//! The program `flashtile`. All of its code is in the library, where tests and fuzz targets reach
+//! it.
 
 fn main() -> std::process::ExitCode {
     flashtile_cli::main()

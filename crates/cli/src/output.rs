@@ -8,30 +8,31 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// Where the result goes. It takes its name only when it is complete: whoever looks sees the whole file or none.
+/// Where the result goes. The file gets its name only when it is complete, so other programs see
+/// the whole file or none.
 #[derive(Debug)]
 pub(crate) enum Destination {
-    /// A new file in the folder of the last one, which it replaces.
+    /// A new file, in the same folder as the file that it replaces.
     File { path: PathBuf, temporary: NamedTempFile },
-    /// A pipe or a device, which nothing must replace.
+    /// A pipe or a device. It must not be replaced.
     Stream { path: PathBuf },
 }
 
 impl Destination {
-    /// Makes sure, before anything is computed, that `path` can be written to.
+    /// Checks that `path` can be written, before anything is computed.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::create(path).with_context(|| format!("cannot write {}", path.display()))
     }
 
     fn create(path: &Path) -> Result<Self> {
-        // A link stays a link: what it points to is replaced.
+        // A link stays a link: its target is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if let Ok(metadata) = fs::metadata(&path) {
             ensure!(!metadata.is_dir(), "it is a folder");
             if !metadata.is_file() {
                 return Ok(Destination::Stream { path });
             }
-            // Renaming onto a file asks nobody, not even the file.
+            // A rename replaces even a read-only file.
             ensure!(!metadata.permissions().readonly(), "it is read-only");
         }
         ensure!(path.file_name().is_some(), "it names no file");
@@ -42,13 +43,14 @@ impl Destination {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(fs::Permissions::from_mode(0o666)); // less what umask takes, as for any new file
+            // As for any new file; the process's umask applies.
+            builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let temporary = builder.tempfile_in(folder).map_err(plain)?;
         Ok(Destination::File { path, temporary })
     }
 
-    /// Writes all of it, or nothing.
+    /// Writes all bytes, or nothing.
     pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
         let (path, written) = match self {
             Destination::Stream { path } => {
@@ -64,14 +66,14 @@ impl Destination {
     }
 }
 
-/// Fills the new file, then lets it take the name `path`.
+/// Writes the temporary file, then renames it to `path`.
 fn replace(path: &Path, mut temporary: NamedTempFile, bytes: &[u8]) -> io::Result<()> {
     temporary.write_all(bytes)?;
     temporary.persist(path).map_err(|e| e.error)?;
     Ok(())
 }
 
-/// The error without tempfile's own path: users never heard of that file.
+/// The error without the path of the temporary file, which users do not know.
 fn plain(e: io::Error) -> io::Error {
     let text = e.to_string();
     text.split_once(" at path ").map_or(e, |(reason, _)| io::Error::other(reason.to_owned()))

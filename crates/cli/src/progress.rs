@@ -1,9 +1,9 @@
-//! Bars and spinners on stderr, for people: where stderr is no terminal they are silent.
+//! Progress bars and spinners on stderr. They are silent where stderr is not a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-/// A spinner for work that may take long and cannot say how long.
+/// A spinner, for long work of unknown length.
 pub(crate) fn spinner(message: String) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(message);
     bar.set_style(style("{spinner} {msg} ({elapsed})"));
@@ -11,7 +11,7 @@ pub(crate) fn spinner(message: String) -> ProgressBar {
     bar
 }
 
-/// A bar over `len` steps.
+/// A bar of `len` steps.
 pub(crate) fn bar(len: u64) -> ProgressBar {
     let bar = ProgressBar::new(len);
     bar.set_style(style("{bar:32} {pos}/{len} {msg} ({elapsed}, {eta} left)"));

@@ -1,8 +1,8 @@
 use crate::{
-    adapters::session,
     args::RunArgs,
     complain,
     input::{self, Input},
+    open,
     output::{self, Destination},
     progress, text, verify,
 };
@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use flashtile::{Attention, BackendKind, Choice, Report, zeroed_bytes};
 use std::io::Write;
 
-/// Runs attention on a file, writes its result, and tells what ran and what it took.
+/// Runs attention on a file, writes the result to another, and prints what ran and how long it
+/// took.
 pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
     let bytes = input::load(&args.input)?;
     let input = Input::parse(&bytes, &args.layout, &args.attention)?;
@@ -21,7 +22,7 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
 
     let spinner = progress::spinner(format!("running {}", input.problem));
     let wanted_lse = input.problem.lse().then_some(&mut lse[..]);
-    let (session, choice) = (session(&args.choice), args.choice.choice());
+    let (session, choice) = (open::session(&args.choice), args.choice.choice());
     let report = session.run(&input.problem, input.args(&mut out, wanted_lse), choice);
     spinner.finish_and_clear();
     let report = report?;
@@ -31,41 +32,41 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
             report.why
         ));
     }
-    let mut told = Vec::new();
-    tell(&input, &report, &mut told)?;
+    let mut printed = Vec::new();
+    print_report(&input, &report, &mut printed)?;
     if args.verify {
-        let spinner = progress::spinner("running again, and asking the oracle".to_owned());
-        let verified = again(&session, choice, &input, (&out, &lse), &mut told)
-            .and_then(|()| verify::verify(&input, &bytes, &out, &lse, &mut told));
+        let spinner = progress::spinner("running again, and comparing with the oracle".to_owned());
+        let verified = run_again(&session, choice, &input, (&out, &lse), &mut printed)
+            .and_then(|()| verify::verify(&input, &bytes, &out, &lse, &mut printed));
         spinner.finish_and_clear();
         verified?;
     }
     let lse_bytes: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
     let lse_bytes = input.problem.lse().then_some(&lse_bytes[..]);
     destination.write(&output::serialize(&input.problem, input.layout, &out, lse_bytes)?)?;
-    // The file is what was asked for: it stands, even where nobody reads this.
-    let _ = stdout.write_all(&told);
+    // The file is the result: it stays, even if stdout is closed.
+    let _ = stdout.write_all(&printed);
     Ok(())
 }
 
-/// Runs a second time: the same bits are promised, and this time nothing is compiled.
-fn again(
+/// Runs a second time. The bits must be the same, and this time nothing is compiled.
+fn run_again(
     session: &Attention,
     choice: Choice,
     input: &Input<'_>,
     (out, lse): (&[u8], &[f32]),
-    told: &mut Vec<u8>,
+    printed: &mut Vec<u8>,
 ) -> Result<()> {
     let mut again_out = zeroed_bytes(&input.problem)?;
     let mut again_lse = lse.to_vec();
     let wanted_lse = input.problem.lse().then_some(&mut again_lse[..]);
     let report = session.run(&input.problem, input.args(&mut again_out, wanted_lse), choice)?;
     let same = lse.iter().zip(&again_lse).all(|(a, b)| a.to_bits() == b.to_bits());
-    ensure!(same && again_out == out, "a second run gave other bits");
+    ensure!(same && again_out == out, "a second run gave other bits than the first");
     writeln!(
-        told,
-        "          {}{} when run again, with the same bits",
-        text::ms(report.run_ms),
+        printed,
+        "          {}{} in a second run, which gave the same bits",
+        text::time(report.timing.host),
         gpu_time(&report)
     )?;
     Ok(())
@@ -78,7 +79,7 @@ fn zeroed_floats(len: usize) -> Result<Vec<f32>> {
     Ok(floats)
 }
 
-fn tell(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()> {
+fn print_report(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()> {
     writeln!(stdout, "problem   {}", input.problem)?;
     writeln!(stdout, "device    {}", report.device)?;
     writeln!(stdout, "kernel    {} {}: {}", report.backend, report.kernel, report.why)?;
@@ -86,21 +87,25 @@ fn tell(input: &Input<'_>, report: &Report, stdout: &mut dyn Write) -> Result<()
         writeln!(stdout, "{:10}{line}", if n == 0 { "plan" } else { "" })?;
     }
     let (used, workspace) = (text::bytes(report.peak_bytes), text::bytes(report.workspace_bytes));
-    let scores = text::bytes(input.score_table_bytes());
+    let scores = text::bytes(input.score_matrix_bytes());
     writeln!(
         stdout,
-        "memory    {used}, workspace {workspace}; the score table would take {scores}"
+        "memory    {used}, of which workspace {workspace}; the score matrix would take {scores}"
     )?;
-    let (first, run) = (text::ms(report.first_ms), text::ms(report.run_ms));
+    let (first, host) = (text::time(report.first), text::time(report.timing.host));
     let gpu = gpu_time(report);
     writeln!(
         stdout,
-        "time      {first} to the first result, compiling and copies included; {run} from submission on{gpu}"
+        "time      {first} to the first result, with compilation and copies; \
+         {host}{gpu} from submission to completion"
     )?;
     Ok(())
 }
 
-/// What the device's own clock says, where it has one.
+/// The time by the device's own clock, where it has one.
 fn gpu_time(report: &Report) -> String {
-    report.gpu_ms.map_or(String::new(), |ms| format!(" ({} by GPU timestamps)", text::ms(ms)))
+    report
+        .timing
+        .gpu
+        .map_or(String::new(), |gpu| format!(" ({} by GPU timestamps)", text::time(gpu)))
 }

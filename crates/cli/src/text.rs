@@ -1,5 +1,7 @@
 //! Numbers and messages as people read them.
 
+use std::time::Duration;
+
 /// `message` on one line: breaks and other control characters become spaces, runs of spaces one.
 pub(crate) fn one_line(message: &str) -> String {
     message
@@ -23,7 +25,12 @@ pub(crate) fn bytes(n: u64) -> String {
     if unit == "B" { format!("{n} B") } else { format!("{} {unit}", digits(size)) }
 }
 
-/// A time in milliseconds.
+/// A time, with three digits or so.
+pub(crate) fn time(t: Duration) -> String {
+    ms(t.as_secs_f64() * 1e3)
+}
+
+/// A time in milliseconds, with three digits or so.
 pub(crate) fn ms(t: f64) -> String {
     if t >= 1000.0 { format!("{} s", digits(t / 1000.0)) } else { format!("{} ms", digits(t)) }
 }
@@ -52,6 +59,7 @@ mod tests {
             [0.01234, 9.5, 12.34, 1234.0].map(ms),
             ["0.012 ms", "9.50 ms", "12.3 ms", "1.23 s"]
         );
+        assert_eq!(time(Duration::from_micros(12_340)), "12.3 ms");
         assert_eq!(one_line(" a\nb\t\r\n  c\u{1b}[0m"), "a b c [0m");
     }
 }

@@ -4,10 +4,11 @@ use flashtile::{DType, Problem, bound, bound::RowTerms, reference};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView as Stored};
 use std::io::Write;
 
-/// Compares a result with the oracle's, and with the tensor `expected` where the file has one: largest errors as shares of the promised bound.
+/// Compares a result with the oracle, and with the tensor `expected` where the file has one. Prints
+/// the largest errors as shares of the error bound.
 ///
 /// # Errors
-/// A share over 1: the promise is broken.
+/// A share over 1: the result is outside the bound.
 pub(crate) fn verify(
     input: &Input<'_>,
     file: &[u8],
@@ -17,25 +18,26 @@ pub(crate) fn verify(
 ) -> Result<()> {
     let problem = &input.problem;
     if problem.is_empty() {
-        return Ok(writeln!(stdout, "error     none: there are no results")?);
+        return Ok(writeln!(stdout, "error     none: the result is empty")?);
     }
-    let spinner = progress::spinner("asking the oracle".to_owned());
+    let spinner = progress::spinner("running the oracle".to_owned());
     let answer = reference::attention(problem, &input.inputs());
     spinner.finish_and_clear();
     let answer = answer?;
 
     let mut worst =
         worst_out(problem, out, &answer.rows, |row, d| answer.out[row * problem.head_dim_v() + d]);
-    writeln!(stdout, "error     {worst:.3} of the promised bound, against the float64 oracle")?;
+    writeln!(stdout, "error     {worst:.3} of the error bound, against the float64 oracle")?;
     if let Some(expected) = expected(input, file)? {
-        // The file's own axes: bsd and bshd number elements alike.
+        // `expected` has the axes of the file. In layouts bsd and bshd, elements have the same
+        // indices.
         let share = worst_out(problem, out, &answer.rows, |row, d| {
             let [heads, seq] = [problem.heads(), problem.seq_q()];
             expected(problem.out().index(row / seq / heads, row / seq % heads, row % seq, d))
         });
         writeln!(
             stdout,
-            "          {share:.3} of the promised bound, against `expected` in the file"
+            "          {share:.3} of the error bound, against `expected` in the file"
         )?;
         worst = worst.max(share);
     }
@@ -45,14 +47,18 @@ pub(crate) fn verify(
             bound::share(got.into(), row.lse, row.lse_bound(problem.head_dim()), DType::F32)
         });
         let share = shares.fold(0.0, f64::max);
-        writeln!(stdout, "          {share:.3} of the promised bound, lse against the oracle")?;
+        writeln!(stdout, "          {share:.3} of the error bound, lse against the oracle")?;
         worst = worst.max(share);
     }
-    ensure!(worst <= 1.0, "the largest error is {worst:.3} of the promised bound");
+    ensure!(
+        worst <= 1.0,
+        "the largest error is {worst:.3} of the error bound; at most 1 is allowed"
+    );
     Ok(())
 }
 
-/// The largest share of any element; `expected` gives row (b * H + h) * Sq + i, column d.
+/// The largest share over all elements. `expected` takes the row (b * H + h) * Sq + i and the
+/// column.
 fn worst_out(
     problem: &Problem,
     out: &[u8],

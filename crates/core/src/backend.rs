@@ -30,6 +30,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
         options: &PlanOptions,
     ) -> Result<Arc<dyn BackendPlan>, BackendError>;
 
+    /// Drops the kernels compiled so far: their memory is freed with the last plan that uses them,
+    /// and the next plan compiles again. Backends that compile nothing do nothing.
+    fn release_kernels(&self) {}
+
     /// Plans and runs one call on host memory.
     ///
     /// # Errors

@@ -28,6 +28,10 @@ impl Backend for Context {
     ) -> Result<Arc<dyn BackendPlan>, BackendError> {
         Ok(Arc::new(Context::plan(self, problem, &options.for_tiles())?))
     }
+
+    fn release_kernels(&self) {
+        Context::release_kernels(self);
+    }
 }
 
 impl BackendPlan for Plan {

@@ -91,6 +91,12 @@ impl Context {
         self.inner.functions.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Drops the kernels compiled or loaded so far. Plans keep theirs; the next plan loads them again,
+    /// from the cache on disk where there is one.
+    pub fn release_kernels(&self) {
+        self.inner.functions.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The compiler for this GPU and driver. Each call searches again until one is found.
     pub(crate) fn compiler(&self) -> Result<Arc<Nvrtc>, Error> {
         let mut compiler = self.inner.compiler.lock().unwrap_or_else(PoisonError::into_inner);

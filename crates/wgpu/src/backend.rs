@@ -29,6 +29,10 @@ impl Backend for Context {
     ) -> Result<Arc<dyn BackendPlan>, BackendError> {
         Ok(Arc::new(self.plan_blocking(problem, &options.for_tiles())?))
     }
+
+    fn release_kernels(&self) {
+        self.release_pipelines();
+    }
 }
 
 impl BackendPlan for Plan {

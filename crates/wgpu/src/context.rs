@@ -113,6 +113,12 @@ impl Context {
         self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Drops the pipelines compiled so far. Plans keep theirs; the next plan compiles again.
+    pub fn release_pipelines(&self) {
+        self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inner.modules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The pipeline of a variant, compiled at the first call.
     pub(crate) async fn pipeline(
         &self,

@@ -1,8 +1,13 @@
-use crate::args::BenchArgs;
-use anyhow::Result;
-use flashtile::{Call, Cost, DType, Layout, Problem, TensorView};
+//! What is measured.
 
-/// The testkit's named shapes (B, H, S, D), those of plain self-attention, smallest first: `case` tells them apart.
+use crate::args::{self, BenchArgs, DTypeArg};
+use anyhow::{Error, Result, anyhow, bail};
+use clap::ValueEnum as _;
+use flashtile::{Call, Cost, DType, Problem, TensorView};
+use std::str::FromStr;
+
+/// The testkit's named shapes (B, H, S, D), smallest first. Only those of plain self-attention, because
+/// `case` holds nothing else.
 fn named() -> Vec<[usize; 4]> {
     let plain = |case: &flashtile_testkit::Case| {
         case.kv_heads == case.heads
@@ -17,10 +22,10 @@ fn named() -> Vec<[usize; 4]> {
     shapes
 }
 
-/// Lengths of the curves, at 8 heads of 64.
+/// Sequence lengths of the curves, with 8 heads of 64.
 const CURVE: [usize; 7] = [256, 512, 1024, 2048, 4096, 8192, 16384];
 
-/// One kind of attention to measure.
+/// One case: self-attention of dense (B, H, S, D) tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Case {
     /// (B, H, S, D).
@@ -38,18 +43,39 @@ impl Case {
     }
 
     pub(crate) fn problem(&self) -> Result<Problem> {
-        let x = TensorView::from_bhsd_sizes(self.dtype, Layout::Bhsd, self.shape)?;
+        let x = TensorView::bhsd(self.dtype, self.shape)?;
         Ok(Problem::builder(x, x, x).causal(self.causal).build()?)
     }
 
-    /// Operations and bytes at the least; the tiles do not matter for these.
+    /// The least operations and bytes. They do not depend on the tiles.
     pub(crate) fn cost(&self) -> Result<Cost> {
         let problem = self.problem()?;
         Ok(Cost::new(&problem, &Call::default().resolve(&problem)?, 64, 64, None))
     }
 }
 
-/// What is to be measured: with --shape one case; without, the named ones, and with --plot the points of the curves.
+/// `BxHxSxD,dtype[,causal]`.
+impl FromStr for Case {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts = text.split(',');
+        let shape = args::shape(parts.next().unwrap_or_default());
+        let shape = shape.map_err(|e| anyhow!("`{text}`: {e}"))?;
+        let dtype = parts.next().unwrap_or_default();
+        let dtype = DTypeArg::from_str(dtype, false)
+            .map_err(|_| anyhow!("`{text}`: expected dtype f32, f16 or bf16, but got `{dtype}`"))?;
+        let causal = match (parts.next(), parts.next()) {
+            (None, _) => false,
+            (Some("causal"), None) => true,
+            _ => bail!("`{text}`: expected nothing or `causal` after the dtype"),
+        };
+        Ok(Self { shape, dtype: dtype.dtype(), causal, on_curve: false })
+    }
+}
+
+/// The cases to measure. With --shape, one case; otherwise the named ones, and with --plot the points
+/// of the curves.
 pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
     let dtype = args.dtype.map(|dtype| dtype.dtype());
     if let Some(shape) = args.shape {
@@ -81,4 +107,27 @@ pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
         cases.extend(CURVE.map(point));
     }
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_read_from_text() {
+        let case = Case { shape: [1, 2, 3, 4], dtype: DType::BF16, causal: true, on_curve: false };
+        assert_eq!("1x2x3x4,bf16,causal".parse::<Case>().expect("a case"), case);
+        let case = Case { dtype: DType::F32, causal: false, ..case };
+        assert_eq!("1x2x3x4,f32".parse::<Case>().expect("a case"), case);
+        for (text, error) in [
+            ("1x2x3x4", "expected dtype f32, f16 or bf16, but got ``"),
+            ("1x2x3x4,f64", "expected dtype f32, f16 or bf16, but got `f64`"),
+            ("1x2x3,f32", "expected BxHxSxD"),
+            ("1x2x3x4,f32,casual", "expected nothing or `causal`"),
+            ("1x2x3x4,f32,causal,causal", "expected nothing or `causal`"),
+        ] {
+            let message = text.parse::<Case>().expect_err("no case").to_string();
+            assert!(message.contains(error), "{message}");
+        }
+    }
 }

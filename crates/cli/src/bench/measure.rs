@@ -1,15 +1,22 @@
+//! Measures one case on one target, and verifies the result.
+
 use super::{
     cases::Case,
-    target::{Clock, Data, Target},
+    inputs::Inputs,
+    sample::Sample,
+    target::{Clock, Target},
 };
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use std::time::Instant;
 
-/// Seconds that a single run may be expected to take before it is left out.
+/// Seconds that a single run may take. A case that is expected to take longer is skipped.
 const LIMIT_S: f64 = 8.0;
 
 /// The part of a case's time that warms the device up.
 const WARM_UP: f64 = 0.2;
+
+/// Runs that are queued together, at most: as many as benches/torch_sdpa.py queues.
+const TOGETHER: f64 = 5.0;
 
 /// What one case took on one target.
 #[derive(Clone, Debug)]
@@ -26,21 +33,40 @@ pub(crate) struct Row {
     pub(crate) gbps: f64,
     pub(crate) peak_bytes: u64,
     pub(crate) first_ms: f64,
+    /// Largest share of the error bound over the verified rows; `None` in results of other programs.
+    pub(crate) error: Option<f64>,
 }
 
-/// How fast a target proved to be, to know what not to begin.
+/// The tensors of a case, and what a right result is.
+pub(crate) struct Prepared {
+    inputs: Inputs,
+    sample: Sample,
+}
+
+impl Prepared {
+    pub(crate) fn new(case: &Case) -> Result<Self> {
+        let inputs = Inputs::new(case);
+        Ok(Self { sample: Sample::new(case, &inputs)?, inputs })
+    }
+}
+
+/// How fast a target proved to be, so that cases of which one run takes too long can be skipped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Speed {
     gflops: f64,
 }
 
 impl Speed {
-    /// Begins with a case of 8 million operations, which takes even the oracle less than a second.
+    /// Measures a case of 8 million operations, which takes even the oracle less than a second.
     pub(crate) fn probe(target: &Target, like: &Case) -> Result<Self> {
         let case = Case { shape: [1, 2, 128, 64], ..*like };
-        let mut speed = Self::default();
-        measure(target, &case, &Data::new(&case), 0.25, &mut speed)?;
-        Ok(speed)
+        let row = measure(target, &case, &Prepared::new(&case)?, 0.25)?;
+        Ok(Self { gflops: row.gflops })
+    }
+
+    /// Takes the speed of one more measurement into account.
+    pub(crate) fn observe(&mut self, row: &Row) {
+        self.gflops = self.gflops.max(row.gflops);
     }
 
     /// Seconds that one run of `case` would take, where that is too long.
@@ -50,49 +76,70 @@ impl Speed {
     }
 }
 
-/// The median of as many repetitions as `budget` seconds allow: three or more, or two where a run is long. A part of that time goes before, in vain:
-/// a device that idled is slow at first.
+/// What a measurement is called in messages: `1x8x1024x64 f16 causal, flash on wgpu ...`.
+pub(crate) fn title(target: &Target, case: &Case) -> String {
+    let causal = if case.causal { " causal" } else { "" };
+    format!("{} {}{causal}, {target}", case.name(), case.dtype)
+}
+
+/// The median of as many runs as fit into `budget` seconds: three or more, or two where a run is long.
+/// Runs that are not counted come first, because an idle device is slow at first.
+///
+/// # Errors
+/// Failures of the device, and a result outside the error bound. They name case and target.
 pub(crate) fn measure(
     target: &Target,
     case: &Case,
-    data: &Data,
+    prepared: &Prepared,
     budget: f64,
-    speed: &mut Speed,
+) -> Result<Row> {
+    measure_untitled(target, case, prepared, budget).with_context(|| title(target, case))
+}
+
+fn measure_untitled(
+    target: &Target,
+    case: &Case,
+    Prepared { inputs, sample }: &Prepared,
+    budget: f64,
 ) -> Result<Row> {
     let cost = case.cost()?;
-    let mut prepared = target.prepare(case, data)?;
-    let begin = Instant::now();
-    while prepared.first_run_ms < budget * WARM_UP * 1e3
-        && begin.elapsed().as_secs_f64() < budget * WARM_UP
+    let mut uploaded = target.prepare(case, inputs)?;
+    // A tenth of the budget at a time, so that neither warm-up nor measurement gets much longer.
+    let fits = budget * 1e3 / 10.0 / uploaded.first_run_ms.max(1e-3);
+    let together = fits.clamp(1.0, TOGETHER) as usize;
+    let start = Instant::now();
+    while uploaded.first_run_ms < budget * WARM_UP * 1e3
+        && start.elapsed().as_secs_f64() < budget * WARM_UP
     {
-        prepared.run()?;
+        uploaded.run(together)?;
     }
-    let begin = Instant::now();
+    let start = Instant::now();
     let mut times = Vec::new();
-    if prepared.first_run_ms > budget.max(1.0) * 1e3 {
-        // So long that nothing of its first time shows.
-        times.push(prepared.first_run_ms);
+    if uploaded.first_run_ms > budget.max(1.0) * 1e3 {
+        // In so long a run, what only the first one does takes no visible part.
+        times.push(uploaded.first_run_ms);
     }
-    while times.len() < 3 || begin.elapsed().as_secs_f64() < budget {
-        times.extend(prepared.run()?);
-        if times.len() >= 200 || begin.elapsed().as_secs_f64() > 2.0 * budget.max(1.0) {
+    while times.len() < 3 || start.elapsed().as_secs_f64() < budget {
+        times.extend(uploaded.run(together)?);
+        if times.len() >= 200 || start.elapsed().as_secs_f64() > 2.0 * budget.max(1.0) {
             break;
         }
     }
+    let worst = sample.worst(uploaded.output()?);
+    ensure!(worst.share <= 1.0, "wrong result, {worst}");
     let ms = median(&mut times).max(1e-6);
-    let gflops = cost.flops as f64 / ms / 1e6;
-    speed.gflops = speed.gflops.max(gflops);
     Ok(Row {
         case: *case,
-        backend: target.backend.name().to_owned(),
+        backend: target.device.kind().name().to_owned(),
         kernel: target.kernel.name().to_owned(),
-        device: target.device.clone(),
+        device: target.device.device_name(),
         ms,
-        clock: prepared.clock,
-        gflops,
+        clock: uploaded.clock,
+        gflops: cost.flops as f64 / ms / 1e6,
         gbps: cost.bytes as f64 / ms / 1e6,
-        peak_bytes: prepared.peak_bytes,
-        first_ms: prepared.first_ms,
+        peak_bytes: uploaded.peak_bytes,
+        first_ms: uploaded.first_ms,
+        error: Some(worst.share),
     })
 }
 

@@ -1,25 +1,38 @@
-//! Speed and memory of every backend here.
+//! Speed, memory and error of every backend of this machine.
 
 mod cases;
+mod inputs;
 mod measure;
 mod plot;
+mod questions;
 mod results;
+mod sample;
 mod target;
 
-use crate::{args::BenchArgs, complain, output::Destination, progress, text};
-use anyhow::{Result, bail, ensure};
+use crate::{args::BenchArgs, complain, open, output::Destination, progress, text};
+use anyhow::{Error, Result, bail, ensure};
 use cases::{Case, cases};
 use comfy_table::{CellAlignment, Table, presets};
-use flashtile::{BackendKind, DType};
+use flashtile::{Attention, BackendKind, DType};
 use indicatif::ProgressBar;
-use measure::{Row, Speed, measure};
+use measure::{Prepared, Row, Speed, measure, title};
+use questions::is_device_lost;
 use serde_json::json;
 use std::io::Write;
-use target::{Data, Target, targets};
+use target::Target;
 
-/// Measures every case on every target, and prints a table, or lines of JSON as they come.
+#[cfg(test)]
+mod tests;
+
+/// Measures every case on every target. Prints a table, or lines of JSON as soon as they are measured.
+///
+/// # Errors
+/// A case that fails or whose result is wrong has no row. The others are measured all the same.
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     ensure!(args.threads != Some(0), "--threads must be at least 1, but is 0");
+    if let Some(path) = &args.cases {
+        return questions::answer_all(args, path, out);
+    }
     let plot = args.plot.as_deref().map(Destination::open).transpose()?;
     if let Some(file) = &args.from {
         let results = results::read(file)?;
@@ -31,26 +44,23 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
         return Ok(());
     }
     let targets = targets(args)?;
-    if args.threads.is_some_and(|n| n > 1)
-        && targets.iter().any(|t| t.backend == BackendKind::Reference)
-    {
-        complain("the reference runs on one thread, whatever --threads says");
+    let on_reference = |target: &Target| target.device.kind() == BackendKind::Reference;
+    if args.threads.is_some_and(|n| n > 1) && targets.iter().any(on_reference) {
+        complain("the reference always runs on one thread; --threads does not change that");
     }
     let cases = cases(args);
     let bar = progress::bar((cases.len() * targets.len()) as u64);
-    let rows = all(args, &targets, &cases, &bar, out);
+    let measured = measure_all(args, &targets, &cases, &bar, out);
     bar.finish_and_clear();
-    let rows = rows?;
-    if rows.is_empty() {
-        bail!("nothing could be measured");
+    let Measured { rows, mut failures } = measured?;
+    if !args.json && !rows.is_empty() {
+        writeln!(out, "{}\n{NOTES}", table(&rows))?;
     }
-    if !args.json {
-        writeln!(out, "{}", table(&rows))?;
-        writeln!(
-            out,
-            "clock: gpu is its own timestamps around the kernels, host is from submission to completion"
-        )?;
+    if let Some(last) = failures.pop() {
+        failures.iter().for_each(|failure| complain(&format!("{failure:#}")));
+        return Err(last);
     }
+    ensure!(!rows.is_empty(), "nothing could be measured: every case was skipped");
     if let Some(destination) = plot {
         let points: Vec<_> = rows.iter().filter(|row| row.case.on_curve).collect();
         destination.write(plot::svg(&points)?.as_bytes())?;
@@ -58,61 +68,97 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn all(
+const NOTES: &str = "\
+clock: gpu is the time of the kernels by GPU timestamps, host the time from submission to completion
+error: the largest error of the verified rows as a share of the error bound, at most 1; \
+a sample of rows is verified";
+
+/// Every kernel that the arguments allow, on every device that they allow.
+///
+/// # Errors
+/// All reasons, where there is none.
+fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
+    let choice = args.choice.choice();
+    let targets = Target::all(&open::devices(&args.choice, false)?, choice.kernel)?;
+    if targets.is_empty() {
+        let smallest =
+            Case { shape: [1; 4], dtype: DType::F32, causal: false, on_curve: false }.problem()?;
+        bail!(flashtile::Error::Refused(Attention::new().explain_within(&smallest, choice)));
+    }
+    Ok(targets)
+}
+
+/// What came out of all measurements.
+struct Measured {
+    rows: Vec<Row>,
+    /// Failed runs and wrong results.
+    failures: Vec<Error>,
+}
+
+fn measure_all(
     args: &BenchArgs,
     targets: &[Target],
     cases: &[Case],
     bar: &ProgressBar,
     out: &mut dyn Write,
-) -> Result<Vec<Row>> {
-    // Who names one shape and one backend has thought about how long it takes.
+) -> Result<Measured> {
+    let mut measured = Measured { rows: Vec::new(), failures: Vec::new() };
+    // A caller who names one shape and one backend accepts that it takes long.
     let patient = args.shape.is_some() && args.choice.choice().backend.is_some();
-    let mut rows = Vec::new();
-    let mut speeds: Vec<Option<Speed>> = vec![None; targets.len()];
+    let mut speeds: Vec<Option<Speed>> = vec![patient.then(Speed::default); targets.len()];
     for case in cases {
-        let mut data = None;
+        let problem = case.problem()?;
+        let mut prepared = None;
         for (target, speed) in targets.iter().zip(&mut speeds) {
-            let causal = if case.causal { " causal" } else { "" };
-            let what = format!(
-                "{} {}{causal}, {} on {}",
-                case.name(),
-                case.dtype,
-                target.kernel,
-                target.device
-            );
-            bar.set_message(what.clone());
-            let known = match *speed {
-                Some(speed) => speed,
-                None if patient => Speed::default(),
-                None => Speed::probe(target, case)?,
-            };
-            let skipped = match (target.refusal(&case.problem()?), known.too_long(case)?) {
-                (Some(reasons), _) => Some(reasons),
-                (None, Some(seconds)) if !patient => {
-                    Some(format!("one run would take about {seconds:.0} s"))
+            let title = title(target, case);
+            bar.set_message(title.clone());
+            let mut attempt = || -> Result<Result<Row, String>> {
+                if let Some(reasons) = target.refusal(&problem) {
+                    return Ok(Err(reasons));
                 }
-                _ => None,
-            };
-            let speed = speed.insert(known);
-            if let Some(reason) = skipped {
-                bar.suspend(|| complain(&format!("skipped {what}: {reason}")));
-            } else {
-                let data = data.get_or_insert_with(|| Data::new(case));
-                let row = measure(target, case, data, args.seconds, speed)?;
-                if args.json {
-                    let line = json_line(&row);
-                    bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush()))?;
+                let speed = match speed {
+                    Some(speed) => speed,
+                    None => speed.insert(Speed::probe(target, case)?),
+                };
+                if let Some(seconds) = speed.too_long(case)?.filter(|_| !patient) {
+                    return Ok(Err(format!("one run would take about {seconds:.0} s")));
                 }
-                rows.push(row);
+                let prepared = match &mut prepared {
+                    Some(prepared) => prepared,
+                    None => prepared.insert(Prepared::new(case)?),
+                };
+                // Each case reports the time to the first result as its first user would see it, with
+                // compilation. (CUDA kernels may be on disk.)
+                target.device.release_kernels();
+                let row = measure(target, case, prepared, args.seconds)?;
+                speed.observe(&row);
+                Ok(Ok(row))
+            };
+            match attempt() {
+                Ok(Ok(row)) => {
+                    if args.json {
+                        let line = json_line(&row);
+                        bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush()))?;
+                    }
+                    measured.rows.push(row);
+                }
+                Ok(Err(reason)) => bar.suspend(|| complain(&format!("skipped {title}: {reason}"))),
+                Err(failure) => {
+                    let lost = is_device_lost(&failure);
+                    measured.failures.push(failure);
+                    if lost {
+                        return Ok(measured);
+                    }
+                }
             }
             bar.inc(1);
         }
     }
-    Ok(rows)
+    Ok(measured)
 }
 
 fn json_line(row: &Row) -> serde_json::Value {
-    json!({
+    let mut line = json!({
         "case": row.case.name(),
         "backend": row.backend,
         "kernel": row.kernel,
@@ -125,7 +171,11 @@ fn json_line(row: &Row) -> serde_json::Value {
         "peak_bytes": row.peak_bytes,
         "first_ms": row.first_ms,
         "device": row.device,
-    })
+    });
+    if let Some(error) = row.error {
+        line["error"] = json!(error);
+    }
+    line
 }
 
 fn table(rows: &[Row]) -> Table {
@@ -143,6 +193,7 @@ fn table(rows: &[Row]) -> Table {
         "GB/s",
         "peak memory",
         "first result",
+        "error",
         "device",
     ]);
     for row in rows {
@@ -158,10 +209,11 @@ fn table(rows: &[Row]) -> Table {
             text::digits(row.gbps),
             text::bytes(row.peak_bytes),
             text::ms(row.first_ms),
+            row.error.map_or_else(String::new, text::digits),
             row.device.clone(),
         ]);
     }
-    for column in [5, 7, 8, 9, 10] {
+    for column in [5, 7, 8, 9, 10, 11] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -1,4 +1,4 @@
-//! The picture: speed and memory against sequence length.
+//! Plots of speed and memory against sequence length.
 
 use super::measure::Row;
 use crate::text;
@@ -11,10 +11,10 @@ use plotters::{
 use std::ops::Range;
 
 const SIZE: (u32, u32) = (1100, 480);
-/// Height of a line of curves' names, two to a line.
+/// Height of a line of the legend, which holds two names.
 const LINE: i32 = 22;
 
-/// Colours that stay apart for colour-blind eyes, on light and dark pages (Okabe and Ito, 2008).
+/// Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -35,7 +35,8 @@ struct Curve<'a> {
     rows: Vec<&'a Row>,
 }
 
-/// One half of the picture: what stands above it, which rows it shows, how a row's value is read, and how it is written.
+/// One of the two panels: its title, the head dim of the rows it shows (`None` for all), the value of a
+/// row, and the label of a value.
 struct Panel {
     title: String,
     head_dim: Option<usize>,
@@ -49,7 +50,7 @@ impl Panel {
     }
 }
 
-/// Draws `rows`, whose cases differ in sequence length alone, as an SVG document.
+/// Draws `rows`, whose cases differ only in sequence length, as an SVG document.
 pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
     let title = rows.first().map_or(String::new(), |row| {
         let [batch, heads, _, width] = row.case.shape;
@@ -71,7 +72,7 @@ pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
     draw(&title, rows, [speed, memory])
 }
 
-/// Draws the speed of `rows`, all of one dtype, causal or not, at two widths of heads.
+/// Draws the speed of `rows`, all of one dtype, causal or not, at two head dims.
 pub(crate) fn speed_svg(
     rows: &[&Row],
     dtype: DType,
@@ -160,7 +161,7 @@ fn draw_panel(
     Ok(())
 }
 
-/// Without the zeroes of a power of two's fraction: `4.00 MiB` is `4 MiB`.
+/// A number without trailing zeros: `4.00 MiB` becomes `4 MiB`.
 fn short(number: &str) -> String {
     let (number, unit) = number.split_once(' ').unwrap_or((number, ""));
     let number = if number.contains('.') {
@@ -171,7 +172,7 @@ fn short(number: &str) -> String {
     format!("{number} {unit}").trim_end().to_owned()
 }
 
-/// The rows of each kernel of each device, by length.
+/// The rows of each kernel on each device, by sequence length.
 fn curves<'a>(rows: &[&'a Row]) -> Vec<Curve<'a>> {
     let mut curves: Vec<Curve<'a>> = Vec::new();
     for &row in rows {
@@ -190,7 +191,7 @@ fn curves<'a>(rows: &[&'a Row]) -> Vec<Curve<'a>> {
     curves
 }
 
-/// A range that holds all values, with room of a factor at both ends.
+/// A range that holds all values, larger by the factor `room` at both ends.
 fn around(values: impl Iterator<Item = f64>, room: f64) -> Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, 0f64), |(low, high), x| (low.min(x), high.max(x)));
@@ -206,7 +207,7 @@ mod tests {
 
     fn row(kernel: &str, seq: usize, gflops: f64) -> Row {
         let case = Case { shape: [1, 8, seq, 64], dtype: DType::F32, causal: true, on_curve: true };
-        let (backend, device, first_ms) = ("wgpu".to_owned(), "a <card> & more".to_owned(), 1.0);
+        let (backend, device, first_ms) = ("wgpu".to_owned(), "a <GPU> & more".to_owned(), 1.0);
         let kernel = kernel.to_owned();
         let (peak_bytes, clock) = ((seq * seq) as u64, Clock::Host);
         Row {
@@ -220,17 +221,18 @@ mod tests {
             gbps: 1.0,
             peak_bytes,
             first_ms,
+            error: None,
         }
     }
 
     #[test]
-    fn the_picture_names_its_curves_and_escapes_them() {
+    fn the_plot_names_its_curves_and_escapes_them() {
         let rows = [row("flash", 256, 10.0), row("flash", 512, 20.0), row("unfused", 256, 5.0)];
         let svg = svg(&rows.iter().collect::<Vec<_>>()).expect("draws");
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         for text in [
             "1 x 8 heads of 64, f32, causal",
-            "wgpu flash, a &lt;card&gt; &amp; more",
+            "wgpu flash, a &lt;GPU&gt; &amp; more",
             "sequence length",
         ] {
             assert!(svg.contains(text), "{text}");
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn one_point_and_none_are_pictures_too() {
+    fn one_point_and_none_are_plots_too() {
         assert!(svg(&[&row("flash", 1, 0.0)]).is_ok());
         assert!(svg(&[]).is_ok());
         assert!(speed_svg(&[], DType::F16, true, [64, 128]).is_ok());

@@ -68,11 +68,11 @@ fn parse(text: &str) -> Result<Results> {
 fn row(value: &Value) -> Result<Row> {
     let field = |key: &str| value.get(key).ok_or_else(|| anyhow!("`{key}` is missing"));
     let text = |key| {
-        field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is no string"))
+        field(key)?.as_str().map(str::to_owned).ok_or_else(|| anyhow!("`{key}` is not a string"))
     };
     let number = |key| {
         let number = field(key)?.as_f64().filter(|n| n.is_finite() && *n >= 0.0);
-        number.ok_or_else(|| anyhow!("`{key}` is no positive number"))
+        number.ok_or_else(|| anyhow!("`{key}` is not a number of at least 0"))
     };
     let shape = args::shape(&text("case")?).map_err(|e| anyhow!("`case`: {e}"))?;
     let dtype = text("dtype")?;
@@ -103,6 +103,7 @@ fn row(value: &Value) -> Result<Row> {
         gbps: number("gbps")?,
         peak_bytes: number("peak_bytes")? as u64,
         first_ms: number("first_ms")?,
+        error: value.get("error").map(|_| number("error")).transpose()?,
     })
 }
 
@@ -255,7 +256,7 @@ mod tests {
         json!({
             "case": case, "backend": backend, "kernel": kernel, "dtype": dtype, "causal": true,
             "ms": ms, "clock": "gpu", "gflops": 2e6 / ms, "gbps": 1.0, "peak_bytes": 4096,
-            "first_ms": 9.5, "device": "a GPU",
+            "first_ms": 9.5, "device": "a GPU", "error": 0.25,
         })
         .to_string()
     }
@@ -320,7 +321,7 @@ mod tests {
             (format!("{good}\n{{}}"), "line 2: `case` is missing"),
             (good.replace("f32", "f8"), "`dtype` f8"),
             (good.replace("1x2x3x4", "1x2"), "`case`"),
-            (good.replace("\"ms\":1.0", "\"ms\":-1.0"), "`ms` is no positive number"),
+            (good.replace("\"ms\":1.0", "\"ms\":-1.0"), "`ms` is not a number of at least 0"),
             (good.replace("true", "1"), "`causal`"),
         ] {
             let message = format!("{:#}", parse(&text).expect_err("refused"));

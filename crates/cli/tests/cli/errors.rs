@@ -1,19 +1,21 @@
-//! Bad input: one line on stderr that names the argument, a non-zero exit, and no output file, whole or half.
+//! Bad input: one line on stderr that names the argument, a non-zero exit status, and no output
+//! file, not even a part of one.
 
 use crate::{Scene, Tensor, stderr, tensor, three_keys};
 use safetensors::Dtype;
 use std::{fs, process::Output};
 
-/// Checks the promises about failures; returns what is wrong, if anything is.
+/// Checks that a run failed as promised; returns what is wrong, if anything is.
 fn fails(scene: &Scene, output: &Output, message: &str) -> Option<String> {
-    let told = stderr(output);
-    let one_line =
-        told.starts_with("flashtile: ") && told.ends_with('\n') && told.lines().count() == 1;
+    let printed = stderr(output);
+    let one_line = printed.starts_with("flashtile: ")
+        && printed.ends_with('\n')
+        && printed.lines().count() == 1;
     let clean = scene.files() == ["in.safetensors"];
     let right = matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty();
-    let named = told.contains(message);
+    let named = printed.contains(message);
     (!one_line || !clean || !right || !named).then(|| {
-        format!("expected `{message}`, got {:?} {told:?} {:?}", output.status, scene.files())
+        format!("expected `{message}`, got {:?} {printed:?} {:?}", output.status, scene.files())
     })
 }
 
@@ -32,7 +34,7 @@ fn arguments() {
         (&["--align", "middle"], "unknown alignment `middle`"),
         (
             &["--window-left", "-1"],
-            "invalid value '-1' for '--window-left <WINDOW_LEFT>': expected how many keys",
+            "invalid value '-1' for '--window-left <WINDOW_LEFT>': expected a number of keys",
         ),
         (&["--window-right", "1.5"], "invalid value '1.5' for '--window-right <WINDOW_RIGHT>'"),
         (&["--dropout-p", "-0.1"], "dropout_p must lie in [0, 1], but is -0.1"),
@@ -52,8 +54,8 @@ fn arguments() {
         (&["--backend", "cuda", "--adapter", "99"], "no CUDA"),
         (&["--backend", "cpu"], "the cpu backend is not part of this version"),
         (&["--backend=reference", "--kernel=flash"], "the reference backend has no flash kernel"),
-        (&["--adapter=no such card"], "no graphics adapter named like `no such card`"),
-        (&["--adapter", "1000"], "no graphics adapter with number 1000"),
+        (&["--adapter=no such GPU"], "no graphics adapter with a name like `no such GPU`"),
+        (&["--adapter", "1000"], "no graphics adapter number 1000"),
     ];
     let scene = Scene::new(&three_keys());
     let wrong: Vec<_> = cases
@@ -76,9 +78,18 @@ fn commands() {
         ),
         (&["explain"], "the following required arguments were not provided: <INPUT>"),
         (&["explain", "absent"], "cannot read absent: No such file"),
-        (&["check", "--filter", "no such group"], "no case contains `no such group`"),
+        (
+            &["check", "--filter", "no such group"],
+            "no case contains `no such group`; the groups are lengths, ",
+        ),
         (&["check", "--case", "shape=1x2"], "the case `shape=1x2` cannot be read"),
         (&["check", "--backend", "cuda", "--adapter", "99"], "no CUDA"),
+        (&["bench", "--cases", "-"], "required arguments were not provided: --json"),
+        (&["bench", "--json", "--cases", "absent"], "cannot read absent: No such file"),
+        (
+            &["bench", "--json", "--cases", "-", "--kernel", "flash"],
+            "the argument '--cases <FILE>' cannot be used with '--kernel <KERNEL>'",
+        ),
         (&["bench", "--shape", "1x2x3"], "expected BxHxSxD"),
         (&["bench", "--shape", "1x0x3x4"], "expected BxHxSxD"),
         (&["bench", "--dtype", "f64"], "invalid value 'f64' for '--dtype <DTYPE>'"),
@@ -103,7 +114,7 @@ fn commands() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// [`three_keys`] with one tensor replaced, added, or (without bytes) taken away.
+/// [`three_keys`] with one tensor replaced or added.
 fn with(changed: Tensor) -> Scene {
     let mut tensors = three_keys();
     tensors.retain(|t| t.name != changed.name);
@@ -195,7 +206,7 @@ fn missing_tensors_and_past_that_does_not_fit() {
         (
             past("past_key", Dtype::F32, &[1, 1, 1, 1]),
             past("past_value", Dtype::F16, &[1, 1, 1, 1]),
-            "past_value must be f32 like q, but is f16",
+            "past_value must be f32 like v, but is f16",
         ),
         (
             past("past_key", Dtype::F32, &[1, 1, 1]),

@@ -1,7 +1,8 @@
-//! The program as other programs see it: real processes, real files, exit codes and the one line on stderr.
+//! The program as other programs see it: processes, files, exit codes and the one line on stderr.
 //!
-//! Numbers are worked out by hand, and run on the reference, so that these tests need no GPU and prove the program, not the kernels;
-//! `auto` is asked too, whatever it finds here.
+//! The expected numbers were worked out by hand. Most runs are on the reference, so that these
+//! tests need no GPU, and test the program and not the kernels. `auto` runs too, on whatever it
+//! finds.
 
 mod errors;
 mod reports;
@@ -10,12 +11,13 @@ mod results;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 use tempfile::TempDir;
 
-/// A tensor to put into a file.
+/// A tensor of a file.
 #[derive(Clone)]
 struct Tensor {
     name: &'static str,
@@ -38,7 +40,7 @@ fn tensor(name: &'static str, dtype: Dtype, shape: &[usize], values: &[f64]) -> 
     Tensor { name, dtype, shape: shape.to_vec(), bytes: bytes.collect() }
 }
 
-/// A folder for one run of the program: IN, and whatever it writes.
+/// A folder for one run of the program: its input, and all that it writes.
 struct Scene {
     folder: TempDir,
 }
@@ -110,6 +112,22 @@ fn flashtile_in(folder: &Path, args: &[&str]) -> Output {
         .expect("the program starts")
 }
 
+/// `flashtile ARGS` in `folder`, with `input` on stdin.
+fn flashtile_with_input(folder: &Path, args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(input.as_bytes()).expect("the program reads");
+    drop(stdin);
+    child.wait_with_output().expect("the program ends")
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
@@ -118,7 +136,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// One query and three keys of width 1: scores 0, ln 2 and ln 5, values 8, 16 and 24. All keys: (8 + 32 + 120) / 8 = 20, lse ln 8.
+/// One query and three keys of width 1, with scores 0, ln 2 and ln 5 and values 8, 16 and 24. Over
+/// all keys the output is (8 + 32 + 120) / 8 = 20, and the lse is ln 8.
 fn three_keys() -> Vec<Tensor> {
     vec![
         tensor("q", Dtype::F32, &[1, 1, 1, 1], &[1.0]),

@@ -1,6 +1,6 @@
-//! What `explain`, `devices` and `bench` say, as programs read it.
+//! The output of `explain`, `devices`, `check` and `bench`.
 
-use crate::{Scene, stderr, stdout, three_keys};
+use crate::{Scene, flashtile_with_input, stderr, stdout, three_keys};
 use serde_json::Value;
 use std::{
     fs,
@@ -46,17 +46,17 @@ fn explain_lists_every_backend_and_kernel_with_verdicts() {
 }
 
 #[test]
-fn explain_tells_people_too_and_what_was_refused() {
+fn explain_prints_text_with_refusals() {
     let scene = Scene::new(&three_keys());
     let output = scene.flashtile(&["explain", "in.safetensors", "--backend", "cpu"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let told = stdout(&output);
+    let printed = stdout(&output);
     assert!(
-        told.contains("cpu flash: refused: the cpu backend is not part of this version"),
-        "{told}"
+        printed.contains("cpu flash: refused: the cpu backend is not part of this version"),
+        "{printed}"
     );
-    assert!(told.contains("reference unfused: runs"), "{told}");
-    assert!(told.contains("chosen: nothing, for what was asked for is refused"), "{told}");
+    assert!(printed.contains("reference unfused: runs"), "{printed}");
+    assert!(printed.contains("chosen: nothing, because all that was requested"), "{printed}");
 }
 
 #[test]
@@ -104,6 +104,9 @@ fn bench_of_one_shape_is_one_case() {
             assert!(row[key].as_f64().expect("a number") > 0.0, "{key} of {row}");
         }
         assert!(row["peak_bytes"].is_u64() && row["device"].is_string(), "{row}");
+        let error = row["error"].as_f64().expect("a number");
+        // The oracle's own result, rounded to the storage type.
+        assert!(error > 0.0 && error <= 0.5, "{row}");
     }
 }
 
@@ -120,14 +123,55 @@ fn bench_prints_a_table_and_draws() {
         "curves.svg",
     ]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let told = stdout(&output);
-    assert!(told.starts_with("| case ") && told.contains("| 1x1x32x8 |"), "{told}");
+    let printed = stdout(&output);
+    assert!(printed.starts_with("| case ") && printed.contains("| 1x1x32x8 |"), "{printed}");
+    assert!(printed.contains("| error |"), "{printed}");
     let svg = fs::read_to_string(scene.path("curves.svg")).expect("drawn");
     assert!(svg.starts_with("<svg") && svg.contains("reference unfused"), "{svg}");
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn bench_answers_one_question_per_line() {
+    let scene = Scene::new(&three_keys());
+    let questions = "1x2x64x16,f16,causal reference:unfused\n\
+                     1x2x64x16,f16 reference:flash\n\
+                     1x2x64x16,f16 wgpu\n\
+                     1x1x3x5,f32 reference:auto\n";
+    let args = ["bench", "--json", "--seconds", "0.01", "--cases", "-"];
+    let output = flashtile_with_input(scene.folder.path(), &args, questions);
+    let answers = lines(&stdout(&output));
+    assert_eq!(answers.len(), 8, "{answers:?}");
+    for end in [1, 3, 5, 7] {
+        assert_eq!(answers[end], serde_json::json!({}));
+    }
+    let row = &answers[0];
+    assert_eq!((&row["case"], &row["dtype"]), (&"1x2x64x16".into(), &"f16".into()));
+    assert_eq!((&row["causal"], &row["kernel"]), (&true.into(), &"unfused".into()));
+    assert!(row["error"].as_f64().is_some_and(|error| error <= 1.0), "{row}");
+    let refused = &answers[2];
+    assert_eq!(refused["error"], "the reference backend has no flash kernel");
+    assert_eq!((&refused["refused"], &refused["backend"]), (&true.into(), &"reference".into()));
+    let unread = &answers[4];
+    assert!(unread["error"].as_str().is_some_and(|e| e.contains("BACKEND:KERNEL")), "{unread}");
+    assert!(unread.get("refused").is_none());
+    assert_eq!((&answers[6]["case"], &answers[6]["causal"]), (&"1x1x3x5".into(), &false.into()));
+    // The question that could not be read is a failure; the refusal is not.
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "flashtile: failed measurements: 1\n");
+}
+
+#[test]
+fn bench_reads_questions_from_a_file() {
+    let scene = Scene::new(&three_keys());
+    fs::write(scene.path("cases"), "1x1x8x8,bf16 reference:auto").expect("writable");
+    let args = ["bench", "--json", "--seconds", "0.01", "--cases", "cases"];
+    let output = scene.flashtile(&args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(lines(&stdout(&output)).len(), 2);
+}
+
+#[test]
+fn help_and_version_are_not_errors() {
     let scene = Scene::new(&three_keys());
     for args in
         [&["--help"][..], &["run", "--help"], &["bench", "--help"], &["help"], &["--version"]]
@@ -139,7 +183,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let scene = Scene::new(&three_keys());
     let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
         .args(["explain", "in.safetensors"])
@@ -155,7 +199,7 @@ fn a_closed_pipe_is_no_error() {
 }
 
 #[test]
-fn check_holds_the_reference_to_its_own_bound() {
+fn check_finds_the_reference_within_the_bound() {
     let scene = Scene::new(&three_keys());
     let output =
         scene.flashtile(&["check", "--backend", "reference", "--filter", "dropout", "--json"]);
@@ -170,6 +214,9 @@ fn check_holds_the_reference_to_its_own_bound() {
         "--case",
         "shape=1x4x17x64 hkv=2 causal=yes",
     ]);
-    let told = stdout(&output);
-    assert!(output.status.success() && told.contains("| reference | unfused |      1 |"), "{told}");
+    let printed = stdout(&output);
+    assert!(
+        output.status.success() && printed.contains("| reference CPU | unfused |      1 |"),
+        "{printed}"
+    );
 }

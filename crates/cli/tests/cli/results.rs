@@ -1,10 +1,11 @@
-//! Every option of `run`, by what it does to a result that is known by hand.
+//! Every option of `run`, by its effect on a result that was worked out by hand.
 
 use crate::{Scene, Tensor, stderr, stdout, tensor, three_keys};
+use approx::{assert_abs_diff_eq, relative_eq};
 use safetensors::Dtype;
 use std::fs;
 
-/// An option or tensor more, and the result and lse it makes of [`three_keys`].
+/// Options and tensors added to [`three_keys`], and the output and lse that follow.
 struct Case {
     args: &'static [&'static str],
     more: Vec<Tensor>,
@@ -82,7 +83,7 @@ fn every_option_does_what_it_says() {
         let output = scene.run(&[args, &["--backend", "reference", "--lse"]].concat());
         let near = |name: &str, shape: &[usize], expected: f64| match scene.out(name) {
             Some((Dtype::F32, got, values)) => {
-                got == shape && (values[0] == expected || (values[0] - expected).abs() < 1e-5)
+                got == shape && relative_eq!(values[0], expected, epsilon = 1e-5)
             }
             _ => false,
         };
@@ -103,21 +104,21 @@ fn every_option_does_what_it_says() {
 }
 
 #[test]
-fn auto_runs_and_says_where_it_had_to_take_the_cpu() {
+fn auto_runs_and_reports_a_fall_back_to_the_cpu() {
     let scene = Scene::new(&three_keys());
     let output = scene.run(&[]);
     assert!(output.status.success(), "{}", stderr(&output));
     let (_, _, values) = scene.out("out").expect("written");
-    assert!((values[0] - 20.0).abs() < 1e-4, "{values:?}");
-    assert!(scene.out("lse").is_none(), "nobody asked");
-    let told = stderr(&output);
+    assert_abs_diff_eq!(values[0], 20.0, epsilon = 1e-4);
+    assert!(scene.out("lse").is_none(), "it was not requested");
+    let printed = stderr(&output);
     if stdout(&output).contains("reference unfused") {
         assert!(
-            told.starts_with("flashtile: running on the CPU") && told.lines().count() == 1,
-            "{told}"
+            printed.starts_with("flashtile: running on the CPU") && printed.lines().count() == 1,
+            "{printed}"
         );
     } else {
-        assert_eq!(told, "");
+        assert_eq!(printed, "");
     }
 }
 
@@ -131,7 +132,7 @@ fn results_have_the_dtype_and_layout_of_q() {
         ("bsd", vec![2, 3, 2], [0, 2, 1]),
     ] {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
-            // Keys so far apart that every query sees its own alone: the output is v.
+            // The mask lets every query see only its own key: the output is v.
             let sizes = [2, 2, 3];
             let mut values = vec![];
             for x in 0..sizes[order[0]] {
@@ -175,8 +176,8 @@ fn heads_are_grouped_and_widths_differ() {
 }
 
 #[test]
-fn the_past_stands_in_front() {
-    // As three_keys, its first key and value in the past (bhsd), under a causal mask and lengths that count all three.
+fn the_past_comes_first() {
+    // three_keys with its first key and value in the past (bhsd). Mask and kv_lens count all three.
     let scene = Scene::new(&[
         tensor("q", Dtype::F32, &[1, 1, 1, 1], &[1.0]),
         tensor("k", Dtype::F32, &[1, 2, 1, 1], &[2f64.ln(), 5f64.ln()]),
@@ -192,7 +193,7 @@ fn the_past_stands_in_front() {
         let output = scene.run(&[args, &["--backend", "reference"]].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let (_, _, values) = scene.out("out").expect("written");
-        assert!((values[0] - expected).abs() < 1e-5, "{values:?} {expected}");
+        assert_abs_diff_eq!(values[0], expected, epsilon = 1e-5);
     }
 }
 
@@ -221,7 +222,7 @@ fn empty_problems_have_empty_or_zero_results() {
 }
 
 #[test]
-fn heads_beyond_counting_without_queries_end_at_once() {
+fn countless_heads_without_queries_end_at_once() {
     let scene = Scene::new(&[
         tensor("q", Dtype::F32, &[1, 0, 1 << 40, 1], &[]),
         tensor("k", Dtype::F32, &[1, 0, 1 << 40, 1], &[]),
@@ -249,7 +250,7 @@ fn dropout_is_decided_by_its_seed_and_offset() {
     assert_eq!(first, draw("7", "0"));
     assert_ne!(first, draw("8", "0"));
     assert_ne!(first, draw("7", "1"));
-    // Weights of 1/64, doubled where kept: rows are multiples of 1/32 around 1.
+    // Weights are 1/64, doubled where kept: rows are multiples of 1/32 around 1.
     let mean = first.iter().sum::<f64>() / 64.0;
     assert!(
         first.iter().all(|x| (x * 32.0).fract() == 0.0) && (0.8..1.2).contains(&mean),
@@ -292,14 +293,14 @@ fn verify_reports_shares_of_the_bound_and_fails_on_what_is_not_expected() {
     );
     let output = scene.run(&["--verify", "--lse"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let told = stdout(&output);
-    assert!(told.contains("of the promised bound, against `expected` in the file"), "{told}");
-    assert!(told.contains("lse against the oracle"), "{told}");
+    let printed = stdout(&output);
+    assert!(printed.contains("of the error bound, against `expected` in the file"), "{printed}");
+    assert!(printed.contains("lse against the oracle"), "{printed}");
 
     let scene = Scene::new(
         &[three_keys(), vec![tensor("expected", Dtype::F32, &[1, 1, 1, 1], &[20.1])]].concat(),
     );
     let output = scene.run(&["--verify"]);
     assert!(!output.status.success() && scene.out("out").is_none());
-    assert!(stderr(&output).contains("of the promised bound"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("of the error bound"), "{}", stderr(&output));
 }

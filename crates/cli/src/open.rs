@@ -1,0 +1,131 @@
+//! From the command line to open devices.
+
+use crate::{args::ChoiceArgs, complain};
+use anyhow::Result;
+use flashtile::{Attention, Backend, BackendKind, DeviceChoice, cuda, reference::Reference, wgpu};
+use std::{fmt::Display, sync::Arc};
+
+/// The device that `--adapter` names. A number is an index in the list of `flashtile devices`;
+/// anything else is part of a name.
+fn named(adapter: &str) -> DeviceChoice {
+    match adapter.parse() {
+        Ok(index) => DeviceChoice::new().index(index),
+        Err(_) => DeviceChoice::new().name(adapter),
+    }
+}
+
+/// A session that prefers the requested device. Without `--adapter`, the best devices.
+pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
+    let Some(adapter) = &choice.adapter else { return Attention::new() };
+    if choice.choice().backend == Some(BackendKind::Cuda) {
+        Attention::with_cuda_choice(named(adapter))
+    } else {
+        Attention::with_wgpu_choice(named(adapter))
+    }
+}
+
+/// Opens every device that the arguments allow: NVIDIA GPUs by CUDA, adapters by wgpu, and the
+/// reference. With `baseline`, adapters grant what a browser grants.
+///
+/// # Errors
+/// Where the requested device does not open. Other devices that do not open are left out.
+pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn Backend>>> {
+    let requested = choice.choice().backend;
+    let allowed = |kind| requested.is_none_or(|requested| requested == kind);
+    let mut devices = Vec::new();
+    if allowed(BackendKind::Cuda) {
+        devices.extend(gpus(choice)?);
+    }
+    if allowed(BackendKind::Wgpu) {
+        devices.extend(adapters(choice, baseline)?);
+    }
+    if devices.is_empty() && requested.is_none() {
+        complain("no GPU and no graphics adapter was found: only the CPU reference remains");
+    }
+    if allowed(BackendKind::Reference) {
+        devices.push(Arc::new(Reference));
+    }
+    Ok(devices)
+}
+
+/// The requested NVIDIA GPU, or all of them. A machine without a driver has none.
+fn gpus(choice: &ChoiceArgs) -> Result<Vec<Arc<dyn Backend>>> {
+    if let Some(adapter) = &choice.adapter {
+        return Ok(vec![Arc::new(cuda::open(&named(adapter))?)]);
+    }
+    let found = match cuda::devices() {
+        Err(_) if choice.choice().backend.is_none() => Vec::new(),
+        found => found?,
+    };
+    Ok(open_each(found.into_iter().map(|gpu| gpu.index), cuda::open))
+}
+
+/// The requested adapter, or all of them.
+fn adapters(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn Backend>>> {
+    let open = if baseline { wgpu::open_baseline_blocking } else { wgpu::open_blocking };
+    if let Some(adapter) = &choice.adapter {
+        return Ok(vec![Arc::new(open(&named(adapter))?)]);
+    }
+    let found: Vec<_> =
+        wgpu::adapters_blocking().into_iter().map(|a| (a.info.name, a.info.backend)).collect();
+    Ok(open_each(once_each(&found).into_iter(), open))
+}
+
+/// Opens the devices at these indices. One that does not open is reported and left out.
+fn open_each<D: Backend + 'static, E: Display>(
+    indices: impl Iterator<Item = usize>,
+    open: impl Fn(&DeviceChoice) -> Result<D, E>,
+) -> Vec<Arc<dyn Backend>> {
+    let mut devices: Vec<Arc<dyn Backend>> = Vec::new();
+    for index in indices {
+        match open(&DeviceChoice::new().index(index)) {
+            Ok(device) => devices.push(Arc::new(device)),
+            Err(e) => complain(&format!("skipped device {index}: {e}")),
+        }
+    }
+    devices
+}
+
+/// Indices of the adapters, without those that show a GPU again through another graphics API. Two
+/// entries of the same name and API are two GPUs.
+fn once_each<Api: PartialEq>(adapters: &[(String, Api)]) -> Vec<usize> {
+    let first_api =
+        |name: &String| adapters.iter().find(|(other, _)| other == name).map(|(_, api)| api);
+    (0..adapters.len()).filter(|&n| first_api(&adapters[n].0) == Some(&adapters[n].1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_indices_and_words_are_names() {
+        assert_eq!(named("1"), DeviceChoice::new().index(1));
+        for name in ["rtx 4090", "-1", "1.0", ""] {
+            assert_eq!(named(name), DeviceChoice::new().name(name));
+        }
+    }
+
+    #[test]
+    fn twins_are_two_gpus_and_one_gpu_under_two_apis_is_one() {
+        let adapters = [
+            ("A", "Vulkan"),
+            ("A", "Vulkan"),
+            ("B", "Gl"),
+            ("A", "Dx12"),
+            ("C", "Vulkan"),
+            ("C", "Gl"),
+        ]
+        .map(|(name, api)| (name.to_owned(), api));
+        assert_eq!(once_each(&adapters), [0, 1, 2, 4]);
+    }
+
+    #[test]
+    fn devices_that_do_not_open_are_left_out() {
+        let open = |choice: &DeviceChoice| match choice.index {
+            Some(1) => Err("it is broken"),
+            _ => Ok(Reference),
+        };
+        assert_eq!(open_each(0..3, open).len(), 2);
+    }
+}
