@@ -86,7 +86,6 @@ async fn run() -> Result<(), Box<dyn Error>> {
     // Where q, k and v of a token start, in elements. Buffers are addressed in bytes.
     let [q, k, v] = [0, 1, 2].map(|which| HEADER + which * HEADS * WIDTH);
     let query_of = |token: usize| q + token * 3 * HEADS * WIDTH;
-    let at = |buffer: &'_ wgpu::Buffer, element: usize| buffer.slice(4 * element as u64..);
     let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -143,6 +142,11 @@ fn buffer(
         usage: wgpu::BufferUsages::STORAGE | also,
         mapped_at_creation: false,
     })
+}
+
+/// The part of `buffer` that starts at an f32.
+fn at(buffer: &wgpu::Buffer, element: usize) -> wgpu::BufferSlice<'_> {
+    buffer.slice(4 * element as u64..)
 }
 
 /// Waits for the GPU and copies the numbers out.

@@ -31,7 +31,7 @@ impl Backend for DawnBackend<'_> {
     }
 
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
-        match export_baseline(problem, kernel(options), &Call::new()) {
+        match export_baseline(problem, wanted(options), &Call::new()) {
             Err(Error::Refused { reasons, .. }) => Verdict::Refused(reasons),
             // The run reports everything else that is wrong.
             _ => Verdict::Runs(self.device_name()),
@@ -49,14 +49,14 @@ impl Backend for DawnBackend<'_> {
         args: HostArgs<'_>,
     ) -> Result<HostStats, BackendError> {
         let start = Instant::now();
-        self.run_call(problem, kernel(options), args)
+        self.run_call(problem, wanted(options), args)
             .map_err(|e| BackendError::new(BackendKind::Wgpu, false, e))?;
         let run = Timing { host: start.elapsed(), gpu: None };
         Ok(HostStats { run, device_bytes: 0 })
     }
 }
 
-fn kernel(options: &PlanOptions) -> KernelKind {
+fn wanted(options: &PlanOptions) -> KernelKind {
     options.kernel.unwrap_or(KernelKind::Flash)
 }
 
@@ -107,8 +107,16 @@ pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
 }
 
 fn dispatch(dispatch: &ExportedDispatch) -> Value {
-    let ExportedDispatch { variant, wgsl, entry_point, constants, bindings, params, workgroups } =
-        dispatch;
+    let ExportedDispatch {
+        variant,
+        wgsl,
+        entry_point,
+        constants,
+        bindings,
+        params,
+        workgroups,
+        ..
+    } = dispatch;
     json!({
         "name": variant,
         "wgsl": wgsl,

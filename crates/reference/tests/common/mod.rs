@@ -65,10 +65,10 @@ impl Case {
         let mut out = bytes(&vec![before; self.problem.out().span().expect("small")]);
         let mut lse = vec![before; self.problem.lse_shape().iter().product()];
         let Self { q, k, v, mask, kv_lens, call, .. } = self;
-        let (mask, kv_lens) = (mask.as_deref(), kv_lens.as_deref());
-        let lse_arg = self.problem.lse().then_some(&mut lse[..]);
-        let args =
-            HostArgs::new(q, k, v, &mut out).mask(mask).kv_lens(kv_lens).lse(lse_arg).call(*call);
+        let mut args = HostArgs::new(q, k, v, &mut out).call(*call);
+        args.mask = mask.as_deref();
+        args.kv_lens = kv_lens.as_deref();
+        args.lse = self.problem.lse().then_some(&mut lse[..]);
         run(&self.problem, args).expect("valid arguments");
         (
             out.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four"))).collect(),
