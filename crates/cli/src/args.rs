@@ -131,7 +131,9 @@ pub(crate) struct BenchArgs {
         long,
         value_name = "FILE",
         requires = "json",
-        conflicts_with_all = ["shape", "dtype", "causal", "threads", "backend", "kernel", "plot", "from"]
+        conflicts_with_all = [
+            "shape", "dtype", "causal", "threads", "backend", "kernel", "plot", "from",
+        ]
     )]
     pub(crate) cases: Option<PathBuf>,
 }
@@ -139,10 +141,10 @@ pub(crate) struct BenchArgs {
 /// The requested backend, kernel and device.
 #[derive(Debug, Args)]
 pub(crate) struct ChoiceArgs {
-    /// Backend; `auto` takes the first that runs
+    /// Backend. With auto, `run` takes the first that runs; `check` and `bench` take all
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub(crate) backend: BackendArg,
-    /// Kernel: flash is fused and tiled, unfused stores the score matrix
+    /// Kernel. flash is fused and tiled, unfused stores the score matrix; auto is as for --backend
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
     pub(crate) kernel: KernelArg,
     /// Device: its number in the list of `flashtile devices`, or part of its name. It is an adapter

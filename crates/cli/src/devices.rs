@@ -3,7 +3,7 @@ use anyhow::Result;
 use serde_json::json;
 use std::io::Write;
 
-/// Lists the GPUs that CUDA finds, wgpu's adapters, and the backends that need neither.
+/// Lists the GPUs that CUDA finds, the adapters of wgpu, and the backends that need neither.
 pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
     gpus(args, out)?;
     let adapters = flashtile::wgpu::adapters_blocking();
@@ -31,7 +31,7 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
     if args.json {
         writeln!(out, "{}", json!({ "backend": "reference", "name": "CPU" }))?;
     } else {
-        writeln!(out, "reference  CPU, in float64: the oracle, slow and right")?;
+        writeln!(out, "reference  CPU, in float64: the oracle, exact and slow")?;
         writeln!(out, "cpu        not part of this version")?;
     }
     Ok(())

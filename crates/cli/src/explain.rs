@@ -33,10 +33,13 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
             "reasons": reasons,
         })
     });
-    let pair = |(backend, kernel): (flashtile::BackendKind, flashtile::KernelKind)| json!({ "backend": backend.name(), "kernel": kernel.name() });
+    let chosen = chosen.map(|(backend, kernel)| {
+        let (backend, kernel) = (backend.name(), kernel.name());
+        json!({ "backend": backend, "kernel": kernel })
+    });
     let report = json!({
         "problem": input.problem.to_string(),
-        "chosen": chosen.map(pair),
+        "chosen": chosen,
         "verdicts": verdicts.collect::<Vec<_>>(),
     });
     writeln!(out, "{report}")?;

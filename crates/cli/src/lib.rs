@@ -75,9 +75,7 @@ fn usage(e: &clap::Error) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            complain(
-                "a command is missing: run, devices, explain, check or bench (see flashtile --help)",
-            );
+            complain("a command is missing: run, devices, explain, check or bench (see --help)");
         }
         _ => {
             let text = e.render().to_string();

@@ -6,8 +6,8 @@ use clap::ValueEnum as _;
 use flashtile::{Call, Cost, DType, Problem, TensorView};
 use std::str::FromStr;
 
-/// The testkit's named shapes (B, H, S, D), smallest first. Only those of plain self-attention, because
-/// `case` holds nothing else.
+/// The testkit's named shapes (B, H, S, D), smallest first. Only those of plain self-attention,
+/// because `case` holds nothing else.
 fn named() -> Vec<[usize; 4]> {
     let plain = |case: &flashtile_testkit::Case| {
         case.kv_heads == case.heads
@@ -74,8 +74,8 @@ impl FromStr for Case {
     }
 }
 
-/// The cases to measure. With --shape, one case; otherwise the named ones, and with --plot the points
-/// of the curves.
+/// The cases to measure. With --shape, one case; otherwise the named ones, and with --plot the
+/// points of the curves.
 pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
     let dtype = args.dtype.map(|dtype| dtype.dtype());
     if let Some(shape) = args.shape {

@@ -3,8 +3,8 @@
 use super::cases::Case;
 use flashtile::HostArgs;
 
-/// Elements after which a tensor repeats: generating all of a large one takes longer than measuring.
-/// A prime, so that rows and heads differ.
+/// Elements after which a tensor repeats: generating all of a large one takes longer than
+/// measuring. A prime, so that rows and heads differ.
 const PERIOD: usize = 1_000_003;
 
 /// q, k and v of a case in host memory, densely packed (B, H, S, D).

@@ -33,7 +33,8 @@ pub(crate) struct Row {
     pub(crate) gbps: f64,
     pub(crate) peak_bytes: u64,
     pub(crate) first_ms: f64,
-    /// Largest share of the error bound over the verified rows; `None` in results of other programs.
+    /// Largest share of the error bound over the verified rows; `None` in results of other
+    /// programs.
     pub(crate) error: Option<f64>,
 }
 
@@ -82,8 +83,8 @@ pub(crate) fn title(target: &Target, case: &Case) -> String {
     format!("{} {}{causal}, {target}", case.name(), case.dtype)
 }
 
-/// The median of as many runs as fit into `budget` seconds: three or more, or two where a run is long.
-/// Runs that are not counted come first, because an idle device is slow at first.
+/// The median of as many runs as fit into `budget` seconds: three or more, or two where a run is
+/// long. Runs that are not counted come first, because an idle device is slow at first.
 ///
 /// # Errors
 /// Failures of the device, and a result outside the error bound. They name case and target.

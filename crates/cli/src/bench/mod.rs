@@ -24,7 +24,8 @@ use target::Target;
 #[cfg(test)]
 mod tests;
 
-/// Measures every case on every target. Prints a table, or lines of JSON as soon as they are measured.
+/// Measures every case on every target. Prints a table, or lines of JSON as soon as they are
+/// measured.
 ///
 /// # Errors
 /// A case that fails or whose result is wrong has no row. The others are measured all the same.
@@ -127,8 +128,8 @@ fn measure_all(
                     Some(prepared) => prepared,
                     None => prepared.insert(Prepared::new(case)?),
                 };
-                // Each case reports the time to the first result as its first user would see it, with
-                // compilation. (CUDA kernels may be on disk.)
+                // Each case reports the time to the first result as its first user would see it,
+                // with compilation. (CUDA kernels may be on disk.)
                 target.device.release_kernels();
                 let row = measure(target, case, prepared, args.seconds)?;
                 speed.observe(&row);

@@ -35,8 +35,8 @@ struct Curve<'a> {
     rows: Vec<&'a Row>,
 }
 
-/// One of the two panels: its title, the head dim of the rows it shows (`None` for all), the value of a
-/// row, and the label of a value.
+/// One of the two panels: its title, the head dim of the rows it shows (`None` for all), the value
+/// of a row, and the label of a value.
 struct Panel {
     title: String,
     head_dim: Option<usize>,

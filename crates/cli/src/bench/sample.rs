@@ -14,8 +14,8 @@ use std::{num::NonZero, panic, thread};
 /// A row visits Skv * (D + Dv).
 const BUDGET: usize = 150_000_000;
 
-/// Rows that are always verified, whatever they cost: the first and last query of the first and last
-/// head.
+/// Rows that are always verified, whatever they cost: the first and last query of the first and
+/// last head.
 const FEWEST: usize = 4;
 
 /// Verified queries of one head, at most.
@@ -57,7 +57,8 @@ impl Sample {
         Ok(Self { rows: computed?.into_iter().flatten().collect(), problem })
     }
 
-    /// The number in the verified rows of `out` that is nearest to its bound, or farthest beyond it.
+    /// The number in the verified rows of `out` that is nearest to its bound, or farthest beyond
+    /// it.
     pub(crate) fn worst(&self, out: &[u8]) -> Worst {
         let (problem, dtype) = (&self.problem, self.problem.dtype());
         let mut worst = Worst::default();
@@ -77,9 +78,9 @@ impl Sample {
 
 /// The rows to verify, where `affordable` rows are within the budget: batch entry, head and query.
 ///
-/// These are the first and last query of every head, and queries between them at equal distances that
-/// differ from head to head. If that many rows cost too much, then of as many heads as are affordable,
-/// at equal distances from the first to the last.
+/// These are the first and last query of every head, and queries between them at equal distances
+/// that differ from head to head. If that many rows cost too much, then of as many heads as are
+/// affordable, at equal distances from the first to the last.
 fn places(batch: usize, heads: usize, seq_q: usize, affordable: usize) -> Vec<[usize; 3]> {
     let affordable = affordable.max(FEWEST);
     let all_heads = batch * heads;
@@ -98,7 +99,8 @@ fn places(batch: usize, heads: usize, seq_q: usize, affordable: usize) -> Vec<[u
     places
 }
 
-/// One row by the oracle: a problem with one query, which stands where the query of the case stands.
+/// One row by the oracle: a problem with one query, which stands where the query of the case
+/// stands.
 fn row(problem: &Problem, inputs: &Inputs, at: [usize; 3]) -> Result<Row> {
     let [b, h, i] = at;
     let kv_head = h / problem.group_size();

@@ -37,7 +37,8 @@ impl Target {
         Ok(targets.filter(|target| target.exists(&problem)).collect())
     }
 
-    /// Whether the backend has the kernel at all. Other reasons to refuse are reported for each case.
+    /// Whether the backend has the kernel at all. Other reasons to refuse are reported for each
+    /// case.
     fn exists(&self, problem: &Problem) -> bool {
         match self.verdict(problem) {
             Verdict::Runs(_) => true,
@@ -91,8 +92,8 @@ impl Target {
     }
 }
 
-/// What the output holds before a run: NaN in every storage type, so that a row that no run writes is
-/// a wrong result.
+/// What the output holds before a run: NaN in every storage type, so that a row that no run writes
+/// is a wrong result.
 const UNWRITTEN: u8 = 0xFF;
 
 /// A case on a device, ready to run again and again.
@@ -127,7 +128,8 @@ impl Prepared<'_> {
 /// Whose clock a time is by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
-    /// From the start of the first dispatch to the end of the last, by timestamps that the GPU writes.
+    /// From the start of the first dispatch to the end of the last, by timestamps that the GPU
+    /// writes.
     Gpu,
     /// From submission to completion, by the host's clock.
     Host,
