@@ -93,18 +93,19 @@ impl<'a> Input<'a> {
 
     /// The arguments of a call that writes to `out` and `lse`.
     pub fn args<'b>(&'b self, out: &'b mut [u8], lse: Option<&'b mut [f32]>) -> HostArgs<'b> {
-        let kv_lens = self.kv_lens.as_deref();
-        HostArgs::new(&self.q, &self.k, &self.v, out)
-            .mask(self.mask)
-            .kv_lens(kv_lens)
-            .lse(lse)
-            .call(self.call)
+        let mut args = HostArgs::new(&self.q, &self.k, &self.v, out).call(self.call);
+        args.mask = self.mask;
+        args.kv_lens = self.kv_lens.as_deref();
+        args.lse = lse;
+        args
     }
 
     /// The inputs alone, for the oracle.
     pub fn inputs(&self) -> HostInputs<'_> {
-        let kv_lens = self.kv_lens.as_deref();
-        HostInputs::new(&self.q, &self.k, &self.v).mask(self.mask).kv_lens(kv_lens).call(self.call)
+        let mut inputs = HostInputs::new(&self.q, &self.k, &self.v).call(self.call);
+        inputs.mask = self.mask;
+        inputs.kv_lens = self.kv_lens.as_deref();
+        inputs
     }
 
     /// Bytes of the score matrix in f32, if it were stored.
