@@ -71,7 +71,7 @@ class Competitor:
                 line = self._lines.get(timeout=deadline.left())
             except queue.Empty:
                 self.stop()
-                raise Gone(f"no answer within {seconds:.0f} s") from None
+                raise Gone(f"no answer within {seconds:.3g} s") from None
             if line is None:
                 self._give_up()
             try:

@@ -1,11 +1,17 @@
 """benches/torch_sdpa.py on a torch that is made up: there is no other without an NVIDIA GPU."""
 
+import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import unittest
+from textwrap import dedent
 
 from .fakes import SCRIPTS, Scene
+
+SCRIPT = SCRIPTS.parent / "benches/torch_sdpa.py"
 
 TORCH = """
     import types
@@ -76,14 +82,12 @@ ATTENTION = """
 
 class TorchTest(Scene):
     def ask(self, *arguments, text="", torch=TORCH):
-        from textwrap import dedent
-
         package = self.folder / "site/torch"
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(dedent(torch))
         (package / "torch_attention.py").write_text(dedent(ATTENTION))
         return subprocess.run(
-            [sys.executable, "-B", str(SCRIPTS.parent / "benches/torch_sdpa.py"), *arguments],
+            [sys.executable, "-B", str(SCRIPT), *arguments],
             input=text,
             env=dict(os.environ, PYTHONPATH=str(package.parent)),
             stdout=subprocess.PIPE,
@@ -117,25 +121,31 @@ class TorchTest(Scene):
         # Four kernels in two cases, whether they ran or refused.
         self.assertEqual(done.stderr.count("emptied"), 8)
 
-    def test_without_torch_or_a_gpu_it_is_absent(self):
-        for torch, why in [
-            ("raise ImportError('broken')", "no torch: broken"),
-            (TORCH.replace("lambda: True", "lambda: False"), "sees no GPU"),
-        ]:
-            with self.subTest(why):
-                done = self.ask("-", torch=torch)
-                self.assertEqual(done.returncode, 77)
-                self.assertIn(why, done.stderr)
-            import shutil
+    def test_without_torch_it_is_absent(self):
+        done = self.ask("-", torch="raise ImportError('broken')")
+        self.assertEqual(done.returncode, 77)
+        self.assertIn("no torch: broken", done.stderr)
 
-            shutil.rmtree(self.folder / "site")
+    def test_without_a_gpu_it_is_absent(self):
+        done = self.ask("-", torch=TORCH.replace("lambda: True", "lambda: False"))
+        self.assertEqual(done.returncode, 77)
+        self.assertIn("sees no GPU", done.stderr)
 
     def test_a_wrong_case_is_a_usage_error(self):
-        for case in ("1x2x3,f16", "1x2x3x4", "1x2x3x4,f8", "1x2x3x4,f16,acausal", "1x0x3x4,f16"):
-            with self.subTest(case):
-                import shutil
+        done = self.ask("1x2x3,f16")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("but got `1x2x3,f16`", done.stderr)
 
-                done = self.ask(case)
-                self.assertEqual(done.returncode, 2)
-                self.assertIn(f"but got `{case}`", done.stderr)
-                shutil.rmtree(self.folder / "site")
+
+class CaseTest(unittest.TestCase):
+    def test_cases_are_read_or_refused(self):
+        spec = importlib.util.spec_from_file_location("torch_sdpa", SCRIPT)
+        torch_sdpa = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(torch_sdpa)
+        self.assertEqual(
+            torch_sdpa.parse_case(" 1x2x3x4,bf16,causal\n"), ((1, 2, 3, 4), "bf16", True)
+        )
+        self.assertEqual(torch_sdpa.parse_case("1x2x3x4,f32"), ((1, 2, 3, 4), "f32", False))
+        for case in ("1x2x3,f16", "1x2x3x4", "1x2x3x4,f8", "1x2x3x4,f16,acausal", "1x0x3x4,f16"):
+            with self.subTest(case), self.assertRaisesRegex(argparse.ArgumentTypeError, case):
+                torch_sdpa.parse_case(case)
