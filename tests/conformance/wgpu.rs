@@ -1,6 +1,7 @@
 //! Kernels through wgpu, on the best adapter of this machine.
 
 mod backend;
+mod calls;
 mod devices;
 mod embedding;
 mod long;
@@ -75,6 +76,7 @@ fn tests() -> Vec<Test<Devices>> {
     }));
     let check = |name, check: Check| Test::new(name, move |d: &Devices| check(d.full.context()));
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
+    tests.extend(calls::CHECKS.map(|(name, run)| check(format!("calls: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
     tests.push(check("key tiles are visited as core says".into(), visited::visited_tiles));
     tests.push(check(
