@@ -115,10 +115,10 @@ impl Bench {
 
     fn measure(&self, context: &Context, calls: u64, record: Record) -> Duration {
         let mut took = Duration::ZERO;
-        for begin in (0..calls).step_by(CALLS as usize) {
+        for first in (0..calls).step_by(CALLS as usize) {
             let encoder =
                 context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            took += record(self, encoder, CALLS.min(calls - begin));
+            took += record(self, encoder, CALLS.min(calls - first));
             // The recording has been dropped. Parameters that were written reach the device with
             // any submission.
             context.queue().submit([]);
@@ -131,26 +131,26 @@ impl Bench {
     }
 
     fn encode(&self, mut encoder: wgpu::CommandEncoder, calls: u64) -> Duration {
-        let begin = Instant::now();
+        let start = Instant::now();
         for call in 0..calls {
             self.plan.encode(&mut encoder, &black_box(self.args(call))).expect("the call is valid");
         }
-        begin.elapsed()
+        start.elapsed()
     }
 
     fn encode_in_pass(&self, mut encoder: wgpu::CommandEncoder, calls: u64) -> Duration {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        let begin = Instant::now();
+        let start = Instant::now();
         for call in 0..calls {
             self.plan
                 .encode_in_pass(&mut pass, &black_box(self.args(call)))
                 .expect("the call is valid");
         }
-        begin.elapsed()
+        start.elapsed()
     }
 
     fn encode_in_pass_and_finish(&self, mut encoder: wgpu::CommandEncoder, calls: u64) -> Duration {
-        let begin = Instant::now();
+        let start = Instant::now();
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for call in 0..calls {
@@ -160,6 +160,6 @@ impl Bench {
             }
         }
         black_box(encoder.finish());
-        begin.elapsed()
+        start.elapsed()
     }
 }

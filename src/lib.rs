@@ -81,7 +81,8 @@
 //!
 //! ```
 //! use flashtile::{
-//!     Attention, BackendKind, Choice, DType, HostArgs, Problem, TensorView, bytes_of, bytes_of_mut,
+//!     Attention, BackendKind, Choice, DType, HostArgs, Problem, TensorView, bytes_of,
+//!     bytes_of_mut,
 //! };
 //!
 //! # fn main() -> Result<(), flashtile::Error> {

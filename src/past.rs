@@ -3,12 +3,13 @@ use flashtile_core::{Argument, Layout, ProblemError, TensorView};
 
 /// Puts the keys or values of earlier steps in front of new ones, along the sequence.
 ///
-/// `past` is (B, Hkv, P, D) and `new` is (B, Hkv, S, D), each with its own strides and its elements as
-/// little-endian bytes. The result is the bytes and the view of a densely packed (B, Hkv, P + S, D)
-/// tensor with its axes in `layout`'s order. `argument` names `past` in errors: [`Argument::PastKey`] or
-/// [`Argument::PastValue`].
+/// `past` is (B, Hkv, P, D) and `new` is (B, Hkv, S, D), each with its own strides and its elements
+/// as little-endian bytes. The result is the bytes and the view of a densely packed (B, Hkv, P + S,
+/// D) tensor with its axes in `layout`'s order. `argument` names `past` in errors:
+/// [`Argument::PastKey`] or [`Argument::PastValue`].
 ///
-/// Kernels see one sequence: lengths, `kv_lens`, masks and positions count past and new keys together.
+/// Kernels see one sequence: lengths, `kv_lens`, masks and positions count past and new keys
+/// together.
 ///
 /// ```
 /// use flashtile::{Argument, DType, Layout, TensorView, bytes_of, concat_past};

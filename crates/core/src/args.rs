@@ -20,11 +20,11 @@ pub struct Args<I, O = I> {
     /// Valid keys of each batch entry (i32), where the problem has them. The device clamps them to
     /// 0..=seq_kv.
     pub kv_lens: Option<I>,
-    /// Receives the log-sum-exp (f32, batch x heads x capacity of seq_q), where the problem asks for
-    /// it. It must not overlap any other argument.
+    /// Receives the log-sum-exp (f32, batch x heads x capacity of seq_q), where the problem asks
+    /// for it. It must not overlap any other argument.
     pub lse: Option<O>,
-    /// Workspace of at least the plan's `workspace_bytes`, instead of the plan's own. With it, calls
-    /// of one plan do not share memory.
+    /// Workspace of at least the plan's `workspace_bytes`, instead of the plan's own. With it,
+    /// calls of one plan do not share memory.
     pub workspace: Option<O>,
     /// The values that may change from call to call.
     pub call: Call,

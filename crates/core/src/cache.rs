@@ -26,7 +26,8 @@ impl CachedPlan for Arc<dyn BackendPlan> {
 /// so use one cache per device.
 ///
 /// ```
-/// # use flashtile_core::{CachedPlan, DType, PlanCache, PlanOptions, Problem, ProblemError, TensorView};
+/// # use flashtile_core::{CachedPlan, DType, PlanCache, PlanOptions};
+/// # use flashtile_core::{Problem, ProblemError, TensorView};
 /// # #[derive(Clone)]
 /// # struct Plan;
 /// # impl CachedPlan for Plan {

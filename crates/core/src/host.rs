@@ -124,8 +124,9 @@ impl<'a> HostInputs<'a> {
 /// Checks `args` against `problem`: what is present, how long it is, and the values in `kv_lens`.
 ///
 /// # Errors
-/// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected), [`TooShort`](ProblemError::TooShort),
-/// [`KvLensCount`](ProblemError::KvLensCount), [`KvLen`](ProblemError::KvLen) and those of [`Call::resolve`].
+/// [`ProblemError::Missing`], [`Unexpected`](ProblemError::Unexpected),
+/// [`TooShort`](ProblemError::TooShort), [`KvLensCount`](ProblemError::KvLensCount),
+/// [`KvLen`](ProblemError::KvLen) and those of [`Call::resolve`].
 pub fn check_host_args(
     problem: &Problem,
     args: &HostArgs<'_>,

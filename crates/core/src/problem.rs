@@ -52,7 +52,8 @@ impl Float {
 }
 
 impl Problem {
-    /// Starts the description of attention of `q` (B, H, Sq, D) over `k` (B, Hkv, Skv, D) and `v` (B, Hkv, Skv, Dv).
+    /// Starts the description of attention of `q` (B, H, Sq, D) over `k` (B, Hkv, Skv, D) and `v`
+    /// (B, Hkv, Skv, Dv).
     pub fn builder(q: TensorView, k: TensorView, v: TensorView) -> ProblemBuilder {
         ProblemBuilder { q, k, v, out: None, options: Options::default() }
     }
@@ -241,9 +242,9 @@ impl ProblemBuilder {
         self.options.causal = causal;
         self
     }
-    /// The position of queries among the keys, from which causal masks and windows measure. A decode
-    /// step over a key-value cache wants [`Align::BottomRight`]: with the default, top-left, its only
-    /// query sees key 0 alone.
+    /// The position of queries among the keys, from which causal masks and windows measure. A
+    /// decode step over a key-value cache wants [`Align::BottomRight`]: with the default, top-left,
+    /// its only query sees key 0 alone.
     pub fn align(mut self, align: Align) -> Self {
         self.options.align = align;
         self
@@ -441,7 +442,8 @@ mod tests {
             ("dropout_p must lie in [0, 1], but is 1.5", ok().dropout_p(1.5)),
             ("dropout_p must lie in [0, 1], but is NaN", ok().dropout_p(f64::NAN)),
             (
-                "attn_mask of shape [1, 1, 5, 8] does not broadcast to (batch, heads, seq_q, seq_kv) = [2, 4, 5, 7]",
+                "attn_mask of shape [1, 1, 5, 8] does not broadcast to (batch, heads, seq_q, seq_kv) \
+                 = [2, 4, 5, 7]",
                 ok().mask(Mask::contiguous(MaskKind::Bool, &[5, 8]).expect("rank 2")),
             ),
             (

@@ -3,7 +3,8 @@ use std::time::Duration;
 /// What one run on a device took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// From submission to completion, by the host's clock: submitting, queueing and waking up are in it.
+    /// From submission to completion, by the host's clock: submitting, queueing and waking up are
+    /// in it.
     pub host: Duration,
     /// From the start of the first kernel to the end of the last, by the device's own clock. `None`
     /// where it has none, and where nothing was launched.

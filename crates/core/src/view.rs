@@ -1,7 +1,8 @@
 use crate::{Argument, DType, ProblemError};
 use std::fmt;
 
-/// The order of a tensor's axes in memory. Kernels only see strides; layouts are names for common ones.
+/// The order of a tensor's axes in memory. Kernels only see strides; layouts are names for common
+/// ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// (batch, sequence, heads, head_dim), as flash-attn has it.
@@ -27,8 +28,8 @@ impl Layout {
         }
     }
 
-    /// For each of (B, H, S, D), its position among the axes in memory, outermost first. Packed heads
-    /// count as `bshd`.
+    /// For each of (B, H, S, D), its position among the axes in memory, outermost first. Packed
+    /// heads count as `bshd`.
     pub const fn axes(self) -> [usize; 4] {
         match self {
             Layout::Bshd | Layout::Bsd => [0, 2, 1, 3],
@@ -78,10 +79,10 @@ impl std::str::FromStr for Layout {
 
 /// The shape and strides of a tensor, with axes (batch, heads, sequence, head_dim).
 ///
-/// Each constructor takes the sizes in its layout's own order: [`bshd`](Self::bshd) takes
-/// `[batch, sequence, heads, head_dim]`. [`strided`](Self::strided) describes any other placement.
-/// A stride of 0 repeats an input along that axis. The offset of the tensor within its buffer is not
-/// part of the view, because it may change with every call.
+/// Each constructor takes the sizes in its layout's own order: [`bshd`](Self::bshd) takes `[batch,
+/// sequence, heads, head_dim]`. [`strided`](Self::strided) describes any other placement. A stride
+/// of 0 repeats an input along that axis. The offset of the tensor within its buffer is not part of
+/// the view, because it may change with every call.
 ///
 /// ```
 /// use flashtile_core::{DType, TensorView};
@@ -134,22 +135,24 @@ impl TensorView {
     /// `width / heads` elements side by side.
     ///
     /// # Errors
-    /// [`ProblemError::PackedHeads`] if `heads` does not divide `width`; else as [`bshd`](Self::bshd).
+    /// [`ProblemError::PackedHeads`] if `heads` does not divide `width`; else as
+    /// [`bshd`](Self::bshd).
     pub fn packed(dtype: DType, sizes: [usize; 3], heads: usize) -> Result<Self, ProblemError> {
         Self::from_dims(Argument::View, dtype, Layout::Bsd, &sizes, heads)
     }
 
-    /// A tensor with any strides. `shape` and `strides` (in elements) are in the order (B, H, S, D).
+    /// A tensor with any strides. `shape` and `strides` (in elements) are in the order (B, H, S,
+    /// D).
     ///
-    /// [`ProblemBuilder::build`](crate::ProblemBuilder::build) checks that the extent is addressable
-    /// and that an output does not overlap itself.
+    /// [`ProblemBuilder::build`](crate::ProblemBuilder::build) checks that the extent is
+    /// addressable and that an output does not overlap itself.
     pub const fn strided(dtype: DType, shape: [usize; 4], strides: [usize; 4]) -> Self {
         Self { dtype, shape, strides }
     }
 
-    /// A densely packed tensor whose axes lie in memory in `layout`'s order, from sizes in the order
-    /// (B, H, S, D). For code that handles several layouts; [`bshd`](Self::bshd) and its siblings
-    /// take sizes in the layout's own order.
+    /// A densely packed tensor whose axes lie in memory in `layout`'s order, from sizes in the
+    /// order (B, H, S, D). For code that handles several layouts; [`bshd`](Self::bshd) and its
+    /// siblings take sizes in the layout's own order.
     ///
     /// # Errors
     /// As [`bshd`](Self::bshd).
@@ -176,8 +179,8 @@ impl TensorView {
     }
 
     /// A densely packed tensor from sizes in `layout`'s own order and rank, for sizes that are only
-    /// known at run time. `heads` splits the last axis of the packed layout `bsd`; the other layouts
-    /// ignore it.
+    /// known at run time. `heads` splits the last axis of the packed layout `bsd`; the other
+    /// layouts ignore it.
     ///
     /// # Errors
     /// [`ProblemError::Rank`] and [`ProblemError::PackedHeads`] name `argument`.

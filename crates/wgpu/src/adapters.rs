@@ -16,8 +16,8 @@ pub struct AdapterEntry {
 
 /// The features worth requesting of `adapter`, among those it has.
 ///
-/// - `SUBGROUP`, above all: kernels share keys among the lanes of a subgroup. A decode step over 8192
-///   keys took 1.43 s without it and 0.37 s with it on a software adapter.
+/// - `SUBGROUP`, above all: kernels share keys among the lanes of a subgroup. A decode step over
+///   8192 keys took 1.43 s without it and 0.37 s with it on a software adapter.
 /// - `TIMESTAMP_QUERY`, for times by the GPU's own clock in [`HostRun`](crate::HostRun).
 pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY)
@@ -25,8 +25,8 @@ pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
 
 /// The limits worth requesting of `adapter`: all that it has.
 ///
-/// wgpu's defaults are WebGPU's minimum: 16 KiB of workgroup memory, 256 invocations and bindings of
-/// 128 MiB, which means smaller tiles and more dispatches.
+/// wgpu's defaults are WebGPU's minimum: 16 KiB of workgroup memory, 256 invocations and bindings
+/// of 128 MiB, which means smaller tiles and more dispatches.
 pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     adapter.limits()
 }
@@ -36,7 +36,8 @@ pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
 ///
 /// ```no_run
 /// # async fn f(adapter: wgpu::Adapter) -> Result<(), Box<dyn std::error::Error>> {
-/// let (device, queue) = adapter.request_device(&flashtile_wgpu::device_descriptor(&adapter)).await?;
+/// let descriptor = flashtile_wgpu::device_descriptor(&adapter);
+/// let (device, queue) = adapter.request_device(&descriptor).await?;
 /// let context = flashtile_wgpu::Context::new(device, queue).await?;
 /// # Ok(())
 /// # }

@@ -19,11 +19,11 @@ pub(crate) struct Bound<B> {
 
 /// The bind groups of one plan.
 ///
-/// A bind group keeps its buffers alive, and making one costs several times as much as the rest of a
-/// call. So the cache keeps as many as are in use and no others: a set of buffers that was seen once
-/// waits among the few most recent; one that comes back is kept until it has not been used for many
-/// calls. Sets that left the recent ones are remembered by their hash alone, so that a model with more
-/// layers than that is recognised in its second round.
+/// A bind group keeps its buffers alive, and making one costs several times as much as the rest of
+/// a call. So the cache keeps as many as are in use and no others: a set of buffers that was seen
+/// once waits among the few most recent; one that comes back is kept until it has not been used for
+/// many calls. Sets that left the recent ones are remembered by their hash alone, so that a model
+/// with more layers than that is recognised in its second round.
 pub(crate) struct BindCache {
     state: Mutex<State>,
     hasher: RandomState,
@@ -65,8 +65,8 @@ pub(crate) struct Wanted<'a> {
 impl BindCache {
     /// Buffer sets that are kept although they were used only once.
     const RECENT: usize = 8;
-    /// Calls after which a set that came back, but is not used any more, is dropped. (Sets in rotation
-    /// extend it: see `expire`.)
+    /// Calls after which a set that came back, but is not used any more, is dropped. (Sets in
+    /// rotation extend it: see `expire`.)
     const IDLE_CALLS: u64 = 1024;
 
     pub(crate) fn new(per_call: usize) -> Self {

@@ -11,13 +11,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What all plans on one device share: compiled pipelines and uniform slots. A clone is another handle
-/// to the same.
+/// What all plans on one device share: compiled pipelines and uniform slots. A clone is another
+/// handle to the same.
 ///
 /// # Memory
-/// A context keeps every pipeline that it compiled (a few per attention configuration; configurations
-/// that differ only in sizes share them) and uniform slots in buffers of 256 KiB, as many as recorded
-/// calls needed at once. Plans keep their workspace and bind groups: see
+/// A context keeps every pipeline that it compiled (a few per attention configuration;
+/// configurations that differ only in sizes share them) and uniform slots in buffers of 256 KiB, as
+/// many as recorded calls needed at once. Plans keep their workspace and bind groups: see
 /// [`Plan::workspace_bytes`](crate::Plan::workspace_bytes) and
 /// [`Plan::release_bindings`](crate::Plan::release_bindings). All of it goes with the last handle.
 #[derive(Clone)]
@@ -188,8 +188,8 @@ impl Context {
 }
 
 /// Whether `queue` is the queue of `device`. wgpu reports a mismatch only at the first use, to the
-/// handler of the queue's device, where nobody here can catch it. But work-done callbacks of a queue
-/// run when its own device is polled, and not when another one is.
+/// handler of the queue's device, where it cannot be caught. But work-done callbacks of a
+/// queue run when its own device is polled, and not when another one is.
 #[cfg(not(target_family = "wasm"))]
 fn check_queue(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), Error> {
     use std::{
@@ -199,8 +199,8 @@ fn check_queue(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), Error> 
     let called = Arc::new(AtomicBool::new(false));
     let answer = called.clone();
     queue.on_submitted_work_done(move || answer.store(true, Ordering::Release));
-    // Work that the application submitted before comes first. Another thread may poll at the same time
-    // and run the callback a little later.
+    // Work that the application submitted before comes first. Another thread may poll at the same
+    // time and run the callback a little later.
     let patience = Instant::now() + Duration::from_secs(2);
     loop {
         device

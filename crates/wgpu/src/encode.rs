@@ -26,9 +26,9 @@ impl Plan {
     /// It creates no buffers, except that new parameter values (the length of a decode step) are
     /// written through the queue once; all calls with the same values share them.
     ///
-    /// It cannot detect everything. wgpu reports these later: an encoder of another device, when it is
-    /// finished; mapped or destroyed buffers, and a device that was lost or destroyed, when the commands
-    /// are submitted.
+    /// It cannot detect everything. wgpu reports these later: an encoder of another device, when it
+    /// is finished; mapped or destroyed buffers, and a device that was lost or destroyed, when the
+    /// commands are submitted.
     ///
     /// # Errors
     /// [`Error::Problem`] for missing, unexpected or short arguments and values out of range;
@@ -36,8 +36,8 @@ impl Plan {
     /// buffers; [`Error::Validation`] for a buffer of another device of the same `wgpu::Instance`.
     ///
     /// # Panics
-    /// wgpu itself may panic on a buffer of another `wgpu::Instance`, or confuse it with one of its own:
-    /// it finds resources in tables that belong to an instance.
+    /// wgpu itself may panic on a buffer of another `wgpu::Instance`, or confuse it with one of its
+    /// own: it finds resources in tables that belong to an instance.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, args: &Args<'_>) -> Result<(), Error> {
         let ready = self.inner.prepare(args)?;
         self.inner.record_pass(encoder, ready, None);
@@ -60,11 +60,11 @@ impl Plan {
         Ok(())
     }
 
-    /// Records one call and submits it on the context's queue, each part of the plan in a submission of
-    /// its own. It does not wait.
+    /// Records one call and submits it on the context's queue, each part of the plan in a
+    /// submission of its own. It does not wait.
     ///
-    /// Long work is split into parts so that no dispatch exceeds a display's watchdog. Some drivers time
-    /// whole submissions, so there the parts have to be submitted one by one.
+    /// Long work is split into parts so that no dispatch exceeds a display's watchdog. Some drivers
+    /// time whole submissions, so there the parts have to be submitted one by one.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), and [`Error::Validation`] for what only the submission reports.
@@ -154,8 +154,8 @@ impl PlanInner {
         Ok(ready)
     }
 
-    /// The buffer ranges of one step, its parameters and its workgroups; `None` where the call leaves
-    /// nothing to do for it.
+    /// The buffer ranges of one step, its parameters and its workgroups; `None` where the call
+    /// leaves nothing to do for it.
     fn bind<'a>(
         &'a self,
         args: &Args<'a>,

@@ -21,7 +21,7 @@ pub enum Error {
         reason: String,
     },
     /// The problem cannot run with this kernel, for all of these reasons.
-    #[error("the {kernel} kernel cannot run this: {}", reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("the {kernel} kernel cannot run this: {}", joined(reasons))]
     Refused {
         /// Which kernel.
         kernel: KernelKind,
@@ -55,9 +55,11 @@ pub enum Error {
         /// What it has.
         given: wgpu::BufferUsages,
     },
-    /// A buffer is written and also bound otherwise, which wgpu's usage rules forbid in one dispatch even at disjoint ranges.
+    /// A buffer is written and also bound otherwise, which wgpu's usage rules forbid in one
+    /// dispatch even at disjoint ranges.
     #[error(
-        "{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one dispatch"
+        "{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one \
+         dispatch"
     )]
     Aliased {
         /// The output.
@@ -67,12 +69,12 @@ pub enum Error {
     },
     /// An offset is not a multiple of the element size.
     #[error(
-        "{argument} begins at byte {offset}, which is not a multiple of its {size}-byte elements"
+        "{argument} starts at byte {offset}, which is not a multiple of its {size}-byte elements"
     )]
     Misaligned {
         /// Whose offset.
         argument: Argument,
-        /// Where it begins.
+        /// Where it starts, in bytes.
         offset: u64,
         /// Bytes an element takes.
         size: u64,
@@ -80,8 +82,8 @@ pub enum Error {
     /// A tensor fills a whole binding, and its offset in the buffer pushes it beyond the device's
     /// limit: bindings start at multiples of `min_storage_buffer_offset_alignment`.
     #[error(
-        "{argument} needs a binding of {needed} bytes at this offset, over the device's {limit}; an \
-         offset that is a multiple of {alignment} needs less"
+        "{argument} needs a binding of {needed} bytes at this offset, over the device's {limit}; \
+         an offset that is a multiple of {alignment} needs less"
     )]
     BindingSize {
         /// Whose binding.
@@ -105,4 +107,8 @@ pub enum Error {
     /// wgpu refused a command: a buffer of another device, for example.
     #[error("wgpu refused: {0}")]
     Validation(String),
+}
+
+fn joined(reasons: &[Reason]) -> String {
+    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
 }

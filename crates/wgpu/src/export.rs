@@ -50,10 +50,12 @@ pub struct ExportedBinding {
     pub written: bool,
 }
 
-/// Prepares `call` for a device with WebGPU's default limits and no features, as a browser grants it.
+/// Prepares `call` for a device with WebGPU's default limits and no features, as a browser grants
+/// it.
 ///
 /// # Errors
-/// [`Error::Refused`](crate::Error::Refused), and [`Error::Problem`](crate::Error::Problem) for the call's values.
+/// [`Error::Refused`](crate::Error::Refused), and [`Error::Problem`](crate::Error::Problem) for the
+/// call's values.
 pub fn export_baseline(
     problem: &Problem,
     kernel: KernelKind,

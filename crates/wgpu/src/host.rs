@@ -24,11 +24,11 @@ pub struct HostRun {
     kv_lens: Option<wgpu::Buffer>,
     lse: Option<wgpu::Buffer>,
     call: Call,
-    /// Buffers to read results through: taken by a download and given back, so that several downloads
-    /// at once never map the same one.
+    /// Buffers to read results through: taken by a download and given back, so that several
+    /// downloads at once never map the same one.
     readbacks: Mutex<Vec<wgpu::Buffer>>,
-    /// Taken by a run and given back: of two runs at once, one uses the host's clock. `None` without
-    /// the feature.
+    /// Taken by a run and given back: of two runs at once, one uses the host's clock. `None`
+    /// without the feature.
     stopwatch: Mutex<Option<Stopwatch>>,
 }
 

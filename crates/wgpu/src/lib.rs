@@ -4,9 +4,11 @@
 //! use flashtile_core::{DType, Problem, TensorView};
 //! use flashtile_wgpu::{Args, Context, PlanOptions, wgpu};
 //!
-//! # async fn f(device: wgpu::Device, queue: wgpu::Queue, q: wgpu::Buffer, k: wgpu::Buffer, v: wgpu::Buffer, out: wgpu::Buffer)
-//! # -> Result<(), Box<dyn std::error::Error>> {
-//! let context = Context::new(device.clone(), queue.clone()).await?; // once: keeps compiled kernels
+//! # async fn f(
+//! #     (device, queue): (wgpu::Device, wgpu::Queue),
+//! #     [q, k, v, out]: [wgpu::Buffer; 4],
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
+//! let context = Context::new(device.clone(), queue.clone()).await?; // once per device
 //! let view = TensorView::bshd(DType::F16, [1, 1024, 8, 64])?;
 //! let problem = Problem::builder(view, view, view).causal(true).build()?;
 //! let plan = context.plan(&problem, &PlanOptions::new()).await?; // once per configuration
@@ -33,23 +35,23 @@
 //! # A decode loop
 //!
 //! Plan once for the capacity of the key-value cache, with
-//! [`Align::BottomRight`](flashtile_core::Align::BottomRight): the last query then stands at the last
-//! valid key. With the default, top-left, a single query sees key 0 alone. Every token passes the
-//! number of filled keys with [`Call::seq_kv`](flashtile_core::Call::seq_kv), or leaves it to the
-//! device with `kv_lens`. All layers share the plan.
+//! [`Align::BottomRight`](flashtile_core::Align::BottomRight): the last query then stands at the
+//! last valid key. With the default, top-left, a single query sees key 0 alone. Every token passes
+//! the number of filled keys with [`Call::seq_kv`](flashtile_core::Call::seq_kv), or leaves it to
+//! the device with `kv_lens`. All layers share the plan.
 //!
 //! # DX12
 //!
-//! Ship `dxcompiler.dll` (DXC) with the application. Without it wgpu falls back to FXC, which is not
-//! known to compile these kernels.
+//! Ship `dxcompiler.dll` (DXC) with the application. Without it wgpu falls back to FXC, which is
+//! not known to compile these kernels.
 //!
 //! # In a browser
 //!
-//! Compile for wasm32 with the feature `web`. A browser's main thread must not wait, so the functions
-//! that end in `_blocking` do not exist there. A browser reports errors late: a buffer of another
-//! device is reported to the device's own handler, not by [`Plan::encode`], and a lost device is
-//! noticed late. The crate compiles for browsers and its kernels run on Dawn, the WebGPU of Chromium;
-//! it has not yet run in a browser.
+//! Compile for wasm32 with the feature `web`. A browser's main thread must not wait, so the
+//! functions that end in `_blocking` do not exist there. A browser reports errors late: a buffer of
+//! another device is reported to the device's own handler, not by [`Plan::encode`], and a lost
+//! device is noticed late. The crate compiles for browsers and its kernels run on Dawn, the WebGPU
+//! of Chromium; it has not yet run in a browser.
 
 mod adapters;
 #[cfg(not(target_family = "wasm"))]

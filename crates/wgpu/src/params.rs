@@ -14,8 +14,8 @@ use std::{
 ///
 /// Slots are shared by content: a call with the parameters of an earlier one (the 80 layers of a
 /// model, the same prompt length again) finds them on the device and writes nothing. A slot may be
-/// overwritten only when no recorded call refers to it. When all slots are in use, another buffer is
-/// added, so there is no limit to the calls that may be recorded and not yet finished.
+/// overwritten only when no recorded call refers to it. When all slots are in use, another buffer
+/// is added, so there is no limit to the calls that may be recorded and not yet finished.
 pub(crate) struct ParamSlots {
     device: wgpu::Device,
     stride: u32,
@@ -32,7 +32,7 @@ struct State {
 /// The parameters as words, which compare and hash.
 type Words = [u32; size_of::<Params>() / 4];
 
-/// Where one dispatch finds its parameters. Whoever holds it keeps the contents as they are.
+/// Where one dispatch finds its parameters. While a reference to it exists, its contents stay.
 #[derive(Debug)]
 pub(crate) struct Slot {
     /// Which buffer: part of a bind group's identity.

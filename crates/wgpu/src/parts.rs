@@ -32,7 +32,8 @@ enum Axis {
     Rows,
 }
 
-/// Parts that a plan lists, at most. At the FLOPs that a watchdog allows per part, this many take hours.
+/// Parts that a plan lists, at most. At the FLOPs that a watchdog allows per part, this many take
+/// hours.
 const MAX_PARTS: usize = 1 << 18;
 
 /// Words between the scores of neighbouring queries.
@@ -90,7 +91,8 @@ impl Part {
         self.window(problem, slot).len - less.window(problem, slot).len
     }
 
-    /// Both halves along `axis`; `None` where it is a single entry (or a single tile of `tile_rows`).
+    /// Both halves along `axis`; `None` where it is a single entry (or a single tile of
+    /// `tile_rows`).
     fn cut(&self, axis: Axis, group: usize, tile_rows: usize) -> Option<[Part; 2]> {
         let halve = |range: &Range<usize>, step: usize| {
             let middle = range.start + (range.len() / 2).next_multiple_of(step);
@@ -232,8 +234,8 @@ struct Excess {
 fn too_much(part: &Part, work: &Work<'_>, machine: &Machine) -> Option<Excess> {
     for slot in work.slots() {
         let window = part.window(work.problem, slot);
-        // Bindings start at multiples of the alignment. The caller's own offset is only known at the
-        // call; one that is not such a multiple is checked again there.
+        // Bindings start at multiples of the alignment. The caller's own offset is only known at
+        // the call; one that is not such a multiple is checked again there.
         let before = window.start.saturating_mul(window.size) % machine.offset_alignment;
         let bytes = window.len.saturating_mul(window.size).saturating_add(before);
         let needed = bytes.checked_next_multiple_of(4).unwrap_or(u64::MAX);

@@ -66,8 +66,8 @@ impl Context {
 
     /// Plans `problem`, compiling the kernels that are not compiled yet.
     ///
-    /// With compiled kernels it takes microseconds and does not ask the device, so a lost device is then
-    /// reported by the run. A [`PlanCache`](flashtile_core::PlanCache) keeps plans by problem.
+    /// With compiled kernels it takes microseconds and does not ask the device, so a lost device is
+    /// then reported by the run. A [`PlanCache`](flashtile_core::PlanCache) keeps plans by problem.
     ///
     /// # Errors
     /// [`Error::Refused`] with every reason, [`Error::Compile`], [`Error::OutOfMemory`],

@@ -12,7 +12,7 @@ pub(crate) async fn read(
     let (done, mapped) = futures_channel::oneshot::channel();
     let asked = catch(device, || {
         buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Nobody receives it if the caller gave up.
+            // The receiver is gone if the caller gave up.
             let _ = done.send(result);
         });
     });
@@ -29,7 +29,7 @@ pub(crate) async fn read(
 pub(crate) async fn finished(context: &Context) -> Result<(), Error> {
     let (done, waiting) = futures_channel::oneshot::channel();
     context.queue().on_submitted_work_done(move || {
-        // Nobody receives it if the caller gave up.
+        // The receiver is gone if the caller gave up.
         let _ = done.send(());
     });
     wait(context)?;

@@ -5,9 +5,9 @@ pub type Args<'a> = CoreArgs<Region<'a>>;
 
 /// A piece of a buffer that the caller owns, with usage `STORAGE`.
 ///
-/// Made from whatever wgpu calls a piece of a buffer: `&Buffer`, `BufferSlice`, `BufferBinding`. The
-/// tensor starts at the start of the region; the region may be longer. Its start has to be a multiple
-/// of the element size and of nothing else. (Multiples of the device's
+/// Made from whatever wgpu calls a piece of a buffer: `&Buffer`, `BufferSlice`, `BufferBinding`.
+/// The tensor starts at the start of the region; the region may be longer. Its start has to be a
+/// multiple of the element size and of nothing else. (Multiples of the device's
 /// `min_storage_buffer_offset_alignment`, 256 at most, let a tensor fill a whole binding.)
 #[derive(Clone, Copy, Debug)]
 pub struct Region<'a> {

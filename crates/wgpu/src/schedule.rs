@@ -104,8 +104,8 @@ pub(crate) fn schedule(
 
 impl Schedule {
     /// Parameters and workgroups of one step; `None` where this call leaves nothing to do.
-    /// `offset(slot)` is the distance in elements from the start of a binding to the first element of
-    /// the tensor's part.
+    /// `offset(slot)` is the distance in elements from the start of a binding to the first element
+    /// of the tensor's part.
     pub(crate) fn dispatch(
         &self,
         problem: &Problem,
@@ -321,8 +321,8 @@ mod tests {
         assert!(x <= 7 && x * y >= params.item_count && params.grid_width == x);
     }
 
-    /// llvmpipe of Mesa 22.3: whatever is scheduled stays within the budget, longer keys get another
-    /// variant, and what no variant can do is refused with that reason.
+    /// llvmpipe of Mesa 22.3: whatever is scheduled stays within the budget, longer keys get
+    /// another variant, and what no variant can do is refused with that reason.
     #[test]
     fn loop_budgets_are_kept() {
         let old = Machine {

@@ -1,4 +1,5 @@
-//! Error scopes: wgpu panics on errors that nobody catches, so everything that can fail runs in one.
+//! Error scopes: wgpu panics on uncaught errors, so everything that can fail runs in
+//! one.
 
 use crate::Error;
 use std::{
@@ -14,8 +15,8 @@ pub(crate) enum Caught {
 }
 
 impl Caught {
-    /// As an error about `what`. On a lost device everything that is made is invalid, and using it is
-    /// what fails; the loss is the cause.
+    /// As an error about `what`. On a lost device everything that is made is invalid, and using it
+    /// is what fails; the loss is the cause.
     pub(crate) fn about(self, device: &wgpu::Device, what: impl FnOnce() -> String) -> Error {
         match self {
             _ if is_lost(device) => lost(),

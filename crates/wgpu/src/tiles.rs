@@ -12,8 +12,8 @@ pub(crate) fn variant(problem: &Problem, operation: Operation, tiles: Tiles) -> 
     Variant::new(operation, problem.dtype(), mask, problem.kv_lens(), problem.lse(), tiles)
 }
 
-/// The preferred tile shape that fits the heads, the device's limits and its loop budget. The reason
-/// for it is added to `rationale`.
+/// The preferred tile shape that fits the heads, the device's limits and its loop budget. The
+/// reason for it is added to `rationale`.
 ///
 /// # Errors
 /// Every limit that stands in the way, with what the least demanding shape needs.
@@ -87,8 +87,8 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     };
     let mut blocks: Vec<_> = FLASH_TILES.into_iter().filter(reaches).collect();
     blocks.sort_by_key(preference);
-    // Indexed loads and long programs cost a software adapter most: one query per thread, with lanes
-    // that share keys by broadcast, needs few of them.
+    // Indexed loads and long programs cost a software adapter most: one query per thread, with
+    // lanes that share keys by broadcast, needs few of them.
     let lanes = if ROW_LANES.contains(&machine.lanes) { machine.lanes } else { 1 };
     let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software);
     rows.into_iter().chain(blocks).collect()
@@ -135,8 +135,8 @@ pub(crate) fn loop_shape(problem: &Problem, variant: &Variant) -> LoopShape {
     let visited = if visits_all {
         problem.seq_kv()
     } else {
-        // A tile of queries sees the width of the band and one key more per further query. Key tiles
-        // start at multiples of their width, so the range may touch one more than it fills.
+        // A tile of queries sees the width of the band and one key more per further query. Key
+        // tiles start at multiples of their width, so the range may touch one more than it fills.
         let width = (i64::from(band.hi) - i64::from(band.lo) + 1).max(0) as usize;
         (width + rows - 1 + keys - 1).min(problem.seq_kv().next_multiple_of(keys))
     };
@@ -162,14 +162,16 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
         return match tiles.lanes {
             1 => format!("{tiles}, one query per thread: a software adapter without subgroups"),
             _ => format!(
-                "{tiles}, one query per thread: a software adapter; K and V broadcast across {lanes} lanes"
+                "{tiles}, one query per thread: a software adapter; K and V broadcast across {lanes} \
+                 lanes"
             ),
         };
     }
     let budget =
         machine.loop_budget.map_or(String::new(), |n| format!(", at most {n} loop iterations"));
     format!(
-        "{tiles}: seq_q {}, head_dim_v {}; {} of {workgroup_bytes} bytes of workgroup memory{budget}",
+        "{tiles}: seq_q {}, head_dim_v {}; {} of {workgroup_bytes} bytes of workgroup memory\
+         {budget}",
         problem.seq_q(),
         problem.head_dim_v(),
         tiles.flash_workgroup_bytes(),

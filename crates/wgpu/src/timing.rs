@@ -60,8 +60,8 @@ impl Stopwatch {
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.readback, 0, BYTES);
     }
 
-    /// The time between them, after completion. Some drivers offer the feature and write nothing: that
-    /// is `None`, not a time of 0.
+    /// The time between them, after completion. Some drivers offer the feature and write nothing:
+    /// that is `None`, not a time of 0.
     pub(crate) async fn read(&self, context: &Context) -> Result<Option<Duration>, Error> {
         let mut stamps = [0u64; 2];
         readback::read(context, &self.readback, |bytes| {
