@@ -117,7 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let parts = [part(0, CUT)?, part(CUT, KEYS)?];
     let (merged, merged_lse) =
-        merge(&parts.each_ref().map(|(out, lse)| Partial { out, lse }), WIDTH_V)?;
+        merge(&parts.each_ref().map(|(out, lse)| Partial::new(out, lse)), WIDTH_V)?;
     assert_abs_diff_eq!(merged[..], out[..], epsilon = 1e-5);
     assert_abs_diff_eq!(merged_lse[..], lse[..], epsilon = 1e-5);
     println!("two parts, merged, agree with the whole");

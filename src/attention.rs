@@ -1,11 +1,10 @@
-use crate::{Error, session::Session};
+use crate::{Error, Report, session::Session};
 use flashtile_core::{
-    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, Problem, Reason, Timing,
-    Verdict,
+    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, Problem, Reason, Verdict,
 };
 use std::{
     sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// What the caller insists on. The default takes the first backend and kernel that run.
@@ -40,32 +39,6 @@ impl Choice {
     fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {
         self.backend.is_none_or(|b| b == backend) && self.kernel.is_none_or(|k| k == kernel)
     }
-}
-
-/// What ran, where, why, and how long it took.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// The backend that ran.
-    pub backend: BackendKind,
-    /// The kernel that ran.
-    pub kernel: KernelKind,
-    /// Name of the device.
-    pub device: String,
-    /// The plan with its tiles, dispatches and rationale, over several lines.
-    pub plan: String,
-    /// Why this backend and kernel.
-    pub why: String,
-    /// Wall time of the whole call. Where this call was the first to need them, it includes opening
-    /// the device, planning and compiling.
-    pub first: Duration,
-    /// The time of the kernels alone, without copies to and from the device. (Some drivers compile
-    /// a kernel when it first runs; that time is included.)
-    pub timing: Timing,
-    /// Bytes that the backend needed besides inputs and outputs.
-    pub workspace_bytes: u64,
-    /// Bytes of inputs, outputs and workspace together, on the device.
-    pub peak_bytes: u64,
 }
 
 /// A session: opens a device when it is first needed, keeps it and its plans, and runs problems on

@@ -133,11 +133,12 @@ mod attention;
 mod backends;
 mod error;
 mod past;
+mod report;
 mod sdpa;
 mod session;
 mod tensor;
 
-pub use attention::{Attention, Choice, Report};
+pub use attention::{Attention, Choice};
 pub use error::Error;
 pub use flashtile_core::{
     Align, Argument, Backend, BackendError, BackendKind, BackendPlan, BackendRun, CachedPlan, Call,
@@ -146,6 +147,7 @@ pub use flashtile_core::{
     ProblemError, Reason, TensorView, Timing, Verdict, bound, check_host_args, merge,
 };
 pub use past::concat_past;
+pub use report::Report;
 pub use sdpa::{
     AttnMask, SdpaOptions, manual_seed, scaled_dot_product_attention,
     scaled_dot_product_attention_with,

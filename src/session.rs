@@ -82,7 +82,7 @@ impl Session {
     ) -> Result<Report, Error> {
         let device = self.device().map_err(|why| {
             let refused = Verdict::Refused(vec![why]);
-            Error::Refused(Explanation { verdicts: vec![(self.kind, kernel, refused)] })
+            Error::Refused(Explanation::new(vec![(self.kind, kernel, refused)]))
         })?;
         let options = PlanOptions::new().kernel(forced.then_some(kernel));
         let run = || {

@@ -1,4 +1,4 @@
-use crate::{FLASH_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles, wgsl};
+use crate::{FLASH_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles};
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
 
@@ -191,11 +191,6 @@ impl Variant {
     /// The name of the entry point.
     pub fn entry_point(&self) -> &'static str {
         self.operation.name()
-    }
-
-    /// The complete WGSL source.
-    pub fn wgsl(&self) -> String {
-        wgsl::assemble(self)
     }
 
     /// The bindings that the source declares, in order of their numbers.

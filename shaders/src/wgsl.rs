@@ -22,7 +22,14 @@ const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
 const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
 const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
 
-pub(crate) fn assemble(variant: &Variant) -> String {
+impl Variant {
+    /// The complete WGSL source.
+    pub fn wgsl(&self) -> String {
+        assemble(self)
+    }
+}
+
+fn assemble(variant: &Variant) -> String {
     let mut parts = vec![constants(variant), bindings(variant), NUMERICS.into(), PARAMS.into()];
     parts.push(valid_keys(variant).into());
     let rows = variant.tiles.lanes > 0;

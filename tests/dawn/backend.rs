@@ -51,8 +51,8 @@ impl Backend for DawnBackend<'_> {
         let start = Instant::now();
         self.run_call(problem, wanted(options), args)
             .map_err(|e| BackendError::new(BackendKind::Wgpu, false, e))?;
-        let run = Timing { host: start.elapsed(), gpu: None };
-        Ok(HostStats { run, device_bytes: 0 })
+        let run = Timing::new(start.elapsed(), None);
+        Ok(HostStats::new(run, 0))
     }
 }
 

@@ -1,5 +1,8 @@
 use std::{fmt, ops::Range};
 
+/// The longest sequence: positions, offsets and windows then add up without overflow in i32.
+pub const MAX_SEQ: usize = (1 << 29) - 1;
+
 /// Where query `i` stands among the keys: what causal masks and windows measure from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Align {
@@ -63,7 +66,7 @@ impl Band {
     ) -> Self {
         let offset = match align {
             Align::Offset(n) => i128::from(n),
-            _ => 0,
+            Align::TopLeft | Align::BottomRight => 0,
         };
         let right = if causal { Some(0) } else { window_right };
         let limit = i128::from(Self::UNBOUNDED);

@@ -4,6 +4,7 @@ use crate::{KeyTiles, Problem, ResolvedCall};
 ///
 /// Strides of 0 describe problems without end in little memory; numbers too large for a `u64` are `u64::MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cost {
     /// Pairs of query and key, over all heads, that causal, window and kv_lens leave.
     pub pairs: u64,

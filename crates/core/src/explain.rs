@@ -216,12 +216,18 @@ impl fmt::Display for Verdict {
 
 /// The verdict of every backend and kernel on a problem.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Explanation {
     /// One entry for each backend and kernel.
     pub verdicts: Vec<(BackendKind, KernelKind, Verdict)>,
 }
 
 impl Explanation {
+    /// An explanation of these verdicts, in the order in which the choice tries them.
+    pub fn new(verdicts: Vec<(BackendKind, KernelKind, Verdict)>) -> Self {
+        Self { verdicts }
+    }
+
     /// The verdict on one kernel.
     pub fn verdict(&self, backend: BackendKind, kernel: KernelKind) -> Option<&Verdict> {
         self.verdicts

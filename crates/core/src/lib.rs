@@ -41,6 +41,7 @@ mod dtype;
 mod error;
 mod explain;
 mod host;
+mod layout;
 mod mask;
 mod merge;
 mod options;
@@ -52,7 +53,7 @@ mod view;
 
 pub use args::Args;
 pub use backend::{Backend, BackendError, BackendPlan, BackendRun};
-pub use band::{Align, Band};
+pub use band::{Align, Band, MAX_SEQ};
 pub use cache::{CachedPlan, PlanCache};
 pub use call::{Call, ResolvedCall};
 pub use cost::Cost;
@@ -64,10 +65,11 @@ pub use explain::{BackendKind, Explanation, KernelKind, Reason, Verdict};
 pub use host::{
     HostArgs, HostInputs, check_host_args, check_host_inputs, check_host_outputs, check_presence,
 };
+pub use layout::Layout;
 pub use mask::{Mask, MaskKind};
 pub use merge::{Partial, merge};
 pub use options::{AnyTiles, PlanOptions};
-pub use problem::{MAX_SEQ, Problem, ProblemBuilder};
+pub use problem::{Problem, ProblemBuilder};
 pub use tiles::{KeyTiles, Tile, TileKind, key_range};
 pub use timing::{HostStats, Timing};
-pub use view::{Layout, TensorView};
+pub use view::TensorView;

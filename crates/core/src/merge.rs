@@ -2,11 +2,19 @@ use crate::ProblemError;
 
 /// The result of attention over some of the keys.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Partial<'a> {
     /// Output rows, densely packed: rows * width numbers.
     pub out: &'a [f32],
     /// Log-sum-exp of each row (natural log); -inf where no key was allowed.
     pub lse: &'a [f32],
+}
+
+impl<'a> Partial<'a> {
+    /// The output rows and the log-sum-exps of one part.
+    pub const fn new(out: &'a [f32], lse: &'a [f32]) -> Self {
+        Self { out, lse }
+    }
 }
 
 /// Merges the results of disjoint ranges of keys into the result over all of them: (out, lse).

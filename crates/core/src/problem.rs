@@ -1,8 +1,7 @@
-use crate::{Align, Argument, Band, DType, Dropout, Layout, Mask, ProblemError, TensorView};
+use crate::{
+    Align, Argument, Band, DType, Dropout, Layout, MAX_SEQ, Mask, ProblemError, TensorView,
+};
 use std::fmt;
-
-/// The longest sequence: positions, offsets and windows then add up without overflow in i32.
-pub const MAX_SEQ: usize = (1 << 29) - 1;
 
 /// One attention configuration, checked once. [`Call`](crate::Call) holds what changes per call.
 ///

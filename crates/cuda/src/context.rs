@@ -1,5 +1,5 @@
 use crate::{
-    Error, Machine, cache::Cache, capture::SideStreams, compiler, devices, driver,
+    Error, Machine, cache::Cache, capture::SideStreams, compiler, driver, machine,
     module::Function, nvrtc::Nvrtc,
 };
 use cudarc::driver::{CudaContext, CudaStream};
@@ -46,7 +46,7 @@ impl Context {
         let failed = |e| Error::of_driver(e, "the description of the GPU");
         let memory = cuda.total_mem().map_err(failed)? as u64;
         let machine =
-            devices::machine(|attribute| cuda.attribute(attribute), memory).map_err(failed)?;
+            machine::query(|attribute| cuda.attribute(attribute), memory).map_err(failed)?;
         let inner = Inner {
             name: cuda.name().map_err(failed)?,
             cuda,
@@ -54,6 +54,7 @@ impl Context {
             machine,
             side_streams: SideStreams::default(),
             driver,
+            machine,
             cache: Cache::of_user(),
             compiler: Mutex::default(),
             functions: Mutex::default(),

@@ -1,7 +1,6 @@
-use crate::{Context, Error, Machine, compiler, driver, error::describe};
-use cudarc::driver::{CudaContext, DriverError, result, sys::CUdevice_attribute as Attribute};
+use crate::{Context, Error, Machine, compiler, driver, error::describe, machine};
+use cudarc::driver::{CudaContext, DriverError, result};
 use flashtile_core::DeviceChoice;
-use flashtile_shaders::cuda::Arch;
 
 /// A GPU of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,27 +33,8 @@ fn entry(index: usize) -> Result<DeviceEntry, DriverError> {
     let attribute = |attribute| unsafe { result::device::get_attribute(device, attribute) };
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(device)? };
-    let machine = machine(attribute, memory as u64)?;
+    let machine = machine::query(attribute, memory as u64)?;
     Ok(DeviceEntry { index, name: result::device::get_name(device)?, machine })
-}
-
-/// Queries the numbers of a GPU one by one.
-pub(crate) fn machine(
-    attribute: impl Fn(Attribute) -> Result<i32, DriverError>,
-    memory: u64,
-) -> Result<Machine, DriverError> {
-    let number = |asked| attribute(asked).map(|n| n.max(0) as u32);
-    let major: Arch = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor: Arch = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    let always = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?;
-    let at_most = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    Ok(Machine {
-        arch: 10 * major + minor,
-        shared_limit: always.max(at_most),
-        multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        memory,
-        watchdog: number(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0,
-    })
 }
 
 impl DeviceEntry {
@@ -87,32 +67,4 @@ pub fn open(choice: &DeviceChoice) -> Result<Context, Error> {
     let context = CudaContext::new(device.index)
         .map_err(|e| no_device(format!("{} does not open: {}", device.name, describe(e))))?;
     Context::new(context.default_stream())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gpu_is_described_by_its_attributes() {
-        let attribute = |asked| {
-            Ok(match asked {
-                Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR => 12,
-                Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR => 1,
-                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK => 48 << 10,
-                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN => 99 << 10,
-                Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT => 48,
-                _ => 1,
-            })
-        };
-        let machine = machine(attribute, 7).expect("described");
-        let expected = Machine {
-            arch: 121,
-            shared_limit: 99 << 10,
-            multiprocessors: 48,
-            memory: 7,
-            watchdog: true,
-        };
-        assert_eq!(machine, expected);
-    }
 }

@@ -36,7 +36,7 @@ impl Context {
         let mut uploaded = HostRun::upload(plan, &args)?;
         let run = uploaded.run()?;
         uploaded.download(&mut args)?;
-        Ok(HostStats { run, device_bytes: uploaded.device_bytes() })
+        Ok(HostStats::new(run, uploaded.device_bytes()))
     }
 }
 
@@ -123,7 +123,7 @@ impl HostRun {
         let timing = |pair: &[CudaEvent]| {
             let ms = pair[0].elapsed_ms(&pair[1]).map_err(failed)?;
             let gpu = (launched > 0).then(|| Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
-            Ok(Timing { host, gpu })
+            Ok(Timing::new(host, gpu))
         };
         stamps.windows(2).map(timing).collect()
     }

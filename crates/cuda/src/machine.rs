@@ -1,3 +1,4 @@
+use cudarc::driver::{DriverError, sys::CUdevice_attribute as Attribute};
 use flashtile_shaders::cuda::{Arch, shared_limit};
 
 /// The numbers of a GPU that decide how a problem is planned.
@@ -32,5 +33,52 @@ impl Machine {
     /// The compute capability as NVIDIA writes it: `7.5`.
     pub fn capability(&self) -> String {
         format!("{}.{}", self.arch / 10, self.arch % 10)
+    }
+}
+
+/// Queries the numbers of a GPU one by one.
+pub(crate) fn query(
+    attribute: impl Fn(Attribute) -> Result<i32, DriverError>,
+    memory: u64,
+) -> Result<Machine, DriverError> {
+    let number = |asked| attribute(asked).map(|n| n.max(0) as u32);
+    let major: Arch = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor: Arch = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let always = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?;
+    let at_most = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    Ok(Machine {
+        arch: 10 * major + minor,
+        shared_limit: always.max(at_most),
+        multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory,
+        watchdog: number(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_described_by_its_attributes() {
+        let attribute = |asked| {
+            Ok(match asked {
+                Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR => 12,
+                Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR => 1,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK => 48 << 10,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN => 99 << 10,
+                Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT => 48,
+                _ => 1,
+            })
+        };
+        let machine = query(attribute, 7).expect("described");
+        let expected = Machine {
+            arch: 121,
+            shared_limit: 99 << 10,
+            multiprocessors: 48,
+            memory: 7,
+            watchdog: true,
+        };
+        assert_eq!(machine, expected);
     }
 }

@@ -295,8 +295,8 @@ impl Backend for EmulatedCudaBackend {
         let start = Instant::now();
         self.run_call(problem, options, args)
             .map_err(|e| BackendError::new(BackendKind::Cuda, false, e))?;
-        let run = Timing { host: start.elapsed(), gpu: None };
-        Ok(HostStats { run, device_bytes: 0 })
+        let run = Timing::new(start.elapsed(), None);
+        Ok(HostStats::new(run, 0))
     }
 }
 

@@ -134,8 +134,8 @@ impl BackendPlan for ReferencePlan {
         let tensors = (given.iter().sum::<usize>() + optional) as u64;
         let start = Instant::now();
         run(&self.0, args).map_err(of_problem)?;
-        let run = Timing { host: start.elapsed(), gpu: None };
-        Ok(HostStats { run, device_bytes: tensors + self.workspace_bytes() })
+        let run = Timing::new(start.elapsed(), None);
+        Ok(HostStats::new(run, tensors + self.workspace_bytes()))
     }
 }
 
@@ -162,7 +162,7 @@ impl BackendRun for ReferenceRun {
         args.lse = lse.as_deref_mut();
         let start = Instant::now();
         run(&self.problem, args).map_err(of_problem)?;
-        Ok(Timing { host: start.elapsed(), gpu: None })
+        Ok(Timing::new(start.elapsed(), None))
     }
 
     fn download(&self, args: &mut HostArgs<'_>) -> Result<(), BackendError> {

@@ -45,7 +45,7 @@ impl Context {
         let uploaded = HostRun::upload(plan, &args).await?;
         let run = uploaded.run().await?;
         uploaded.download(&mut args).await?;
-        Ok(HostStats { run, device_bytes: uploaded.device_bytes() })
+        Ok(HostStats::new(run, uploaded.device_bytes()))
     }
 
     /// As [`run_host`](Self::run_host), blocking.
@@ -141,7 +141,7 @@ impl HostRun {
         if stopwatch.is_some() {
             *lock(&self.stopwatch) = stopwatch;
         }
-        Ok(Timing { host, gpu })
+        Ok(Timing::new(host, gpu))
     }
 
     /// As [`run`](Self::run), blocking.

@@ -160,7 +160,9 @@ impl Work<'_> {
         Slot::ALL.iter().copied().filter(move |slot| match (slot, kernel) {
             (Slot::Params, _) | (Slot::Scores, KernelKind::Flash) => false,
             (Slot::Scores, KernelKind::Unfused) => true,
-            _ => true,
+            (Slot::Q | Slot::K | Slot::V | Slot::Mask | Slot::Aux | Slot::Out | Slot::Lse, _) => {
+                true
+            }
         })
     }
 

@@ -124,8 +124,8 @@ impl Backend for Honest {
                 }
             }
         }
-        let run = Timing { host: start.elapsed(), gpu: None };
-        Ok(HostStats { run, device_bytes: 0 })
+        let run = Timing::new(start.elapsed(), None);
+        Ok(HostStats::new(run, 0))
     }
 }
 
