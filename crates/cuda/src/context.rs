@@ -54,7 +54,6 @@ impl Context {
             machine,
             side_streams: SideStreams::default(),
             driver,
-            machine,
             cache: Cache::of_user(),
             compiler: Mutex::default(),
             functions: Mutex::default(),
