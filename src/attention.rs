@@ -124,7 +124,7 @@ impl Attention {
         let verdict = |(session, kernel): (&Session, KernelKind)| {
             (session.kind(), kernel, session.verdict(problem, kernel))
         };
-        Explanation { verdicts: asked.map(verdict).collect() }
+        Explanation::new(asked.map(verdict).collect())
     }
 
     /// Runs `problem` on tensors in host memory, with the first backend and kernel within `choice`
