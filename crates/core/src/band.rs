@@ -3,13 +3,14 @@ use std::{fmt, ops::Range};
 /// The longest sequence: positions, offsets and windows then add up without overflow in i32.
 pub const MAX_SEQ: usize = (1 << 29) - 1;
 
-/// Where query `i` stands among the keys: what causal masks and windows measure from.
+/// The position of query `i` among the keys. Causal masks and windows are relative to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Align {
-    /// At key `i`: the first query and the first key stand together (PyTorch's `is_causal`).
+    /// At key `i`: the first query is aligned with the first key (PyTorch's `is_causal`).
     #[default]
     TopLeft,
-    /// At key `i + valid keys - seq_q`: the last query and the last valid key stand together (flash-attn's).
+    /// At key `i + valid keys - seq_q`: the last query is aligned with the last valid key (as in
+    /// flash-attn).
     BottomRight,
     /// At key `i + offset`.
     Offset(i64),
@@ -39,10 +40,12 @@ impl std::str::FromStr for Align {
     }
 }
 
-/// The diagonal band of keys that causal, window and align leave: query `i` sees keys
-/// `i + diagonal + lo ..= i + diagonal + hi`, where the diagonal is 0, or valid keys - seq_q for bottom-right.
+/// The diagonal band of keys that causal, window and align allow: query `i` sees keys
+/// `i + diagonal + lo ..= i + diagonal + hi`. The diagonal is 0, or valid keys - seq_q for
+/// bottom-right.
 ///
-/// Both ends are clamped to ±2^30, beyond any sequence, so that kernels can add them in i32 without overflow.
+/// Both ends are clamped to ±2^30, beyond any sequence, so that kernels can add them in i32 without
+/// overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Band {
     /// Lowest key, relative to the diagonal.
@@ -54,7 +57,7 @@ pub struct Band {
 }
 
 impl Band {
-    /// An end that no sequence reaches.
+    /// An end that lies beyond any sequence.
     pub const UNBOUNDED: i32 = 1 << 30;
 
     /// The band of an alignment, `causal` and window widths.
@@ -84,20 +87,21 @@ impl Band {
         }
     }
 
-    /// True where every query sees every valid key.
+    /// True if every query sees every valid key.
     pub fn is_unbounded(&self) -> bool {
         self.lo == -Self::UNBOUNDED && self.hi == Self::UNBOUNDED
     }
 
-    /// The key that query 0 stands at (for an explicit offset, `lo` and `hi` carry it).
+    /// The position of query 0 among the keys. `lo` and `hi` already include an explicit offset.
     pub fn diagonal(&self, seq_q: usize, kv_len: usize) -> i64 {
         if self.bottom_right { kv_len as i64 - seq_q as i64 } else { 0 }
     }
 
-    /// The keys that query `i` sees, of `kv_len` valid keys: the one rule of visibility.
+    /// The keys that query `i` sees, out of `kv_len` valid keys. This is the only rule of
+    /// visibility.
     ///
-    /// Both ends never decrease from one query to the next, so the keys of a tile of queries reach
-    /// from the first query's start to the last one's end. `visible_keys` of the kernels is this
+    /// Neither end decreases from one query to the next, so the keys of a tile of queries reach
+    /// from the first query's start to the last query's end. The kernels' `visible_keys` is this
     /// function.
     pub fn visible(&self, i: usize, seq_q: usize, kv_len: usize) -> Range<usize> {
         let row = i as i64 + self.diagonal(seq_q, kv_len);
@@ -106,12 +110,12 @@ impl Band {
         clamp(row + i64::from(self.lo)).min(end)..end
     }
 
-    /// Whether query `i` sees key `j`, of `kv_len` valid keys.
+    /// Whether query `i` sees key `j`, out of `kv_len` valid keys.
     pub fn allows(&self, i: usize, j: usize, seq_q: usize, kv_len: usize) -> bool {
         self.visible(i, seq_q, kv_len).contains(&j)
     }
 
-    /// How many pairs of query and key the queries `rows` see, of `kv_len` valid keys.
+    /// The number of pairs of a query of `rows` and a key it sees, out of `kv_len` valid keys.
     pub fn pairs(&self, rows: Range<usize>, seq_q: usize, kv_len: usize) -> u64 {
         let diagonal = self.diagonal(seq_q, kv_len);
         let sum = |end: i32| clamped_sum(&rows, diagonal + i64::from(end), kv_len as i64);
@@ -122,7 +126,7 @@ impl Band {
 /// The sum of `clamp(i + shift, 0, limit)` over `rows`, in constant time.
 fn clamped_sum(rows: &Range<usize>, shift: i64, limit: i64) -> i128 {
     let (start, end) = (rows.start as i64, rows.end.max(rows.start) as i64);
-    // Below `rising` the terms are 0, from `full` on they are `limit`.
+    // Terms before `rising` are 0; terms from `full` on are `limit`.
     let rising = (-shift).clamp(start, end);
     let full = (limit - shift).clamp(rising, end);
     let [first, count, shift] = [rising, full - rising, shift].map(i128::from);
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_counted_in_constant_time() {
+    fn pairs_match_a_count_of_single_keys() {
         let widths = [None, Some(0), Some(2), Some(50)];
         for align in [Align::TopLeft, Align::BottomRight, Align::Offset(-4), Align::Offset(9)] {
             for (left, right) in widths.into_iter().flat_map(|l| widths.map(|r| (l, r))) {

@@ -1,31 +1,39 @@
-//! The error rule: not a tolerance but a bound that the oracle computes for every row.
+//! The error rule. There is no fixed tolerance: the oracle computes a bound for every row.
 //!
-//! With u = 2^-24, u_t half an ulp of the storage type and n the row's allowed keys,
+//! With u = 2^-24, u_t half an ulp of the storage type, and n the number of keys allowed in the
+//! row:
 //!
-//! |out - o| <= 1 ulp_t(max_d |o_d|) + smallest normal + u ((8 + sqrt(D)) kappa + (8 + sqrt(n)/4) mu) + 4 u_t rho
+//! ```text
+//! |out - o| <= 1 ulp_t(max_d |o_d|) + smallest normal
+//!              + u ((8 + sqrt(D)) kappa + (8 + sqrt(n)/4) mu) + 4 u_t rho
+//! ```
 //!
-//! and for lse, an f32 whatever the storage type,
+//! For lse, which is f32 for every storage type:
 //!
-//! |lse - L| <= 1 ulp(L) + u ((8 + sqrt(D)) alpha + 8 + sqrt(n)/4).
+//! ```text
+//! |lse - L| <= 1 ulp(L) + u ((8 + sqrt(D)) alpha + 8 + sqrt(n)/4)
+//! ```
 //!
 //! docs/NUMERICS.md derives it.
 
 use crate::DType;
 
-/// What the bound of one row is made of, from the oracle's p, o, and c_j the dropout factor of key j (1 without dropout).
+/// The terms of one row's bound. p and o are the oracle's; c_j is the dropout factor of key j (1
+/// without dropout).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowTerms {
-    /// n: the keys allowed to the row.
+    /// n: the number of keys allowed in the row.
     pub keys: usize,
     /// max_d |o_d|.
     pub max_out: f64,
-    /// max_d sum_j p_j a_j |c_j v_jd - o_d| with a_j = |scale| sum_d |q_d k_jd| + |mask_j|: how far f32 scores can move the row.
+    /// max_d sum_j p_j a_j |c_j v_jd - o_d| with a_j = |scale| sum_d |q_d k_jd| + |mask_j|: the
+    /// effect of f32 scores on the row.
     pub kappa: f64,
-    /// max_d sum_j p_j c_j |v_jd|: the sum in f32.
+    /// max_d sum_j p_j c_j |v_jd|: the effect of the f32 sum.
     pub mu: f64,
-    /// max_d sqrt(sum_j (p_j c_j v_jd)^2): weights rounded once to the storage type.
+    /// max_d sqrt(sum_j (p_j c_j v_jd)^2): the effect of rounding weights once to the storage type.
     pub rho: f64,
-    /// sum_j p_j a_j: how far f32 scores can move lse.
+    /// sum_j p_j a_j: the effect of f32 scores on lse.
     pub alpha: f64,
     /// The row's lse.
     pub lse: f64,
@@ -44,7 +52,8 @@ impl RowTerms {
             + 4.0 * dtype.unit_roundoff() * self.rho
     }
 
-    /// The largest error that the lse of this row may have; 0 for a row without keys (it must be -inf).
+    /// The largest error that the lse of this row may have; 0 for a row without keys, whose lse
+    /// must be -inf.
     pub fn lse_bound(&self, head_dim: usize) -> f64 {
         if self.keys == 0 {
             return 0.0;
@@ -56,8 +65,9 @@ impl RowTerms {
 
 /// The error of `got` as a share of `bound`: at most 1 where the rule holds.
 ///
-/// NaN is right where `expected` is NaN, and only there; infinities must be equal. A number too large for `dtype` is expected as infinity or
-/// anything from the largest number less the bound.
+/// NaN is correct only where `expected` is NaN, and an expected infinity must be met exactly. Where
+/// `expected` is within the bound of the largest number of `dtype`, or beyond it, storing the
+/// result may overflow: an infinity of the same sign is then correct too, with a share of 1.
 pub fn share(got: f64, expected: f64, bound: f64, dtype: DType) -> f64 {
     if expected.is_nan() {
         return if got.is_nan() { 0.0 } else { f64::INFINITY };
@@ -81,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_of_one_key_is_exact_but_for_storage() {
+    fn a_row_of_one_key_is_exact_except_for_storage() {
         // p = 1: kappa and the softmax do not matter, only storing the value.
         let row = RowTerms {
             keys: 1,
@@ -98,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn shares() {
+    fn shares_of_the_bound() {
         let f = |got, expected| share(got, expected, 0.5, DType::F16);
         assert_eq!(f(1.0, 1.25), 0.5);
         assert_eq!(f(f64::NAN, f64::NAN), 0.0);

@@ -14,7 +14,8 @@ use crate::{Problem, ProblemError};
 pub struct Call {
     /// Multiplies q.k; any finite number. Default: 1/sqrt(head_dim).
     pub scale: Option<f32>,
-    /// Key of the dropout generator. The same seed and offset drop the same weights on every backend.
+    /// Key of the dropout generator. The same seed and offset drop the same weights on every
+    /// backend.
     pub seed: u64,
     /// Counter of the dropout generator: a training step, say.
     pub offset: u32,
@@ -86,7 +87,8 @@ impl Call {
     /// Fills in the defaults of `problem`.
     ///
     /// # Errors
-    /// [`ProblemError::Scale`] for a scale that is not finite, [`ProblemError::BeyondCapacity`] for lengths over those planned for.
+    /// [`ProblemError::Scale`] for a scale that is not finite, [`ProblemError::BeyondCapacity`] for
+    /// lengths over those planned for.
     pub fn resolve(&self, problem: &Problem) -> Result<ResolvedCall, ProblemError> {
         let scale = self.scale.unwrap_or_else(|| (1.0 / (problem.head_dim() as f64).sqrt()) as f32);
         if !scale.is_finite() {

@@ -1,23 +1,26 @@
 use crate::{KeyTiles, Problem, ResolvedCall};
 
-/// Floating-point operations and bytes that a problem needs at the least: what speed is measured against.
+/// The floating-point operations and bytes that a problem needs at least. Throughput is computed
+/// from them.
 ///
-/// Strides of 0 describe problems without end in little memory; numbers too large for a `u64` are `u64::MAX`.
+/// Strides of 0 can describe an enormous problem in little memory, so the counts saturate at
+/// `u64::MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cost {
-    /// Pairs of query and key, over all heads, that causal, window and kv_lens leave.
+    /// Pairs of query and key, over all heads, that causal, window and kv_lens allow.
     pub pairs: u64,
-    /// 2 (D + Dv) a pair: the two matrix products, a multiply and an add counted as two.
+    /// 2 (D + Dv) per pair: two matrix products, where a multiply and an add count as two.
     pub flops: u64,
-    /// As `flops`, for all the pairs of the tiles that a kernel with these tiles visits.
+    /// As `flops`, for all pairs of the tiles that a kernel with these tile sizes visits.
     pub tile_flops: u64,
-    /// q, k, v, mask read once, out and lse written once.
+    /// q, k, v and the mask read once; out and lse written once.
     pub bytes: u64,
 }
 
 impl Cost {
-    /// The cost of `problem` with tiles of `rows` queries and `keys` keys, every key valid where `kv_lens` is `None`.
+    /// The cost of `problem` with tiles of `rows` queries and `keys` keys. If `kv_lens` is `None`,
+    /// every key is valid.
     ///
     /// Entries of `kv_lens` outside 0..=seq_kv are clamped.
     pub fn new(
@@ -67,7 +70,7 @@ impl Cost {
 }
 
 fn product<const N: usize>(factors: [usize; N]) -> u64 {
-    // A size of 0 wins over whatever comes before it.
+    // A size of 0 makes the product 0, even one that has saturated.
     if factors.contains(&0) {
         0
     } else {
@@ -75,7 +78,7 @@ fn product<const N: usize>(factors: [usize; N]) -> u64 {
     }
 }
 
-/// Allowed pairs, and pairs of the visited tiles, of one head.
+/// Allowed pairs, and pairs in the visited tiles, of one head.
 fn count(
     problem: &Problem,
     call: &ResolvedCall,
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_without_end_saturate() {
+    fn enormous_problems_saturate() {
         let row = |shape| TensorView::strided(DType::F32, shape, [0, 0, 0, 1]);
         let (q, kv) = (row([1, 1 << 36, 1, 8]), row([1, 1 << 36, (1 << 29) - 1, 8]));
         let problem = Problem::builder(q, kv, kv).lse(true).build().expect("valid");

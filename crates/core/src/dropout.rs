@@ -1,7 +1,8 @@
-/// Constants of a dropout probability: a weight is kept where its random word is at least `threshold`, and then multiplied by `keep_scale`.
+/// The constants of a dropout probability. A weight is kept if its random word is at least
+/// `threshold`; a kept weight is multiplied by `keep_scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// floor(p * 2^32), computed in f64; 2^32 (drops all) for p = 1.
+    /// floor(p * 2^32), computed in f64; 2^32 for p = 1, which drops every weight.
     pub threshold: u64,
     /// f32(1 / (1 - p)); 0 for p = 1.
     pub keep_scale: f32,

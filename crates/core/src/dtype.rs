@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 use std::fmt;
 
-/// The storage type of a tensor's elements. Sums are in f32 whatever the storage.
+/// The storage type of a tensor's elements. Sums are in f32 for every storage type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE binary32.
@@ -16,7 +16,7 @@ impl DType {
     /// Every storage type.
     pub const ALL: &[DType] = &[DType::F32, DType::F16, DType::BF16];
 
-    /// Bytes an element takes.
+    /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
             DType::F32 => 4,
@@ -50,7 +50,8 @@ impl DType {
         }
     }
 
-    /// The distance from `|x|` to the next larger number of this type, at least the smallest subnormal.
+    /// The distance from `|x|` to the next larger number of this type; at least the smallest
+    /// subnormal.
     pub fn ulp(self, x: f64) -> f64 {
         let exponent = x.abs().max(self.min_positive()).log2().floor();
         2.0 * self.unit_roundoff() * exponent.exp2()
@@ -71,7 +72,8 @@ impl DType {
         }
     }
 
-    /// Writes `value`, rounded to nearest even, as element `index` of tightly packed little-endian `bytes`.
+    /// Writes `value`, rounded to nearest even, as element `index` of tightly packed little-endian
+    /// `bytes`.
     ///
     /// # Panics
     /// If the element lies beyond `bytes`.
@@ -88,10 +90,12 @@ impl DType {
     }
 }
 
-/// `value` as f32 such that rounding again, to 16 bits, gives what rounding once would: an inexact result gets an odd last bit, which is
-/// no tie of the second rounding (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+/// `value` as f32, rounded to odd: rounding the result to 16 bits gives the same as rounding
+/// `value` once. An inexact result gets an odd last bit, so it is never a tie in the second
+/// rounding (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
 ///
-/// `half`'s own conversions from f64 cut the low bits off first, and so take what lies just above a tie for a tie.
+/// The conversions from f64 in `half` cut the low bits off first, so they mistake a value just
+/// above a tie for the tie itself.
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) == value || nearest.to_bits() & 1 == 1 || !value.is_finite() {

@@ -1,7 +1,7 @@
 use crate::{DType, Layout, MAX_SEQ};
 use std::fmt;
 
-/// The argument that an error speaks of.
+/// The argument that an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Argument {
@@ -13,19 +13,19 @@ pub enum Argument {
     V,
     /// The attention mask.
     AttnMask,
-    /// The count of valid keys of each batch entry.
+    /// The number of valid keys of each batch entry.
     KvLens,
     /// The output.
     Out,
     /// The log-sum-exp output.
     Lse,
-    /// Keys put in front of `k`.
+    /// Keys that are concatenated in front of `k`.
     PastKey,
-    /// Values put in front of `v`.
+    /// Values that are concatenated in front of `v`.
     PastValue,
-    /// Scores the unfused kernels keep.
+    /// The workspace, which holds the scores of the unfused kernels.
     Workspace,
-    /// A view not yet bound to an argument.
+    /// A view that is not yet bound to an argument.
     View,
 }
 
@@ -51,12 +51,12 @@ impl fmt::Display for Argument {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProblemError {
-    /// A tensor has another number of axes than its layout.
+    /// A tensor does not have the number of axes that its layout requires.
     #[error("{argument} must have rank {expected} in layout {layout}, but its shape is {given:?}")]
     Rank {
-        /// Whose rank.
+        /// Which tensor.
         argument: Argument,
-        /// The layout it should have.
+        /// The layout that was requested.
         layout: Layout,
         /// The layout's rank.
         expected: usize,
@@ -64,27 +64,29 @@ pub enum ProblemError {
         given: Vec<usize>,
     },
     /// The last axis of a packed tensor does not divide into heads.
-    #[error("{argument} packs {width} numbers a position, which do not divide into {heads} heads")]
+    #[error(
+        "{argument} packs {width} numbers per position, which do not divide into {heads} heads"
+    )]
     PackedHeads {
         /// Which tensor.
         argument: Argument,
-        /// Size of its last axis.
+        /// The size of its last axis.
         width: usize,
-        /// Heads asked for.
+        /// The number of heads that was requested.
         heads: usize,
     },
-    /// An axis has another size than the rest of the problem says.
+    /// The size of an axis does not match the rest of the problem.
     #[error("{argument} must have {axis} {expected} ({because}), but has {given}")]
     Size {
         /// Which tensor.
         argument: Argument,
         /// Name of the axis.
         axis: &'static str,
-        /// The size that the others call for.
+        /// The size that the other tensors require.
         expected: usize,
         /// The size it has.
         given: usize,
-        /// Where the expectation comes from.
+        /// Why that size is expected.
         because: &'static str,
     },
     /// An axis that needs at least one entry has none.
@@ -95,15 +97,15 @@ pub enum ProblemError {
         /// Name of the axis.
         axis: &'static str,
     },
-    /// A sequence is longer than positions can count.
-    #[error("{argument} has a sequence of {given}, but at most {MAX_SEQ} positions can be counted")]
+    /// A sequence is longer than [`MAX_SEQ`].
+    #[error("{argument} has a sequence length of {given}; the maximum is {MAX_SEQ}")]
     SequenceTooLong {
         /// Which tensor.
         argument: Argument,
         /// Its length.
         given: usize,
     },
-    /// The query heads do not divide among the key heads.
+    /// The number of query heads is not a multiple of the number of key heads.
     #[error("q has {heads} heads, which is not a multiple of the {kv_heads} heads of k")]
     HeadGroups {
         /// Heads of q.
@@ -111,7 +113,7 @@ pub enum ProblemError {
         /// Heads of k and v.
         kv_heads: usize,
     },
-    /// Two tensors that must share one storage type do not.
+    /// Two tensors that must have the same storage type differ.
     #[error("{argument} must be {expected} like {like}, but is {given}")]
     DTypeMix {
         /// Which tensor.
@@ -131,16 +133,17 @@ pub enum ProblemError {
         /// Which tensor.
         argument: Argument,
     },
-    /// Two elements of an output share one place.
+    /// Two elements of an output share one address.
     #[error(
-        "{argument} overlaps itself: with shape {shape:?} and strides {strides:?} two elements share a place"
+        "{argument} overlaps itself: with shape {shape:?} and strides {strides:?} two elements \
+         share an address"
     )]
     Overlap {
         /// Which tensor.
         argument: Argument,
         /// Sizes of its axes.
         shape: [usize; 4],
-        /// Steps along its axes.
+        /// Strides along its axes.
         strides: [usize; 4],
     },
     /// The scale is NaN or infinite.
@@ -163,7 +166,8 @@ pub enum ProblemError {
     },
     /// A mask's shape does not broadcast to the scores.
     #[error(
-        "attn_mask of shape {given:?} does not broadcast to (batch, heads, seq_q, seq_kv) = {scores:?}"
+        "attn_mask of shape {given:?} does not broadcast to (batch, heads, seq_q, seq_kv) = \
+         {scores:?}"
     )]
     MaskBroadcast {
         /// The mask's shape.
@@ -171,13 +175,13 @@ pub enum ProblemError {
         /// The shape of the scores.
         scores: [usize; 4],
     },
-    /// A mask has more than four axes or none.
+    /// A mask has no axes, or more than four.
     #[error("attn_mask must have rank 1 to 4, but its shape is {given:?}")]
     MaskRank {
         /// The mask's shape.
         given: Vec<usize>,
     },
-    /// kv_lens holds another number of entries than there are batch entries.
+    /// The number of entries in kv_lens is not the batch size.
     #[error("kv_lens must hold one length per batch entry, {expected}, but holds {given}")]
     KvLensCount {
         /// Batch size.
@@ -190,13 +194,13 @@ pub enum ProblemError {
     KvLen {
         /// Which entry.
         batch: usize,
-        /// Keys there are.
+        /// The number of keys.
         seq_kv: usize,
         /// The length given.
         given: i64,
     },
-    /// A length of a call is beyond the capacity that was planned for.
-    #[error("{axis} of this call is {given}, beyond the {capacity} that was planned for")]
+    /// A length of a call exceeds the planned capacity.
+    #[error("{axis} of this call is {given}, which exceeds the planned capacity of {capacity}")]
     BeyondCapacity {
         /// `seq_q` or `seq_kv`.
         axis: &'static str,
@@ -205,14 +209,14 @@ pub enum ProblemError {
         /// The length given.
         given: usize,
     },
-    /// An argument that the problem calls for is absent.
-    #[error("{argument} is missing: the problem was described with it")]
+    /// An argument that the problem requires is absent.
+    #[error("{argument} is missing, but the problem requires it")]
     Missing {
         /// Which argument.
         argument: Argument,
     },
-    /// An argument was given that the problem was described without.
-    #[error("{argument} was given, but the problem was described without it")]
+    /// An argument was given that the problem does not use.
+    #[error("{argument} was given, but the problem does not use it")]
     Unexpected {
         /// Which argument.
         argument: Argument,
@@ -222,19 +226,19 @@ pub enum ProblemError {
     TooShort {
         /// Which argument.
         argument: Argument,
-        /// Bytes the tensor spans.
+        /// Bytes that the tensor spans.
         expected: usize,
         /// Bytes given.
         given: usize,
     },
-    /// Partial results that should be merged differ in shape.
+    /// Partial results that are to be merged differ in shape.
     #[error("partial result {index} has {what} of length {given}, but {expected} are expected")]
     MergeShape {
         /// Which part.
         index: usize,
         /// `out` or `lse`.
         what: &'static str,
-        /// Length that is expected.
+        /// The expected length.
         expected: usize,
         /// Its length.
         given: usize,

@@ -37,12 +37,13 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// How a backend runs a problem. Every backend runs or refuses each of them by name.
+/// How a backend runs a problem. Every backend either runs a kernel or refuses it with reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KernelKind {
     /// Fused and tiled: the scores are never stored.
     Flash,
-    /// Scores, softmax and values one after the other: the baseline known as "math". Stores B * H * Sq * Skv scores, or as many as fit.
+    /// Scores, softmax and values in separate steps: the baseline known as "math". It stores
+    /// B * H * Sq * Skv scores, or as many of them as fit at once.
     Unfused,
 }
 
@@ -69,14 +70,14 @@ impl fmt::Display for KernelKind {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The backend has no code yet.
+    /// The backend is not implemented yet.
     #[error("the {backend} backend is not part of this version")]
     NotBuilt {
         /// Which backend.
         backend: BackendKind,
     },
     /// The backend was left out when this program was compiled.
-    #[error("the {backend} backend was left out: compile with the cargo feature `{backend}`")]
+    #[error("the {backend} backend is not compiled in: enable the cargo feature `{backend}`")]
     FeatureOff {
         /// Which backend.
         backend: BackendKind,
@@ -109,7 +110,8 @@ pub enum Reason {
         /// The largest size that the kernel supports.
         max: usize,
     },
-    /// The smallest part that the work can be cut into needs more of a tensor than one binding holds.
+    /// The smallest part that the work can be split into needs more of a tensor than one binding
+    /// holds.
     #[error("{argument} needs {needed} bytes in one binding, over the device's {limit}")]
     BindingSize {
         /// Which tensor.
@@ -146,11 +148,11 @@ pub enum Reason {
         /// The most that a plan lists.
         limit: u64,
     },
-    /// The driver ends the loops of an invocation early, and the kernel needs more iterations. Results
-    /// would be wrong without any error.
+    /// The driver ends the loops of an invocation early, and the kernel needs more iterations. The
+    /// results would be wrong, and no error would say so.
     #[error(
-        "one invocation needs up to {needed} loop iterations; this driver ends loops silently after \
-         {limit} (llvmpipe before Mesa 25)"
+        "one invocation needs up to {needed} loop iterations; this driver ends loops silently \
+         after {limit} (llvmpipe before Mesa 25)"
     )]
     LoopBudget {
         /// Iterations of all loops of one invocation together, at most.
@@ -169,11 +171,17 @@ pub enum Reason {
         needed: u64,
     },
     /// The GPU is older than the kernels.
-    #[error("compute capability {}.{} is below the {}.{} that the kernels need", given / 10, given % 10, needed / 10, needed % 10)]
+    #[error(
+        "compute capability {}.{} is below the {}.{} that the kernels need",
+        given / 10,
+        given % 10,
+        needed / 10,
+        needed % 10
+    )]
     ComputeCapability {
         /// Ten times the major version, plus the minor one.
         given: u32,
-        /// What is needed, counted in the same way.
+        /// What is needed, in the same form.
         needed: u32,
     },
     /// The tile shape that was requested cannot be used.
@@ -186,7 +194,7 @@ pub enum Reason {
     },
 }
 
-/// Whether one kernel of one backend will run a problem.
+/// Whether one kernel of one backend can run a problem.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// It runs; the string says how (device, tiles).
@@ -236,23 +244,24 @@ impl Explanation {
             .map(|(_, _, verdict)| verdict)
     }
 
-    /// What runs among the entries that `backend` and `kernel` leave (`None`: any): the first in the order of the lists.
+    /// The first of `verdicts` that runs, among those that match `backend` and `kernel` (`None`
+    /// matches all).
     ///
     /// # Errors
-    /// All entries that were asked, each with its reasons.
+    /// All entries that match, each with its reasons.
     pub fn choose(
         &self,
         backend: Option<BackendKind>,
         kernel: Option<KernelKind>,
     ) -> Result<(BackendKind, KernelKind), Explanation> {
-        let asked = || {
+        let matching = || {
             self.verdicts.iter().filter(move |(b, k, _)| {
                 backend.is_none_or(|x| x == *b) && kernel.is_none_or(|x| x == *k)
             })
         };
-        match asked().find(|(_, _, verdict)| verdict.runs()) {
+        match matching().find(|(_, _, verdict)| verdict.runs()) {
             Some(&(b, k, _)) => Ok((b, k)),
-            None => Err(Explanation { verdicts: asked().cloned().collect() }),
+            None => Err(Explanation { verdicts: matching().cloned().collect() }),
         }
     }
 }

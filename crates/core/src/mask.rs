@@ -4,7 +4,7 @@ use std::fmt;
 /// What the numbers of a mask mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MaskKind {
-    /// One byte an element: non-zero = the key is allowed.
+    /// One byte per element; non-zero means that the key is allowed.
     Bool,
     /// Added to the score. -inf masks the key; every other value is a number.
     Additive(DType),
@@ -19,7 +19,7 @@ impl MaskKind {
         MaskKind::Additive(DType::BF16),
     ];
 
-    /// Bytes an element takes.
+    /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
             MaskKind::Bool => 1,
@@ -43,14 +43,15 @@ impl fmt::Display for MaskKind {
 pub struct Mask {
     /// What its numbers mean.
     pub kind: MaskKind,
-    /// Sizes of its axes, 1 where it is broadcast (missing leading axes are 1).
+    /// Sizes of its axes; 1 where it is broadcast. Missing leading axes are 1.
     pub shape: [usize; 4],
     /// Strides along (B, H, Sq, Skv), in elements; 0 along axes of size 1.
     pub strides: [usize; 4],
 }
 
 impl Mask {
-    /// A densely packed row-major mask of rank 1 to 4: (Skv), (Sq, Skv), (H, Sq, Skv) or (B, H, Sq, Skv), by NumPy's rules.
+    /// A densely packed row-major mask of rank 1 to 4: (Skv), (Sq, Skv), (H, Sq, Skv) or
+    /// (B, H, Sq, Skv), by NumPy's rules.
     ///
     /// # Errors
     /// [`ProblemError::MaskRank`], [`ProblemError::Overflow`](crate::ProblemError::Overflow).
@@ -66,10 +67,11 @@ impl Mask {
         Self::strided(kind, dims, &strides)
     }
 
-    /// A mask of rank 1 to 4 with its own steps (in elements), outermost axis first.
+    /// A mask of rank 1 to 4 with explicit strides (in elements), outermost axis first.
     ///
     /// # Errors
-    /// [`ProblemError::MaskRank`] if there are no axes, more than four, or not as many strides.
+    /// [`ProblemError::MaskRank`] if there are no axes, more than four, or a different number of
+    /// strides.
     pub fn strided(
         kind: MaskKind,
         dims: &[usize],
@@ -82,11 +84,12 @@ impl Mask {
         let mut mask = Self { kind, shape: [1; 4], strides: [0; 4] };
         mask.shape[lead..].copy_from_slice(dims);
         mask.strides[lead..].copy_from_slice(strides);
-        Ok(mask.with_still_axes())
+        Ok(mask.with_broadcast_strides())
     }
 
-    /// Sets the strides of axes of size 1 to 0: kernels apply them for every query and key.
-    pub(crate) fn with_still_axes(mut self) -> Self {
+    /// Sets the strides of axes of size 1 to 0, because kernels broadcast by multiplying every
+    /// index by its stride.
+    pub(crate) fn with_broadcast_strides(mut self) -> Self {
         for (stride, _) in self.strides.iter_mut().zip(self.shape).filter(|(_, n)| *n == 1) {
             *stride = 0;
         }

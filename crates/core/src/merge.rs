@@ -1,6 +1,6 @@
 use crate::ProblemError;
 
-/// The result of attention over some of the keys.
+/// The result of attention over a part of the keys.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Partial<'a> {
@@ -19,8 +19,9 @@ impl<'a> Partial<'a> {
 
 /// Merges the results of disjoint ranges of keys into the result over all of them: (out, lse).
 ///
-/// out = sum_r exp(lse_r - lse) out_r with lse = log sum_r exp(lse_r) (Flash-Decoding's reduction), in f64.
-/// `width` is head_dim_v. Rows without any key in any part come out as 0 and -inf. NaN passes through.
+/// out = sum_r exp(lse_r - lse) out_r with lse = log sum_r exp(lse_r) (Flash-Decoding's reduction),
+/// in f64. `width` is head_dim_v. A row that has no keys in any part is 0, with lse -inf. NaN
+/// passes through.
 ///
 /// # Errors
 /// [`ProblemError::MergeShape`] if the parts differ in length.
@@ -60,10 +61,11 @@ pub fn merge(parts: &[Partial<'_>], width: usize) -> Result<(Vec<f32>, Vec<f32>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn merging_is_attention_over_all_keys() {
-        // Keys with scores ln 1, ln 3 | ln 4 and values 10, 20 | 50; then a part that saw nothing.
+        // Keys with scores ln 1, ln 3 | ln 4 and values 10, 20 | 50; then a part without keys.
         let (ln4, ln8) = (4f32.ln(), 8f32.ln());
         let parts = [
             Partial { out: &[17.5], lse: &[ln4] },
@@ -71,7 +73,8 @@ mod tests {
             Partial { out: &[f32::NAN], lse: &[f32::NEG_INFINITY] },
         ];
         let (out, lse) = merge(&parts, 1).expect("same shape");
-        assert!((out[0] - 33.75).abs() < 1e-5 && (lse[0] - ln8).abs() < 1e-6);
+        assert_abs_diff_eq!(out[0], 33.75, epsilon = 5e-6);
+        assert_abs_diff_eq!(lse[0], ln8, epsilon = 5e-7);
     }
 
     #[test]
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_other_shapes_are_refused() {
+    fn parts_that_differ_in_shape_are_refused() {
         let a = Partial { out: &[0.0, 0.0], lse: &[0.0] };
         let b = Partial { out: &[0.0], lse: &[0.0] };
         assert!(merge(&[a, b], 2).is_err());

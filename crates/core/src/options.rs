@@ -7,7 +7,7 @@ use crate::KernelKind;
 /// ```
 /// use flashtile_core::{KernelKind, PlanOptions};
 ///
-/// let options = PlanOptions::new().kernel(KernelKind::Flash);
+/// let options: PlanOptions = PlanOptions::new().kernel(KernelKind::Flash);
 /// assert_eq!(options.kernel, Some(KernelKind::Flash));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -342,7 +342,7 @@ impl ProblemBuilder {
             .filter(|&n| n <= isize::MAX as usize)
             .ok_or(ProblemError::Overflow { argument: Argument::Lse })?;
 
-        options.mask = options.mask.map(Mask::with_still_axes);
+        options.mask = options.mask.map(Mask::with_broadcast_strides);
         if let Some(mask) = &options.mask {
             mask.check([batch, heads, seq_q, seq_kv])?;
         }
@@ -441,12 +441,12 @@ mod tests {
             ("dropout_p must lie in [0, 1], but is 1.5", ok().dropout_p(1.5)),
             ("dropout_p must lie in [0, 1], but is NaN", ok().dropout_p(f64::NAN)),
             (
-                "attn_mask of shape [1, 1, 5, 8] does not broadcast to (batch, heads, seq_q, seq_kv) \
-                 = [2, 4, 5, 7]",
+                "attn_mask of shape [1, 1, 5, 8] does not broadcast to \
+                 (batch, heads, seq_q, seq_kv) = [2, 4, 5, 7]",
                 ok().mask(Mask::contiguous(MaskKind::Bool, &[5, 8]).expect("rank 2")),
             ),
             (
-                "q has a sequence of 536870912, but",
+                "q has a sequence length of 536870912; the maximum is",
                 b(TensorView::strided(q.dtype, [2, 4, MAX_SEQ + 1, 8], [0; 4]), kv, kv),
             ),
         ];

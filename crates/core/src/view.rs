@@ -2,10 +2,10 @@ use crate::{Argument, DType, Layout, ProblemError};
 
 /// The shape and strides of a tensor, with axes (batch, heads, sequence, head_dim).
 ///
-/// Each constructor takes the sizes in its layout's own order: [`bshd`](Self::bshd) takes `[batch,
-/// sequence, heads, head_dim]`. [`strided`](Self::strided) describes any other placement. A stride
-/// of 0 repeats an input along that axis. The offset of the tensor within its buffer is not part of
-/// the view, because it may change with every call.
+/// Each constructor takes the sizes in its layout's own order: [`bshd`](Self::bshd) takes
+/// `[batch, sequence, heads, head_dim]`. [`strided`](Self::strided) describes any other placement.
+/// A stride of 0 repeats an input along that axis. The offset of the tensor within its buffer is
+/// not part of the view, because it may change with every call.
 ///
 /// ```
 /// use flashtile_core::{DType, TensorView};
@@ -64,8 +64,8 @@ impl TensorView {
         Self::from_dims(Argument::View, dtype, Layout::Bsd, &sizes, heads)
     }
 
-    /// A tensor with any strides. `shape` and `strides` (in elements) are in the order (B, H, S,
-    /// D).
+    /// A tensor with any strides. `shape` and `strides` (in elements) are in the order
+    /// (B, H, S, D).
     ///
     /// [`ProblemBuilder::build`](crate::ProblemBuilder::build) checks that the extent is
     /// addressable and that an output does not overlap itself.

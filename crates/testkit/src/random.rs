@@ -35,7 +35,7 @@ pub fn random_case(seed: u64) -> Case {
                 (case.head_dim.div_ceil(2), case.head_dim_v.div_ceil(2));
         }
     }
-    case.dtype = rng.pick(&DType::ALL);
+    case.dtype = rng.pick(DType::ALL);
     place(&mut case, rng);
     restrict(&mut case, rng);
     case.softcap = rng.chance(0.2).then(|| rng.pick(&[0.5, 5.0, 30.0, 50.0, 5000.0]));
@@ -81,9 +81,9 @@ fn width(rng: &mut Rng) -> usize {
 
 /// Layouts, and steps longer than they need be.
 fn place(case: &mut Case, rng: &mut Rng) {
-    let layout = rng.pick(&Layout::ALL);
+    let layout = rng.pick(Layout::ALL);
     let mut placement = |shape: [usize; 4]| {
-        let layout = if rng.chance(0.3) { rng.pick(&Layout::ALL) } else { layout };
+        let layout = if rng.chance(0.3) { rng.pick(Layout::ALL) } else { layout };
         if rng.chance(0.6) {
             return Placement::Layout(layout);
         }
@@ -128,7 +128,7 @@ fn restrict(case: &mut Case, rng: &mut Rng) {
             MaskContent::Alibi,
         ];
         MaskSpec {
-            kind: rng.pick(&MaskKind::ALL),
+            kind: rng.pick(MaskKind::ALL),
             rank,
             full: [0, 1, 2, 3].map(|axis| axis >= 4 - rank && rng.chance(0.6)),
             pad: if rng.chance(0.3) { 1 + rng.below(5) } else { 0 },
