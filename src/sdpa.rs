@@ -217,19 +217,15 @@ fn next_draw() -> (u64, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
     use half::f16;
 
     const ONE: &[usize] = &[1, 1, 1, 1];
     const TWO_KEYS: &[usize] = &[1, 1, 2, 1];
 
-    fn near(out: Result<OwnedTensor<f32>, Error>, expected: &[f32]) {
-        let out = out.expect("runs");
-        assert_eq!(out.data.len(), expected.len());
-        assert!(
-            out.data.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5),
-            "{:?} {expected:?}",
-            out.data
-        );
+    #[track_caller]
+    fn assert_near(out: Result<OwnedTensor<f32>, Error>, expected: &[f32]) {
+        assert_abs_diff_eq!(out.expect("runs").data[..], expected[..], epsilon = 9e-6);
     }
 
     /// A query over two keys of scores ln 1 and ln 3, values 10 and 20: weights 1/4 and 3/4.
@@ -246,14 +242,14 @@ mod tests {
 
     #[test]
     fn masks_mean_what_they_mean_in_pytorch() {
-        near(two_keys(None, 0.0, false), &[17.5]);
-        near(two_keys(None, 0.0, true), &[10.0]);
+        assert_near(two_keys(None, 0.0, false), &[17.5]);
+        assert_near(two_keys(None, 0.0, true), &[10.0]);
         let second = AttnMask::Bool(Tensor { data: &[false, true], shape: &[2] });
-        near(two_keys(Some(second), 0.0, false), &[20.0]);
+        assert_near(two_keys(Some(second), 0.0, false), &[20.0]);
         let equal = AttnMask::Additive(Tensor { data: &[3f32.ln(), 0.0], shape: &[1, 2] });
-        near(two_keys(Some(equal), 0.0, false), &[15.0]);
+        assert_near(two_keys(Some(equal), 0.0, false), &[15.0]);
         // Both together: no key is left, and the row is 0.
-        near(two_keys(Some(second), 0.0, true), &[0.0]);
+        assert_near(two_keys(Some(second), 0.0, true), &[0.0]);
     }
 
     #[test]

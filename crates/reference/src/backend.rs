@@ -15,10 +15,10 @@ use std::{
 /// Memory between the strides of `out`, and rows beyond the call's queries, keep their contents.
 ///
 /// # Errors
-/// Those of [`check_host_args`]; nothing is written then.
+/// Those of [`check_host_args`]. Nothing is written in that case.
 pub fn run(problem: &Problem, args: HostArgs<'_>) -> Result<(), ProblemError> {
     let call = check_host_args(problem, &args)?;
-    // Without queries there may still be 2^40 heads, and nothing to write.
+    // A problem without queries may still have 2^40 heads to iterate over, and nothing to write.
     if problem.is_empty() {
         return Ok(());
     }
@@ -139,7 +139,7 @@ impl BackendPlan for ReferencePlan {
     }
 }
 
-/// A call with copies of its tensors.
+/// A call with its own copies of the tensors.
 struct ReferenceRun {
     problem: Problem,
     workspace_bytes: u64,
@@ -147,7 +147,7 @@ struct ReferenceRun {
     mask: Option<Vec<u8>>,
     kv_lens: Option<Vec<i32>>,
     call: flashtile_core::Call,
-    /// What out and lse hold: before the first run the caller's contents, then the results.
+    /// The contents of out and lse: the caller's before the first run, then the results.
     results: Mutex<(Vec<u8>, Option<Vec<f32>>)>,
 }
 

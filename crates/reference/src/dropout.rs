@@ -1,6 +1,6 @@
 use flashtile_core::{Problem, ResolvedCall};
 
-/// Dropout of one call: a weight is kept where its random word reaches the threshold.
+/// Dropout of one call: a weight is kept if its random word reaches the threshold.
 pub(crate) struct Dropout {
     threshold: f64,
     keep: f64,
@@ -9,7 +9,7 @@ pub(crate) struct Dropout {
 }
 
 impl Dropout {
-    /// `None` where the problem drops nothing.
+    /// `None` if the problem drops nothing.
     pub(crate) fn new(problem: &Problem, call: &ResolvedCall) -> Option<Self> {
         let p = problem.dropout_p();
         if p == 0.0 {
@@ -24,7 +24,7 @@ impl Dropout {
         })
     }
 
-    /// What the weight of query `i` and key `j` is multiplied by: 0 where it is dropped. `bh` is b * H + h.
+    /// The factor of the weight of query `i` and key `j`: 0 if it is dropped. `bh` is b * H + h.
     pub(crate) fn factor(&self, bh: usize, i: usize, j: usize) -> f64 {
         let counter = [(j / 4) as u32, i as u32, bh as u32, self.offset];
         let key = [self.seed as u32, (self.seed >> 32) as u32];
@@ -33,8 +33,9 @@ impl Dropout {
     }
 }
 
-/// Philox4x32-10 as its paper has it: ten rounds of two multiplications, the halves crossed and mixed with a key that steps by
-/// the golden ratio and sqrt(3) - 1 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, section 3.3).
+/// Philox4x32-10 as in its paper: ten rounds of two multiplications, whose halves are crossed and
+/// mixed with a key. The key advances by the golden ratio and sqrt(3) - 1 (Salmon et al., "Parallel
+/// random numbers: as easy as 1, 2, 3", 2011, section 3.3).
 fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut r0, mut l0, mut r1, mut l1] = counter;
     for round in 0..10u32 {
@@ -47,7 +48,7 @@ fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [r0, l0, r1, l1]
 }
 
-/// The high and low word of a product.
+/// The high and the low word of a product.
 fn multiply(a: u32, b: u32) -> (u32, u32) {
     let product = u64::from(a) * u64::from(b);
     ((product >> 32) as u32, product as u32)
@@ -72,7 +73,7 @@ mod tests {
         );
     }
 
-    /// Core's, written apart for the other backends, drops the same weights.
+    /// Core has an implementation of its own, for the other backends. Both drop the same weights.
     #[test]
     fn agrees_with_core() {
         for (n, p) in [1e-9, 0.1, 0.3, 0.5, 0.999, 1.0].into_iter().enumerate() {

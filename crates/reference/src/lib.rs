@@ -16,10 +16,10 @@
 //! # }
 //! ```
 //!
-//! Every kernel is held to this crate, so it shares nothing with them: it reads numbers through
-//! core's views, and has its own rule of which keys a query sees, its own broadcasting and its own
-//! dropout generator. [`attention`] also returns the terms of each row's error bound ([`RowTerms`]);
-//! [`Reference`] is the `reference` backend.
+//! Every kernel is compared with this crate, so it shares no code with them. It reads numbers
+//! through core's views, but has its own rule for which keys a query sees, its own broadcasting and
+//! its own dropout generator. [`attention`] also returns the terms of each row's error bound
+//! ([`RowTerms`]); [`Reference`] is the `reference` backend.
 
 mod backend;
 mod dropout;
@@ -39,8 +39,8 @@ use visible::Visible;
 pub struct Answer {
     /// The output, densely packed (B, H, Sq, Dv).
     pub out: Vec<f64>,
-    /// The natural logarithm of the sum of exponentials of the scores, (B, H, Sq); -inf where no key
-    /// is allowed.
+    /// The natural logarithm of the sum of exponentials of the scores, (B, H, Sq); -inf where no
+    /// key is allowed.
     pub lse: Vec<f64>,
     /// The terms of each row's error bound, (B, H, Sq).
     pub rows: Vec<RowTerms>,
@@ -96,7 +96,7 @@ struct Oracle<'a> {
 struct Key<'a> {
     /// The score, with softcap and mask.
     score: f64,
-    /// a_j of the bound: the size of what was summed to the score.
+    /// a_j of the bound: the magnitude of the terms that sum to the score.
     size: f64,
     /// c_j: 1, or with dropout 0 or 1 / (1 - p).
     factor: f64,
@@ -105,7 +105,7 @@ struct Key<'a> {
 }
 
 impl Oracle<'_> {
-    /// The output of one query, and what its bound is made of.
+    /// The output of one query, and the terms of its bound.
     fn row(&self, b: usize, h: usize, i: usize) -> (Vec<f64>, RowTerms) {
         let width = self.problem.head_dim_v();
         let keys = self.keys(b, h, i);
@@ -137,7 +137,7 @@ impl Oracle<'_> {
                 rho[d] += (p * value) * (p * value);
             }
         }
-        // Columns that are NaN are compared as NaN; f64::max leaves them out of the others' bound.
+        // NaN columns are compared as NaN. f64::max keeps them out of the bound of the others.
         let largest = |terms: &[f64]| terms.iter().fold(0.0, |a: f64, &x| a.max(x.abs()));
         let row = RowTerms {
             keys: keys.len(),
@@ -175,8 +175,9 @@ impl Oracle<'_> {
                 score = cap * (score / cap).tanh();
             }
             if let Some(added) = self.mask.as_ref().and_then(|mask| mask.added(b, h, i, j)) {
-                // A mask near the lowest finite number absorbs the score whole, in float32 as here, and its size says nothing about
-                // errors. Left in, it would make the bound of a row that holds only such numbers void.
+                // A mask near the lowest finite number absorbs the whole score, here and in
+                // float32. Its magnitude then says nothing about errors: counted, it would make the
+                // bound of a row of only such numbers useless.
                 let absorbs = added.abs() >= ABSORBING && score + added == added;
                 size += if absorbs { 0.0 } else { added.abs() };
                 score = saturate(score + added);
@@ -189,10 +190,11 @@ impl Oracle<'_> {
     }
 }
 
-/// A score beyond f32's range counts as its largest finite number. NaN stays NaN.
+/// A score beyond f32's range counts as f32's largest finite number. NaN stays NaN.
 fn saturate(score: f64) -> f64 {
     score.clamp(f32::MIN.into(), f32::MAX.into())
 }
 
-/// 2^100: beyond any mask that is meant as a number, and below the lowest of f32 and bf16.
+/// 2^100: above any mask that is meant as a number, and below the magnitude of the lowest finite
+/// number of f32 and bf16.
 const ABSORBING: f64 = 1_267_650_600_228_229_401_496_703_205_376.0;

@@ -22,12 +22,12 @@ impl Dense {
 
     pub(crate) fn row(&self, b: usize, h: usize, s: usize) -> &[f64] {
         let [_, heads, seq, dim] = self.shape;
-        let begin = ((b * heads + h) * seq + s) * dim;
-        &self.values[begin..begin + dim]
+        let start = ((b * heads + h) * seq + s) * dim;
+        &self.values[start..start + dim]
     }
 }
 
-/// An attention mask, asked one score at a time.
+/// An attention mask, read one score at a time.
 pub(crate) struct MaskValues<'a> {
     mask: &'a Mask,
     bytes: &'a [u8],
@@ -38,7 +38,7 @@ impl<'a> MaskValues<'a> {
         Self { mask, bytes }
     }
 
-    /// False where a boolean mask is zero or an additive one is -inf.
+    /// False if a boolean mask is zero or an additive one is -inf.
     pub(crate) fn allows(&self, b: usize, h: usize, i: usize, j: usize) -> bool {
         match self.mask.kind {
             MaskKind::Bool => self.bytes[self.place(b, h, i, j)] != 0,

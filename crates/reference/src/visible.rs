@@ -1,7 +1,8 @@
 use flashtile_core::{Align, Problem, ResolvedCall};
 
-/// The keys that one query sees by lengths, causal and window alone, from the words: the query stands at a position among the keys,
-/// causal allows j <= position, a window allows position - left <= j <= position + right.
+/// The keys that one query sees by lengths, causal and window alone, straight from the definitions:
+/// a query has a position among the keys, causal allows j <= position, and a window allows
+/// position - left <= j <= position + right.
 pub(crate) struct Visible {
     position: i128,
     valid: usize,

@@ -1,11 +1,12 @@
-//! The oracle against another implementation: NumPy in float64 (einsum, boolean masks, tanh), run once; these are the numbers it printed.
+//! The oracle against another implementation: NumPy in float64 (einsum, boolean masks, tanh). It
+//! was run once, and these are the numbers that it printed.
 
 mod common;
 
-use common::{Case, close};
+use common::{Case, assert_close};
 use flashtile_core::{Align, DType, Mask, MaskKind, ProblemBuilder};
 
-/// ((n * step + at) mod 61 - 30) / 16: numbers that every storage type holds exactly.
+/// ((n * step + at) mod 61 - 30) / 16: numbers that every storage type represents exactly.
 fn fill(n: usize, step: usize, at: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * step + at) % 61) as f32 - 30.0).map(|x| x / 16.0).collect()
 }
@@ -26,7 +27,7 @@ fn case(
     case
 }
 
-/// What NumPy printed of an answer.
+/// The numbers that NumPy printed for an answer.
 struct Printed {
     /// The first three outputs and the last.
     out: [f64; 4],
@@ -34,7 +35,7 @@ struct Printed {
     sums: [f64; 2],
     /// The first lse, the last, and the sum of the finite ones.
     lse: [f64; 3],
-    /// Rows without a key.
+    /// The number of rows without a key.
     empty: usize,
 }
 
@@ -42,11 +43,11 @@ struct Printed {
 fn check(case: &Case, printed: &Printed) {
     let answer = case.answer();
     let (out, lse) = (&answer.out, &answer.lse);
-    close(&[out[0], out[1], out[2], out[out.len() - 1]], &printed.out);
+    assert_close(&[out[0], out[1], out[2], out[out.len() - 1]], &printed.out);
     let weighted: f64 = out.iter().enumerate().map(|(n, o)| o * ((n % 7) as f64 - 3.0)).sum();
-    close(&[out.iter().map(|o| o.abs()).sum(), weighted], &printed.sums);
+    assert_close(&[out.iter().map(|o| o.abs()).sum(), weighted], &printed.sums);
     let finite: f64 = lse.iter().filter(|l| l.is_finite()).sum();
-    close(&[lse[0], lse[lse.len() - 1], finite], &printed.lse);
+    assert_close(&[lse[0], lse[lse.len() - 1], finite], &printed.lse);
     assert_eq!(answer.rows.iter().filter(|row| row.keys == 0).count(), printed.empty);
 }
 

@@ -1,6 +1,7 @@
 //! Small problems in f32 and bhsd.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use approx::assert_relative_eq;
 use flashtile_core::{
     Call, DType, HostArgs, HostInputs, Layout, Problem, ProblemBuilder, TensorView,
 };
@@ -14,7 +15,7 @@ pub fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// A problem with its inputs, to be changed field by field.
+/// A problem with its inputs. Tests change single fields.
 pub struct Case {
     pub problem: Problem,
     pub q: Vec<u8>,
@@ -26,7 +27,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// `shapes` of q, k and v.
+    /// `shapes` are those of q, k and v.
     pub fn new(
         shapes: [[usize; 4]; 3],
         [q, k, v]: [&[f32]; 3],
@@ -38,7 +39,7 @@ impl Case {
         Self { problem, q: bytes(q), k: bytes(k), v: bytes(v), mask: None, kv_lens: None, call }
     }
 
-    /// One query [1] over keys whose scores are `scores`, one value a key.
+    /// One query [1] over keys whose scores are `scores`, with one value per key.
     pub fn scores(
         scores: &[f32],
         values: &[f32],
@@ -60,7 +61,7 @@ impl Case {
         attention(&self.problem, &self.inputs()).expect("valid inputs")
     }
 
-    /// Through the backend, over `out` and `lse` that held `before`.
+    /// Runs the backend on `out` and `lse` that are filled with `before`.
     pub fn run(&self, before: f32) -> (Vec<f32>, Vec<f32>) {
         let mut out = bytes(&vec![before; self.problem.out().span().expect("small")]);
         let mut lse = vec![before; self.problem.lse_shape().iter().product()];
@@ -77,12 +78,8 @@ impl Case {
     }
 }
 
-/// Holds to a few units in the last place of f64.
+/// Asserts equality up to a few hundred units in the last place of f64.
 #[track_caller]
-pub fn close(got: &[f64], expected: &[f64]) {
-    assert_eq!(got.len(), expected.len());
-    for (at, (g, e)) in got.iter().zip(expected).enumerate() {
-        let fine = g == e || (g - e).abs() <= 1e-13 * e.abs().max(1.0);
-        assert!(fine, "at {at}: got {g}, expected {e}\nall: {got:?}\nexpected: {expected:?}");
-    }
+pub fn assert_close(got: &[f64], expected: &[f64]) {
+    assert_relative_eq!(got, expected, epsilon = 1e-13, max_relative = 1e-13);
 }
