@@ -44,7 +44,7 @@ fn run_packed(context: &Context, given: Given, own_workspace: bool) -> Result<()
     let stream = context.cuda().new_stream()?;
     let backend = PackedBackend { context, stream, given, own_workspace };
     let kernels: &[KernelKind] =
-        if own_workspace { &[KernelKind::Unfused] } else { &KernelKind::ALL };
+        if own_workspace { &[KernelKind::Unfused] } else { KernelKind::ALL };
     for &kernel in kernels {
         run_all(&backend, kernel, &packed_cases())?;
     }

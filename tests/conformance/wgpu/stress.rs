@@ -43,7 +43,7 @@ pub(super) fn threads(context: &Context) -> Result<(), String> {
                     }
                 }
                 2 | 3 => {
-                    let problem = problem(17 + round % 24, round % 2 == 0)?;
+                    let problem = problem(17 + round % 24, round.is_multiple_of(2))?;
                     let got = run_on(context, &problem, &host)?;
                     if got != run_on(context, &problem, &host)? {
                         return Err("a second run gave other bits".into());
