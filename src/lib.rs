@@ -123,6 +123,7 @@
 //!
 //! [`concat_past`] puts a cache in front of new keys and values; [`merge`] combines results over
 //! disjoint ranges of keys.
+#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs shows which feature an item needs
 
 #[cfg(target_endian = "big")]
 compile_error!(

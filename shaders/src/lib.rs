@@ -19,3 +19,8 @@ pub use tiles::{
     UNFUSED_TILES, row_tiles,
 };
 pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

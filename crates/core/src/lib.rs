@@ -73,3 +73,8 @@ pub use problem::{Problem, ProblemBuilder};
 pub use tiles::{KeyTiles, Tile, TileKind, key_range};
 pub use timing::{HostStats, Timing};
 pub use view::TensorView;
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -81,3 +81,8 @@ pub use machine::Machine;
 pub use parts::Part;
 pub use plan::{Plan, PlanOptions};
 pub use schedule::{Dispatch, Launch, Pointers, Schedule, schedule};
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

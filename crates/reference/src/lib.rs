@@ -198,3 +198,8 @@ fn saturate(score: f64) -> f64 {
 /// 2^100: above any mask that is meant as a number, and below the magnitude of the lowest finite
 /// number of f32 and bf16.
 const ABSORBING: f64 = 1_267_650_600_228_229_401_496_703_205_376.0;
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

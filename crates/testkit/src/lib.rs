@@ -44,3 +44,8 @@ pub use shapes::named_shapes;
 pub use shrink::minimise;
 pub use tally::{Tally, chosen_cases, run_cases, run_random};
 pub use text::ParseCaseError;
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

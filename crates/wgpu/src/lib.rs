@@ -88,3 +88,8 @@ pub use host::HostRun;
 pub use plan::{Dispatch, Plan, PlanOptions};
 pub use region::{Args, Region};
 pub use wgpu;
+
+/// Compiles the example in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
