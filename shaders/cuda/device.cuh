@@ -1,4 +1,5 @@
-// What the kernels ask of the device: all that is not plain C++. The emulation in crates/emulator/cpp stands in for this file where a CPU runs the kernels.
+// Everything that the kernels need beyond plain C++. The emulator replaces this file by
+// crates/emulator/cpp to run the kernels on a CPU.
 #ifndef FLASHTILE_EMULATED
 typedef int i32;
 typedef unsigned int u32;
@@ -6,19 +7,20 @@ typedef unsigned short u16;
 typedef unsigned char u8;
 typedef unsigned long long u64;
 
-// No kernel uses all of what follows.
+// No kernel calls all of these functions.
 #pragma nv_diag_suppress 177
 
 #define DEVICE static __device__ __forceinline__
 #if __CUDA_ARCH__ >= 700
-#define KERNEL_PARAMS const __grid_constant__ Params params // read where it lies, never copied
+#define KERNEL_PARAMS const __grid_constant__ Params params // read in place, never copied
 #else
 #define KERNEL_PARAMS const Params params
 #endif
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) name(KERNEL_PARAMS)
+#define KERNEL(name) \
+    extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) name(KERNEL_PARAMS)
 
 DEVICE u32 block_index() { return blockIdx.x; }
-DEVICE u32 thread_x() { return threadIdx.x; } // runs fastest
+DEVICE u32 thread_x() { return threadIdx.x; } // the fastest index
 DEVICE u32 thread_y() { return threadIdx.y; }
 
 // The block's dynamic shared memory, aligned to 16 bytes.
@@ -29,10 +31,10 @@ DEVICE u8* shared_memory() {
 
 DEVICE void barrier() { __syncthreads(); }
 
-// A barrier that tells every thread of the block whether any of them said so.
+// A barrier that returns to every thread of the block whether `mine` is true for any of them.
 DEVICE bool barrier_any(bool mine) { return __syncthreads_or(mine) != 0; }
 
-// Exchange between the 32 lanes of a warp, all of which take part.
+// Exchanges between the 32 lanes of a warp, all of which must take part.
 DEVICE float shuffle_xor(float x, u32 lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 DEVICE u32 shuffle(u32 x, u32 lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE bool warp_any(bool mine) { return __any_sync(0xffffffffu, mine) != 0; }
@@ -40,20 +42,21 @@ DEVICE bool warp_any(bool mine) { return __any_sync(0xffffffffu, mine) != 0; }
 DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
 DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 
-// The compiler no longer knows what the number is made of, and so makes nothing of that ahead of time.
+// Hides from the compiler how a number was computed, so that it neither computes nor keeps what
+// follows from the number ahead of time.
 DEVICE void forget(u32& x) { asm volatile("" : "+r"(x)); }
 DEVICE void forget(u64& x) { asm volatile("" : "+l"(x)); }
 
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 
-// 2^x to 2 ulp; 0 where it would be subnormal.
+// 2^x to 2 ulp, or 0 where that would be subnormal.
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Storage types, rounded to nearest even. f16 from 65520 on is infinity.
+// Conversions to and from f16, rounded to nearest even. Numbers from 65520 on become infinity.
 DEVICE float f16_value(u32 bits) {
     float x;
     asm("{ .reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(x) : "r"(bits & 0xffffu));
@@ -65,7 +68,7 @@ DEVICE u32 f16_bits(float x) {
     return bits;
 }
 
-// Two numbers in one word, the first one low.
+// Two numbers in one word, the first in the low half.
 DEVICE u32 f16_pair(float low, float high) {
 #if __CUDA_ARCH__ >= 800
     u32 bits;
@@ -83,22 +86,29 @@ DEVICE u32 bf16_pair(float low, float high) {
 }
 #endif
 
-// Copies 16 bytes to shared memory. Both addresses are multiples of 16. The copy is there for the thread that asked after copy_wait, and for the
-// others after a barrier behind that.
+// Copies 16 bytes to shared memory. Both addresses are multiples of 16. The calling thread can
+// read the copy after copy_wait, other threads after a barrier that follows it.
 DEVICE void copy16(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
     u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"(to), "l"(global)
+                 : "memory");
 #else
     *(uint4*)shared = *(const uint4*)global;
 #endif
 }
 
-// As copy16: the first `bytes` of them from global memory, zeros after. That takes several instructions more.
+// As copy16, but copies only the first `bytes` bytes and fills the rest with zeros. This takes
+// several more instructions.
 DEVICE void copy16_padded(void* shared, const void* global, u32 bytes) {
 #if __CUDA_ARCH__ >= 800
     u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(global), "r"(bytes)
+                 : "memory");
 #else
     if (bytes == 16) {
         *(uint4*)shared = *(const uint4*)global;
@@ -112,13 +122,17 @@ DEVICE void copy16_padded(void* shared, const void* global, u32 bytes) {
 #endif
 }
 
-// As copy16_padded, four bytes: both addresses are multiples of 4.
+// As copy16_padded, but for four bytes. Both addresses are multiples of 4.
 DEVICE void copy4_padded(void* shared, const void* global, u32 bytes) {
 #if __CUDA_ARCH__ >= 800
     u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(to), "l"(global), "r"(bytes)
+                 : "memory");
 #else
-    *(u32*)shared = bytes == 4 ? *(const u32*)global : (bytes == 2 ? *(const u16*)global : 0u);
+    const u32 short_copy = bytes == 2 ? *(const u16*)global : 0u;
+    *(u32*)shared = bytes == 4 ? *(const u32*)global : short_copy;
 #endif
 }
 
@@ -129,16 +143,17 @@ DEVICE void copy_commit() {
 #endif
 }
 
-// Waits for all groups but the last `LATEST`.
+// Waits for all groups except the last `LATEST`.
 template <int LATEST> DEVICE void copy_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory");
 #endif
 }
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory to the registers of a warp: lanes 0 to 7 say where the rows of the first one begin,
-// lanes 8 to 15 those of the second, and so on; every row is 16 aligned bytes. Lane 4 g + t receives columns 2 t and 2 t + 1 of row g, the first
-// one low; transposed, rows 2 t and 2 t + 1 of column g.
+// Loads four 8 x 8 matrices of 16-bit numbers from shared memory into the registers of a warp.
+// Lanes 0 to 7 pass the addresses of the rows of the first matrix, lanes 8 to 15 those of the
+// second, and so on. Every row is 16 aligned bytes. Lane 4 g + t receives columns 2 t and 2 t + 1
+// of row g, the first in the low half; if transposed, rows 2 t and 2 t + 1 of column g.
 DEVICE void load_matrix4(u32 (&x)[4], const void* row) {
     u32 from = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -154,9 +169,11 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row) {
                  : "memory");
 }
 
-// C += A B on tensor cores: A is 16 x 16, B 16 x 8, both of the storage type, C 16 x 8 in f32. With g = lane / 4 and t = lane % 4, a lane holds
-// A[g][2t, 2t + 1], A[g + 8][same], A[g][2t + 8, 2t + 9], A[g + 8][same]; B[2t, 2t + 1][g], B[2t + 8, 2t + 9][g];
-// C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1].
+// C += A B on tensor cores. A is 16 x 16 and B 16 x 8, both of the storage type; C is 16 x 8 in
+// f32. With g = lane / 4 and t = lane % 4, a lane holds
+//   A[g][2t, 2t + 1], A[g + 8][2t, 2t + 1], A[g][2t + 8, 2t + 9], A[g + 8][2t + 8, 2t + 9];
+//   B[2t, 2t + 1][g], B[2t + 8, 2t + 9][g];
+//   C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1].
 #if __CUDA_ARCH__ >= 800
 DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if defined(ELEM_BF16)
@@ -169,10 +186,12 @@ DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #else
-// Turing's instruction is half as deep, and for f16 alone: the first two words of A, the first one of B.
+// Turing has the instruction for f16 only, and with half the depth: it takes the first two words of
+// A and the first word of B.
 #define TENSOR_DEPTH_8
 DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(b));
 }

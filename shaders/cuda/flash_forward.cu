@@ -1,21 +1,30 @@
-// FlashAttention-2, forward: a block holds BR queries and visits the keys they see, BC at a time. The score table never exists.
+// FlashAttention-2, forward: a block holds BR queries and visits the keys that they see, BC at a
+// time. The score matrix is never stored.
 //
-// Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
-// K and V come through shared memory in blocks of KV_WIDTH columns: while one is multiplied, the next is on its way.
+// For each row the kernel keeps m, the largest score so far, and l, the sum of exp(s - m). It
+// rescales O when m grows, and divides O by l at the end. K and V pass through shared memory in
+// blocks of KV_WIDTH columns; the next block loads while the current one is multiplied.
 constexpr u32 OT = COLUMNS / KV_WIDTH; // blocks of columns of O that a thread holds
 
-// Puts -inf in the place of scores of keys that are not seen, and makes of the others what softmax sees.
-// With masks and softcap this goes by way of the weights' place in p_tile, where each thread has its own: a loop over memory is a short text.
-DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[RT][4 * KT], float* p_tile, u32 j_begin) {
+// Turns scaled products into the scores that softmax sees, and replaces those of keys that the
+// query does not see by -inf. With masks and softcap the scores pass through p_tile, where each
+// thread has places of its own: a loop over memory need not be unrolled, which keeps the kernel
+// short.
+DEVICE void mask_scores(
+    const Params& params, const Item& item, float (&s)[RT][4 * KT], float* p_tile, u32 j_begin
+) {
     const u32 tx = thread_x();
     const u32 ty = thread_y();
     if (!GENERAL) {
 #pragma unroll
-        for (u32 n = 0; n < RT * 4 * KT; n++) {
-            const u32 c = n % (4 * KT);
-            float& x = s[n / (4 * KT)][c];
-            const bool seen = allowed(params, item, item.row_begin + ty + TY * (n / (4 * KT)), j_begin + c / 4 * 4 * TX + 4 * tx + c % 4, 0u);
-            x = seen ? score(x, 0u) : bits_float(NEG_INF);
+        for (u32 r = 0; r < RT; r++) {
+            const Range visible = visible_keys(params, item, item.row_begin + ty + TY * r);
+#pragma unroll
+            for (u32 c = 0; c < 4 * KT; c++) {
+                const u32 j = j_begin + c / 4 * 4 * TX + 4 * tx + c % 4;
+                const bool absent = !allowed(visible, j, 0u);
+                s[r][c] = absent ? bits_float(NEG_INF) : score<false>(s[r][c], 0u);
+            }
         }
         return;
     }
@@ -31,7 +40,9 @@ DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[RT][4
     }
 #pragma unroll
     for (u32 n = 0; n < RT * KT; n++) {
-        const Four x = *(const Four*)(p_tile + (ty + TY * (n / KT)) * P_PITCH + 4 * TX * (n % KT) + 4 * tx);
+        const u32 row = ty + TY * (n / KT);
+        const u32 column = 4 * TX * (n % KT) + 4 * tx;
+        const Four x = *(const Four*)(p_tile + row * P_PITCH + column);
 #pragma unroll
         for (u32 c = 0; c < 4; c++) {
             s[n / KT][4 * (n % KT) + c] = x.x[c];
@@ -39,22 +50,44 @@ DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[RT][4
     }
 }
 
-// The largest of a thread's scores in each row. Whether one is infinite.
-DEVICE bool largest(float (&tops)[RT], const float (&s)[RT][4 * KT]) {
-    bool infinite = false;
+// The largest of this thread's scores in each row. Returns whether one of these is infinite, or so
+// large that a smaller score that overflowed may tie with it.
+DEVICE bool largest(float (&top)[RT], const float (&s)[RT][4 * KT]) {
+    bool saturates = false;
 #pragma unroll
     for (u32 r = 0; r < RT; r++) {
-        tops[r] = s[r][0];
+        top[r] = s[r][0];
 #pragma unroll
         for (u32 c = 1; c < 4 * KT; c++) {
-            tops[r] = fmaxf(tops[r], s[r][c]);
+            top[r] = fmaxf(top[r], s[r][c]);
         }
-        infinite = infinite || fabsf(tops[r]) > HIGHEST;
+        saturates = saturates || fabsf(top[r]) >= HIGHEST;
     }
-    return infinite;
+    return saturates;
 }
 
-// Drops weights, which l does not see.
+// P = exp(S - m), in place. `alpha` receives the factor that rescales earlier sums of each row.
+DEVICE void make_weights(
+    float (&m)[RT], float (&l)[RT], float (&s)[RT][4 * KT], const float (&top)[RT],
+    float (&alpha)[RT]
+) {
+#pragma unroll
+    for (u32 r = 0; r < RT; r++) {
+        const float before = m[r];
+        m[r] = fmaxf(before, row_max(top[r]));
+        alpha[r] = rescale(before, m[r]);
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 c = 0; c < 4 * KT; c++) {
+            const bool absent = float_bits(s[r][c]) == NEG_INF;
+            s[r][c] = absent ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - m[r]);
+            sum += s[r][c];
+        }
+        l[r] = l[r] * alpha[r] + sum;
+    }
+}
+
+// Drops weights. l ignores dropout.
 DEVICE void drop_weights(const Params& params, const Item& item, float* p_tile, u32 j_begin) {
 #pragma unroll 1
     for (u32 n = 0; n < RT * KT; n++) {
@@ -77,17 +110,20 @@ KERNEL(flash_forward) {
     float* kv_tile = p_tile + BR * P_PITCH;     // [2][KV_FLOATS]
 
     const Item item = work_item(params, block_index(), BR);
-    const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;
-    const Range range = kv_range(params, item, item.row_begin, row_end);
+    const u32 tile_end = item.row_begin + BR;
+    const u32 row_end = tile_end < params.row_end ? tile_end : params.row_end;
+    const Range range = kv_range(params, item, row_end);
     const u32 tx = thread_x();
     const u32 ty = thread_y();
     const u32 thread = ty * TX + tx;
     const bool q_stays = params.head_dim <= Q_WIDTH;
     const u32 column_begin = item.across * COLUMNS;
-    const u32 column_end = column_begin + COLUMNS < params.head_dim_v ? column_begin + COLUMNS : params.head_dim_v;
+    const u32 columns_left = params.head_dim_v - column_begin;
+    const u32 column_end = column_begin + (COLUMNS < columns_left ? COLUMNS : columns_left);
 
-    float m[RT]; // of the thread's queries
-    float l[RT]; // over the thread's own keys; summed along the row at the end
+    // The thread's queries. l sums over the thread's own keys; row_sum adds the others at the end.
+    float m[RT];
+    float l[RT];
     float o[OT][RT][4 * VT];
 #pragma unroll
     for (u32 r = 0; r < RT; r++) {
@@ -125,7 +161,7 @@ KERNEL(flash_forward) {
         }
         for (u32 d_begin = 0; d_begin < params.head_dim; d_begin += KV_WIDTH) {
             copy_wait<0>();
-            barrier(); // this block is here, and nobody reads the one before it
+            barrier(); // this block of K has arrived, and no thread reads the block before it
             if (!q_stays) {
                 load_q_block(params, item, q_tile, d_begin, 0, thread);
                 copy_commit();
@@ -139,43 +175,36 @@ KERNEL(flash_forward) {
                 load_v_block(params, item, next, j_begin, column_begin, thread);
             }
             copy_commit();
-            u32 depth = params.head_dim - d_begin < KV_WIDTH ? params.head_dim - d_begin : KV_WIDTH;
-            add_scores(s, q_tile + (q_stays ? d_begin : 0), Q_PITCH, kv_tile + stage * KV_FLOATS, depth);
+            const float* q = q_tile + (q_stays ? d_begin : 0);
+            const float* k = kv_tile + stage * KV_FLOATS;
+            const u32 left = params.head_dim - d_begin;
+            add_scores(s, q, Q_PITCH, k, left < KV_WIDTH ? left : KV_WIDTH);
             stage ^= 1;
         }
 
-        // Masks, the largest score of each row, P = exp(S - m), and what the rows so far are worth beside it.
-        const bool edge = (GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+        // Masks, and P = exp(S - m).
+        const bool changes = GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0);
+        const bool edge = changes || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
 #pragma unroll
         for (u32 n = 0; n < RT * 4 * KT; n++) {
             s[n / (4 * KT)][n % (4 * KT)] *= params.scale;
         }
-        float tops[RT];
+        float top[RT];
         if (edge || (GENERAL && params.softcap > 0.0f)) {
             mask_scores(params, item, s, p_tile, j_begin);
-            largest(tops, s);
-        } else if (warp_any(largest(tops, s))) {
-            // Where a row's largest score is finite, one that overflowed below is as good as absent. Else it is a number still.
+            largest(top, s);
+        } else if (warp_any(largest(top, s))) {
+            // Saturation changes no other tile: where a row's largest score is below HIGHEST and
+            // above LOWEST, the weight of a score that overflowed is 0 either way.
 #pragma unroll
             for (u32 n = 0; n < RT * 4 * KT; n++) {
-                s[n / (4 * KT)][n % (4 * KT)] = score(s[n / (4 * KT)][n % (4 * KT)], 0u);
+                float& x = s[n / (4 * KT)][n % (4 * KT)];
+                x = score<false>(x, 0u);
             }
-            largest(tops, s);
+            largest(top, s);
         }
         float alpha[RT];
-#pragma unroll
-        for (u32 r = 0; r < RT; r++) {
-            const float top = fmaxf(m[r], row_max(tops[r]));
-            alpha[r] = rescale(m[r], top);
-            m[r] = top;
-            float sum = 0.0f;
-#pragma unroll
-            for (u32 c = 0; c < 4 * KT; c++) {
-                s[r][c] = float_bits(s[r][c]) == NEG_INF ? bits_float(ABSENT) : exp_nonpositive(s[r][c] - top);
-                sum += s[r][c];
-            }
-            l[r] = l[r] * alpha[r] + sum;
-        }
+        make_weights(m, l, s, top, alpha);
         store_weights(p_tile, P_PITCH, s);
         if (GENERAL && params.dropout != 0) {
             drop_weights(params, item, p_tile, j_begin);
@@ -189,7 +218,7 @@ KERNEL(flash_forward) {
                 break;
             }
             copy_wait<0>();
-            barrier(); // the weights too
+            barrier(); // this block of V and all weights have arrived
             float* next = kv_tile + (stage ^ 1) * KV_FLOATS;
             if (d_begin + KV_WIDTH < column_end) {
                 load_v_block(params, item, next, j_begin, d_begin + KV_WIDTH, thread);
@@ -227,13 +256,18 @@ KERNEL(flash_forward) {
             for (u32 g = 0; g < VT; g++) {
                 const u32 d = column_begin + t * KV_WIDTH + 4 * TX * g + 4 * tx;
                 if (d < column_end) {
-                    const float x[4] = {o[t][r][4 * g] * factor, o[t][r][4 * g + 1] * factor, o[t][r][4 * g + 2] * factor, o[t][r][4 * g + 3] * factor};
+                    float x[4];
+#pragma unroll
+                    for (u32 c = 0; c < 4; c++) {
+                        x[c] = o[t][r][4 * g + c] * factor;
+                    }
                     store4_out(params, out_row(params, item, i), d, x);
                 }
             }
         }
         if (tx == 0 && item.across == 0) {
-            store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m[r] + ln(sum)));
+            const u32 lse = empty ? NEG_INF : float_bits(m[r] + ln(sum));
+            store_lse(params, lse_row(params, item, i), lse);
         }
     }
 }

@@ -1,10 +1,13 @@
-// FlashAttention-2, forward, on tensor cores: a block holds BR queries and visits the keys they see, BC at a time. The score table never exists.
+// FlashAttention-2, forward, on tensor cores: a block holds BR queries and visits the keys that
+// they see, BC at a time. The score matrix is never stored.
 //
-// Per row it keeps m, the largest score so far, and l, the sum of exp(s - m); O is rescaled when m grows and divided by l at the end.
-// Scores, m, l and all sums are f32. Weights are rounded once to the storage type, as the left operand of P V.
-// V is on its way while Q K^T is multiplied, the next K while the weights are made and P V is.
+// For each row the kernel keeps m, the largest score so far, and l, the sum of exp(s - m). It
+// rescales O when m grows, and divides O by l at the end. Scores, m, l and all sums are f32.
+// Weights are rounded once to the storage type, as the left operand of P V. V loads during Q K^T;
+// the next K loads while the weights are computed and during P V.
 
-// Weights are kept times 2^SHIFT: those that f16 would lose as too small are then 2^29 times smaller than the largest, not 2^14 times.
+// Weights are scaled by 2^SHIFT. f16 then keeps weights down to 2^-29 of the largest one, where it
+// would otherwise lose those below 2^-14.
 #if defined(ELEM_F16)
 constexpr float SHIFT = 15.0f;
 constexpr float UNSHIFT = 1.0f / 32768.0f;
@@ -13,124 +16,148 @@ constexpr float SHIFT = 0.0f;
 constexpr float UNSHIFT = 1.0f;
 #endif
 
-// Without masks and softcap m counts in units of log2, and a score is told from it in one fused step. That step sees more digits of a score than m
-// has: from this size on, where they would count, scores are rounded before.
-constexpr float FAR = 1048576.0f;
+// GENERAL kernels scale every score, and keep scores and m as they are. The others leave the scale
+// to the exponent, exp2(s * scale * log2(e) - m): one fma per score. They keep m in units of ln 4,
+// because the largest f32 score is no f32 number in units of ln 2.
+constexpr float M_TO_LOG2 = GENERAL ? LOG2_E : 2.0f;
+constexpr float M_TO_LN = GENERAL ? 1.0f : LN_4;
+constexpr float M_HIGHEST = GENERAL ? HIGHEST : HIGHEST * LOG4_E;
 
-// Products beyond 1e38 count as that: only masking makes a key absent. NaN stays NaN.
-DEVICE float saturated(float x) { return x > 1e38f ? 1e38f : (x < -1e38f ? -1e38f : x); }
+// That fma sees more digits of a score than m has. From this |m| on, where they would change
+// weights, the kernel rounds each score to f32 before it subtracts m.
+constexpr float FAR = 524288.0f;
 
 // The state of a row.
 struct Row {
     float m;
-    float l; // over the lane's own keys; summed along the row at the end
+    float l; // over the lane's own keys; row_sum adds the others at the end
 };
 
-// The key of element c of a row's part in this lane, s[c / 2][2 half + c % 2], from the first of the tile.
+// The key of element s[c / 2][2 half + c % 2] of a row, counted from the first key of the tile.
 DEVICE u32 key_of(u32 c, u32 lane) { return c / 2 * 8 + lane % 4 * 2 + c % 2; }
 
-// Adds the mask, and puts -inf in the place of scores of keys that are not seen. A score that overflowed to it is a number still.
-DEVICE void mask_scores(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
+// Adds the mask, and replaces the scores of keys that the query does not see by -inf.
+DEVICE void mask_scores(
+    const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin,
+    u32 lane
+) {
     with_mask_kind(params, [&](auto kind) {
 #pragma unroll
         for (u32 n = 0; n < MT * 2; n++) {
             const u32 i = i_begin + 8 * n + lane / 4;
-            const Range seen = i < params.row_end ? kv_range(params, item, i, i + 1) : Range{0, 0};
+            const Range visible = visible_keys(params, item, i);
 #pragma unroll
             for (u32 c = 0; c < 2 * ST; c++) {
                 const u32 j = j_begin + key_of(c, lane);
                 float& x = s[n / 2][c / 2][n % 2 * 2 + c % 2];
                 const u32 bias = mask_at<kind.VALUE>(params, item, i, j);
-                x = GENERAL ? score(x, bias) : (float_bits(x) == NEG_INF ? LOWEST : x);
-                x = j - seen.begin < seen.end - seen.begin && bias != NEG_INF ? x : bits_float(NEG_INF);
+                if (GENERAL) {
+                    x = score<has_bias(kind.VALUE)>(x, bias);
+                } else {
+                    x = float_bits(x) == NEG_INF ? LOWEST : x; // make_weights saturates the rest
+                }
+                x = allowed(visible, j, bias) ? x : bits_float(NEG_INF);
             }
         }
     });
 }
 
-// Turns scores into weights, for all rows of a warp's tile. `alpha`: what the sums so far are worth beside the new ones. `edge`: -inf is a key that is
-// not seen; else it is a product that overflowed.
-DEVICE void make_weights(const Params& params, Row (&rows)[MT][2], float (&s)[MT][ST][4], bool edge, float (&alpha)[MT][2]) {
-    float top[MT][2];
+// The largest score of each row in this tile.
+DEVICE void largest(float (&top)[MT][2], const float (&s)[MT][ST][4]) {
 #pragma unroll
-    for (u32 r = 0; r < MT; r++) {
+    for (u32 n = 0; n < 2 * MT; n++) {
+        top[n / 2][n % 2] = s[n / 2][0][n % 2 * 2];
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            top[r][half] = s[r][0][2 * half];
-#pragma unroll
-            for (u32 c = 1; c < 2 * ST; c++) {
-                top[r][half] = fmaxf(top[r][half], s[r][c / 2][2 * half + c % 2]);
-            }
+        for (u32 c = 1; c < 2 * ST; c++) {
+            top[n / 2][n % 2] = fmaxf(top[n / 2][n % 2], s[n / 2][c / 2][n % 2 * 2 + c % 2]);
         }
     }
-    // One row after the other they would wait for each other.
+    // The rows take turns, so that none waits for its own previous shuffle.
 #pragma unroll
     for (u32 lanes = 1; lanes < 4; lanes *= 2) {
 #pragma unroll
         for (u32 n = 0; n < 2 * MT; n++) {
-            top[n / 2][n % 2] = fmaxf(top[n / 2][n % 2], shuffle_xor(top[n / 2][n % 2], lanes));
+            float& x = top[n / 2][n % 2];
+            x = fmaxf(x, shuffle_xor(x, lanes));
         }
     }
+}
 
+// P = exp(S - m), in place, for all rows of a warp. `alpha` receives the factor that rescales
+// earlier sums of each row. In an `edge` tile -inf marks a key that the query does not see;
+// elsewhere it is a product that overflowed.
+DEVICE void make_weights(
+    const Params& params, Row (&rows)[MT][2], float (&s)[MT][ST][4], const float (&top)[MT][2],
+    bool edge, float (&alpha)[MT][2]
+) {
     const float absent = bits_float(edge ? NEG_INF : QUIET_NAN);
-    // Not 0, or keys that are not seen would make NaN of it: the smallest number there is makes 0 of every score as well.
-    float factor = GENERAL ? LOG2_E : fmaxf(fabsf(params.scale) * LOG2_E, bits_float(1));
-    bool far = false;
+    // Converts s to units of m. A factor of 0 would turn -inf into NaN. The smallest number
+    // instead of it gives the same weights.
+    const float factor = GENERAL ? 1.0f : fmaxf(fabsf(params.scale) * LOG4_E, bits_float(1));
+    bool far = !GENERAL && M_TO_LOG2 * factor > HIGHEST;
 #pragma unroll
     for (u32 n = 0; n < 2 * MT; n++) {
         Row& row = rows[n / 2][n % 2];
-        float x = top[n / 2][n % 2];
+        const float x = top[n / 2][n % 2];
         const bool none = x == absent;
-        x = GENERAL || none ? x : saturated(x * factor);
         const float before = row.m;
-        row.m = fmaxf(before, x);
+        row.m = fmaxf(before, GENERAL || none ? x : saturated(x * factor, M_HIGHEST));
         far = far || (!GENERAL && !none && fabsf(row.m) >= FAR);
-        alpha[n / 2][n % 2] = before == row.m ? 1.0f : exp2_fast(GENERAL ? (before - row.m) * LOG2_E : before - row.m);
+        alpha[n / 2][n % 2] = before == row.m ? 1.0f : exp2_fast((before - row.m) * M_TO_LOG2);
     }
+    float multiplier = GENERAL ? LOG2_E : M_TO_LOG2 * factor;
     float from[MT][2];
 #pragma unroll
     for (u32 n = 0; n < 2 * MT; n++) {
-        from[n / 2][n % 2] = SHIFT - rows[n / 2][n % 2].m;
+        // Finite: -inf must not meet +inf in a row that has seen no key yet.
+        from[n / 2][n % 2] = fminf(fmaf(rows[n / 2][n % 2].m, -M_TO_LOG2, SHIFT), HIGHEST);
     }
     if (!GENERAL && warp_any(far)) {
 #pragma unroll
         for (u32 n = 0; n < MT * ST * 4; n++) {
             float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-            x = x == absent ? x : saturated(x * factor) - rows[n / (ST * 4)][n % 4 / 2].m;
+            const float m = rows[n / (ST * 4)][n % 4 / 2].m;
+            x = x == absent ? x : saturated(x * factor, M_HIGHEST) - m;
         }
-        factor = 1.0f;
+        multiplier = M_TO_LOG2;
 #pragma unroll
         for (u32 n = 0; n < 2 * MT; n++) {
             from[n / 2][n % 2] = SHIFT;
         }
     }
 #pragma unroll
-    for (u32 r = 0; r < MT; r++) {
+    for (u32 n = 0; n < 2 * MT; n++) {
+        Row& row = rows[n / 2][n % 2];
+        float sum = 0.0f;
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            Row& row = rows[r][half];
-            float sum = 0.0f;
-#pragma unroll
-            for (u32 c = 0; c < 2 * ST; c++) {
-                float& x = s[r][c / 2][2 * half + c % 2];
-                x = exp2_fast(GENERAL ? fmaf(x - row.m, factor, SHIFT) : fmaf(x, factor, from[r][half]));
-                sum += x;
-            }
-            row.l = fmaf(row.l, alpha[r][half], sum);
+        for (u32 c = 0; c < 2 * ST; c++) {
+            float& x = s[n / 2][c / 2][n % 2 * 2 + c % 2];
+            const float exponent = GENERAL ? fmaf(x - row.m, multiplier, SHIFT)
+                                           : fmaf(x, multiplier, from[n / 2][n % 2]);
+            x = exp2_fast(exponent);
+            sum += x;
         }
+        row.l = fmaf(row.l, alpha[n / 2][n % 2], sum);
     }
 }
 
-// Drops weights, which l does not see.
-DEVICE void drop_weights(const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin, u32 lane) {
+// Drops weights. l ignores dropout.
+DEVICE void drop_weights(
+    const Params& params, const Item& item, float (&s)[MT][ST][4], u32 i_begin, u32 j_begin,
+    u32 lane
+) {
 #pragma unroll
     for (u32 n = 0; n < MT * 2 * ST; n++) {
         float(&x)[4] = s[n / (2 * ST)][n % ST];
         const u32 half = n / ST % 2;
-        const Words words = dropout_words(params, item, i_begin + 16 * (n / (2 * ST)) + 8 * half + lane / 4, j_begin + 8 * (n % ST) + lane % 4 / 2 * 4);
+        const u32 i = i_begin + 16 * (n / (2 * ST)) + 8 * half + lane / 4;
+        const u32 j = j_begin + 8 * (n % ST) + lane % 4 / 2 * 4;
+        const Words words = dropout_words(params, item, i, j);
         const bool second = lane % 2 != 0;
-        x[2 * half] = kept(params, second ? words.word[2] : words.word[0]) ? x[2 * half] : 0.0f;
-        x[2 * half + 1] = kept(params, second ? words.word[3] : words.word[1]) ? x[2 * half + 1] : 0.0f;
+        const bool low = kept(params, second ? words.word[2] : words.word[0]);
+        const bool high = kept(params, second ? words.word[3] : words.word[1]);
+        x[2 * half] = low ? x[2 * half] : 0.0f;
+        x[2 * half + 1] = high ? x[2 * half + 1] : 0.0f;
     }
 }
 
@@ -140,13 +167,16 @@ KERNEL(flash_forward) {
     elem* v_tile = k_tile + BC * QK_PITCH;      // [key][V_PITCH]
 
     const Item item = work_item(params, block_index(), BR);
-    const u32 row_end = item.row_begin + BR < params.row_end ? item.row_begin + BR : params.row_end;
-    const Range range = kv_range(params, item, item.row_begin, row_end);
+    const u32 tile_end = item.row_begin + BR;
+    const u32 row_end = tile_end < params.row_end ? tile_end : params.row_end;
+    const Range range = kv_range(params, item, row_end);
     const u32 lane = thread_x();
     const u32 thread = thread_y() * TX + lane;
     const u32 first = thread_y() * (16 * MT);   // the warp's first query in the tile
+    const u32 i_begin = item.row_begin + first;
     const u32 column_begin = item.across * COLUMNS;
-    const u32 column_end = column_begin + COLUMNS < params.head_dim_v ? column_begin + COLUMNS : params.head_dim_v;
+    const u32 columns_left = params.head_dim_v - column_begin;
+    const u32 column_end = column_begin + (COLUMNS < columns_left ? COLUMNS : columns_left);
 
     Row rows[MT][2];
     float o[MT][OT][4];
@@ -167,7 +197,7 @@ KERNEL(flash_forward) {
     }
     for (; j_begin < range.end; j_begin += BC) {
         copy_wait<0>();
-        barrier(); // K is here, and nobody reads V any more
+        barrier(); // K has arrived, and no thread reads V any more
         load_v(params, item, v_tile, j_begin, column_begin, thread);
         copy_commit();
 
@@ -183,16 +213,17 @@ KERNEL(flash_forward) {
         add_scores(s, q_tile + first * QK_PITCH, k_tile, lane);
 
         copy_wait<0>();
-        barrier(); // V is here, and nobody reads K any more
+        barrier(); // V has arrived, and no thread reads K any more
         if (j_begin + BC < range.end) {
             load_k(params, item, k_tile, j_begin + BC, thread);
             copy_commit();
         }
 
-        // Masks, P = exp(S - m), and what the rows so far are worth beside it.
-        const bool edge = (GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0)) || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
+        // Masks, and P = exp(S - m).
+        const bool changes = GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0);
+        const bool edge = changes || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
         if (GENERAL || params.scale < 0.0f) {
-            // Else the scale is part of what a score is told from m by, which takes its size alone.
+            // make_weights multiplies by the size of the scale where this does not.
             const float factor = GENERAL ? params.scale : -1.0f;
 #pragma unroll
             for (u32 n = 0; n < MT * ST * 4; n++) {
@@ -202,21 +233,25 @@ KERNEL(flash_forward) {
         if (GENERAL && params.softcap > 0.0f) {
 #pragma unroll
             for (u32 n = 0; n < MT * ST * 4; n++) {
-                s[n / (ST * 4)][n / 4 % ST][n % 4] = capped(params, s[n / (ST * 4)][n / 4 % ST][n % 4]);
+                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+                x = capped(params, x);
             }
         }
         if (edge) {
-            mask_scores(params, item, s, item.row_begin + first, j_begin, lane);
+            mask_scores(params, item, s, i_begin, j_begin, lane);
         } else if (GENERAL) {
 #pragma unroll
             for (u32 n = 0; n < MT * ST * 4; n++) {
-                s[n / (ST * 4)][n / 4 % ST][n % 4] = score(s[n / (ST * 4)][n / 4 % ST][n % 4], 0u);
+                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+                x = score<false>(x, 0u);
             }
         }
+        float top[MT][2];
+        largest(top, s);
         float alpha[MT][2];
-        make_weights(params, rows, s, edge, alpha);
+        make_weights(params, rows, s, top, edge, alpha);
         if (GENERAL && params.dropout != 0) {
-            drop_weights(params, item, s, item.row_begin + first, j_begin, lane);
+            drop_weights(params, item, s, i_begin, j_begin, lane);
         }
         u32 p[MT][BC / 16][4];
 #pragma unroll
@@ -236,7 +271,7 @@ KERNEL(flash_forward) {
             o[n / (OT * 4)][n / 4 % OT][n % 4] *= alpha[n / (OT * 4)][n % 4 / 2];
         }
         if (edge && barrier_any(is_dirty(v_tile, thread))) {
-            add_dirty_values(params, item, o, p, v_tile, item.row_begin + first, j_begin, lane);
+            add_dirty_values(params, item, o, p, v_tile, i_begin, j_begin, lane);
             barrier();
             clean(v_tile, thread);
             barrier();
@@ -244,33 +279,38 @@ KERNEL(flash_forward) {
         add_values(o, p, v_tile, lane);
     }
 
-    // O / l by way of the place of Q, so that whole rows are stored, and lse = m + ln l. Only the warp itself has read these rows of Q.
+    // O / l and lse = m + ln l. O passes through the place of Q, so that whole rows are stored.
+    // Only the warp itself has read these rows of Q.
 #pragma unroll
-    for (u32 r = 0; r < MT; r++) {
+    for (u32 n = 0; n < 2 * MT; n++) {
+        const u32 r = n / 2;
+        const u32 half = n % 2;
+        const u32 place = first + 8 * n + lane / 4;
+        const u32 i = item.row_begin + place;
+        const Row row = rows[r][half];
+        const float sum = row_sum(row.l);
+        const bool empty = sum == 0.0f; // a row that sees any key has a sum near 2^SHIFT or above
+        const float factor = empty ? 0.0f : params.keep_scale / sum;
+        elem* to = q_tile + place * QK_PITCH + lane % 4 * 2;
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            const u32 place = first + 16 * r + 8 * half + lane / 4;
-            const u32 i = item.row_begin + place;
-            const Row row = rows[r][half];
-            const float sum = row_sum(row.l);
-            const bool empty = sum == 0.0f; // a row that sees any key has a sum of 2^SHIFT or hardly less
-            const float factor = empty ? 0.0f : params.keep_scale / sum;
-#pragma unroll
-            for (u32 c = 0; c < OT; c++) {
-                *(u32*)(q_tile + place * QK_PITCH + 8 * c + lane % 4 * 2) = pair(o[r][c][2 * half] * factor, o[r][c][2 * half + 1] * factor);
-            }
-            if (lane % 4 == 0 && item.across == 0 && i < row_end) {
-                const float m = GENERAL ? row.m : row.m * LN_2;
-                store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(m + ln(sum * UNSHIFT)));
-            }
+        for (u32 c = 0; c < OT; c++) {
+            const float low = o[r][c][2 * half] * factor;
+            const float high = o[r][c][2 * half + 1] * factor;
+            *(u32*)(to + 8 * c) = pair(low, high);
+        }
+        if (lane % 4 == 0 && item.across == 0 && i < row_end) {
+            const float lse = row.m * M_TO_LN + ln(sum * UNSHIFT);
+            store_lse(params, lse_row(params, item, i), empty ? NEG_INF : float_bits(lse));
         }
     }
     barrier();
     for (u32 block = thread; block < BR * (COLUMNS / 8); block += THREADS) {
         const u32 d = column_begin + block % (COLUMNS / 8) * 8;
         const u32 place = block / (COLUMNS / 8);
-        if (item.row_begin + place < row_end && d < column_end) {
-            store8_out(params, out_row(params, item, item.row_begin + place), d, q_tile + place * QK_PITCH + (d - column_begin));
+        const u32 i = item.row_begin + place;
+        if (i < row_end && d < column_end) {
+            const elem* from = q_tile + place * QK_PITCH + (d - column_begin);
+            store8_out(params, out_row(params, item, i), d, from);
         }
     }
 }

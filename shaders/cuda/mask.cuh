@@ -1,7 +1,10 @@
-// Kinds of masks, as params.mask_kind tells them.
+// The values of params.mask_kind.
 enum MaskKind { NO_MASK, BOOL_MASK, F32_MASK, F16_MASK, BF16_MASK };
 
-// Entry `index` of a mask as the bits of an f32; a false is -inf.
+// Whether masks of this kind are added to scores.
+constexpr bool has_bias(u32 kind) { return kind != NO_MASK && kind != BOOL_MASK; }
+
+// Entry `index` of a mask as the bits of an f32. A false entry is -inf.
 template <u32 KIND> DEVICE u32 mask_bits(const void* mask, u64 index) {
     switch (KIND) {
     case BOOL_MASK:
@@ -17,7 +20,7 @@ template <u32 KIND> DEVICE u32 mask_bits(const void* mask, u64 index) {
     }
 }
 
-// The mask's entry for query i and key j as the bits of an f32; zero where there is no such score.
+// The mask's entry for query i and key j as the bits of an f32. Zero beyond the mask's bounds.
 template <u32 KIND> DEVICE u32 mask_at(const Params& params, const Item& item, u32 i, u32 j) {
     if (KIND == NO_MASK || i >= params.row_end || j >= item.kv_len) {
         return 0u;
@@ -25,7 +28,8 @@ template <u32 KIND> DEVICE u32 mask_at(const Params& params, const Item& item, u
     return mask_bits<KIND>(params.mask, mask_row(params, item, i) + j * params.mask_strides[3]);
 }
 
-// Calls `f` with the kind of the mask as a constant: asked once, and not for every score.
+// Calls `f` with the mask's kind as a compile-time constant, so that a loop inside `f` does not
+// branch on it for every score.
 template <typename F> DEVICE void with_mask_kind(const Params& params, F f) {
     switch (GENERAL ? params.mask_kind : NO_MASK) {
     case BOOL_MASK:
@@ -41,11 +45,11 @@ template <typename F> DEVICE void with_mask_kind(const Params& params, F f) {
     }
 }
 
-// Whether key j contributes to query i: neither masked nor dropped.
+// Whether key j contributes to query i: it is visible, not masked and not dropped.
 DEVICE bool contributes(const Params& params, const Item& item, u32 i, u32 j) {
     u32 bias = 0;
     with_mask_kind(params, [&](auto kind) { bias = mask_at<kind.VALUE>(params, item, i, j); });
-    if (!allowed(params, item, i, j, bias)) {
+    if (!allowed(visible_keys(params, item, i), j, bias)) {
         return false;
     }
     return !GENERAL || params.dropout == 0 || kept(params, dropout_word(params, item, i, j));

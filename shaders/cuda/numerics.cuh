@@ -1,24 +1,38 @@
-// NaN is made and tested as bits, as in the WGSL kernels; infinities too.
+// NaN and infinities are made and tested as bits, as in the WGSL kernels.
 #define NEG_INF 0xff800000u
 #define QUIET_NAN 0x7fc00000u
 #define HIGHEST 3.4028234663852886e38f
 #define LOWEST (-3.4028234663852886e38f)
 #define LOG2_E 1.4426950408889634f
-#define LN_2 0.6931471805599453f
-// Weight of a key that is masked or dropped: a zero told from an underflowed weight by its sign.
+#define LOG4_E 0.7213475204444817f
+#define LN_4 1.3862943611198906f
+// The weight of a key that is masked or dropped. Its sign distinguishes it from a weight that
+// underflowed to zero.
 #define ABSENT 0x80000000u
 
 DEVICE bool is_nan(float x) { return (float_bits(x) & 0x7fffffffu) > 0x7f800000u; }
 
 DEVICE bool is_finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
 
+// x within -limit..limit. NaN stays NaN, which fminf and fmaxf would lose.
+DEVICE float saturated(float x, float limit) {
+    return x > limit ? limit : (x < -limit ? -limit : x);
+}
+
+// Infinities become the largest finite numbers. NaN stays NaN.
+DEVICE float finite(float x) { return saturated(x, HIGHEST); }
+
 // e^x for x <= 0. NaN stays NaN.
 DEVICE float exp_nonpositive(float x) { return exp2_fast(x * LOG2_E); }
 
-// What sums under the maximum `before` are worth under `now`. Exactly 1 where nothing changed.
-DEVICE float rescale(float before, float now) { return before == now ? 1.0f : exp_nonpositive(before - now); }
+// The factor that converts sums relative to the maximum `before` to sums relative to `now`.
+// Exactly 1 if the maximum did not change.
+DEVICE float rescale(float before, float now) {
+    return before == now ? 1.0f : exp_nonpositive(before - now);
+}
 
-// tanh to a few ulp: its Taylor series near 0, where a softcap multiplies errors back up, exp2 elsewhere.
+// tanh to a few ulp. Near 0, where a softcap magnifies the error, this is the Taylor series;
+// elsewhere it is computed from exp2.
 DEVICE float tanh_accurate(float x) {
     float a = fabsf(x);
     float z = x * x;
@@ -66,12 +80,12 @@ DEVICE u32 pair(float low, float high) { return bf16_pair(low, high); }
 #endif
 #endif
 
-// Four neighbours, moved at once.
+// Four neighbouring numbers that one instruction loads or stores.
 struct alignas(16) Four {
     float x[4];
 };
 
-// A number that is known when the kernel is compiled, as an argument.
+// A compile-time constant that is passed as a function argument.
 template <u32 N> struct Constant {
     static constexpr u32 VALUE = N;
 };

@@ -1,5 +1,6 @@
-// Everything a launch is told, passed by value. `CudaParams` of the Rust side has the same fields in the same order.
-// Pointers lead to the first element of their tensor, null where there is none. Strides count elements.
+// The parameters of a launch, passed by value. `CudaParams` in Rust has the same fields in the
+// same order. Pointers point to the first element of their tensor, or are null where the problem
+// has no such tensor. Strides count elements.
 struct Params {
     const void* q;
     const void* k;
@@ -14,18 +15,18 @@ struct Params {
     u64 v_strides[4];
     u64 out_strides[4];
     u64 mask_strides[4];
-    u64 score_stride;      // unfused: scores from row to row of the workspace
-    u64 bh_begin;          // the part of the problem that this launch does: b * heads + h of its first head
-    u32 lse_rows;          // rows of lse from head to head: the planned capacity of seq_q
+    u64 score_stride;      // unfused: scores from one row of the workspace to the next
+    u64 bh_begin;          // the first head of this launch, as b * heads + h
+    u32 lse_rows;          // rows of lse per head: the planned capacity of seq_q
     u32 seq_q;             // actual lengths of this call
     u32 seq_kv;
     u32 heads;             // of the whole problem
     u32 group;             // query heads that share a key head
-    u32 row_begin;
+    u32 row_begin;         // the queries of this launch
     u32 row_end;
-    u32 tile_count;        // query tiles a head
-    u32 across;            // blocks that share a query tile: over columns of V, or over keys (unfused scores)
-    u32 longest_first;     // 1: the last query tile of a head is the first to start
+    u32 tile_count;        // query tiles per head
+    u32 across;            // blocks per query tile: along columns of V, or keys (unfused scores)
+    u32 longest_first;     // 1: blocks take the query tiles of a head in descending order
     i32 band_lo;           // query i sees keys i + diagonal + band_lo ..= i + diagonal + band_hi
     i32 band_hi;
     u32 bottom_right;      // 1: the diagonal ends at the last valid key
@@ -39,26 +40,29 @@ struct Params {
     u32 dropout;           // 1: weights are dropped
     u32 head_dim;
     u32 head_dim_v;
-    u32 dense;             // bit 0 q, 1 k, 2 v, 3 out: rows begin at multiples of 16 bytes and their elements lie side by side; 4 to 7: of 4 bytes
+    // Bits 0 q, 1 k, 2 v, 3 out: the elements of each row are contiguous, and the row starts at a
+    // multiple of 16 bytes. Bits 4 to 7: the same tensors, at a multiple of 4 bytes.
+    u32 dense;
     u32 pad;
 };
-static_assert(sizeof(Params) == 344, "the Rust side has another layout");
+static_assert(sizeof(Params) == 344, "CudaParams in Rust has another layout");
 
-// What one block works on.
+// The work of one block.
 struct Item {
     u32 b;             // of the problem
     u32 h;
     u32 row_begin;     // first query of the tile
-    u32 across;        // which of the blocks that share the tile
+    u32 across;        // index of the block among those that share the tile
     u32 kv_len;        // valid keys
     i32 diagonal;
-    u32 place;         // of its head in this launch
-    u64 q_base;        // element indices of (b, h, row 0, 0) and so on
+    u32 place;         // index of the head in this launch
+    u64 q_base;        // element index of (b, h, row 0, column 0); likewise the next two
     u64 k_base;
     u64 v_base;
 };
 
-// Keys that batch entry b holds. Lengths are clamped, for only the device knows them.
+// The valid keys of batch entry b. The host cannot check lengths in device memory, so they are
+// clamped here.
 DEVICE u32 valid_keys(const Params& params, u32 b) {
     if (params.kv_lens == nullptr) {
         return params.seq_kv;
@@ -67,7 +71,8 @@ DEVICE u32 valid_keys(const Params& params, u32 b) {
     return n < 0 ? 0u : ((u32)n < params.seq_kv ? (u32)n : params.seq_kv);
 }
 
-// Items run over what shares a query tile first, then query tiles, then heads, then batch entries: blocks that run together share keys.
+// Block indices run over the blocks of a query tile first, then over query tiles, heads and batch
+// entries, so that blocks that run at the same time read the same keys.
 DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     u32 shared = index / params.across;
     u32 tile = shared % params.tile_count;
@@ -90,25 +95,37 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     return item;
 }
 
-// Element indices of the rows of one item.
-DEVICE u64 q_row(const Params& params, const Item& item, u32 i) { return item.q_base + i * params.q_strides[2]; }
-DEVICE u64 k_row(const Params& params, const Item& item, u32 j) { return item.k_base + j * params.k_strides[2]; }
-DEVICE u64 v_row(const Params& params, const Item& item, u32 j) { return item.v_base + j * params.v_strides[2]; }
+// Element indices at which the rows of an item start.
+DEVICE u64 q_row(const Params& params, const Item& item, u32 i) {
+    return item.q_base + i * params.q_strides[2];
+}
+DEVICE u64 k_row(const Params& params, const Item& item, u32 j) {
+    return item.k_base + j * params.k_strides[2];
+}
+DEVICE u64 v_row(const Params& params, const Item& item, u32 j) {
+    return item.v_base + j * params.v_strides[2];
+}
 
-// These are asked once: what they begin at is not kept in registers.
+// These are needed once, so their bases are not kept in registers.
 DEVICE u64 out_row(const Params& params, const Item& item, u32 i) {
-    return item.b * params.out_strides[0] + item.h * params.out_strides[1] + i * params.out_strides[2];
+    const u64* strides = params.out_strides;
+    return item.b * strides[0] + item.h * strides[1] + i * strides[2];
 }
 DEVICE u64 mask_row(const Params& params, const Item& item, u32 i) {
-    return item.b * params.mask_strides[0] + item.h * params.mask_strides[1] + i * params.mask_strides[2];
+    const u64* strides = params.mask_strides;
+    return item.b * strides[0] + item.h * strides[1] + i * strides[2];
 }
-DEVICE u64 lse_row(const Params& params, const Item& item, u32 i) { return (params.bh_begin + item.place) * params.lse_rows + i; }
+DEVICE u64 lse_row(const Params& params, const Item& item, u32 i) {
+    return (params.bh_begin + item.place) * params.lse_rows + i;
+}
 
-// Where the scores of query i begin in the workspace of the unfused kernels.
+// The index of query i's first score in the workspace of the unfused kernels.
 DEVICE u64 score_row(const Params& params, const Item& item, u32 i) {
-    return ((u64)item.place * (params.row_end - params.row_begin) + (i - params.row_begin)) * params.score_stride;
+    u64 rows = params.row_end - params.row_begin;
+    return (item.place * rows + (i - params.row_begin)) * params.score_stride;
 }
 
+// begin <= x < end.
 struct Range {
     u32 begin;
     u32 end;
@@ -116,34 +133,48 @@ struct Range {
 
 DEVICE i32 clamp(i32 x, i32 low, i32 high) { return x < low ? low : (x > high ? high : x); }
 
-// The keys that some query in row_begin..row_end sees: `key_range` of flashtile-core.
-DEVICE Range kv_range(const Params& params, const Item& item, u32 row_begin, u32 row_end) {
-    i32 first = (i32)row_begin + item.diagonal + params.band_lo;
-    i32 last = (i32)row_end - 1 + item.diagonal + params.band_hi;
-    i32 end = clamp(last + 1, 0, (i32)item.kv_len);
-    i32 begin = clamp(first, 0, (i32)item.kv_len);
-    return Range{(u32)(begin < end ? begin : end), (u32)end};
-}
-
-// True where every query in row_begin..row_end sees every key in begin..end, as far as the band decides.
-DEVICE bool tile_is_full(const Params& params, const Item& item, u32 row_end, u32 begin, u32 end) {
-    i32 first_row_last_key = (i32)item.row_begin + item.diagonal + params.band_hi;
-    i32 last_row_first_key = (i32)row_end - 1 + item.diagonal + params.band_lo;
-    return end <= item.kv_len && (i32)end - 1 <= first_row_last_key && (i32)begin >= last_row_first_key;
-}
-
-// Whether query i sees key j. `bias` is the mask's entry, as the bits of an f32.
-DEVICE bool allowed(const Params& params, const Item& item, u32 i, u32 j, u32 bias) {
+// The keys that query i sees by position, from valid lengths, causal masks and windows: the one
+// rule of visibility, `Band::visible` in flashtile-core. Neither end of the range decreases from
+// one query to the next. A query at or beyond row_end sees no key.
+DEVICE Range visible_keys(const Params& params, const Item& item, u32 i) {
     i32 row = (i32)i + item.diagonal;
-    return i < params.row_end && j < item.kv_len && (i32)j >= row + params.band_lo && (i32)j <= row + params.band_hi && bias != NEG_INF;
+    i32 kv_len = i < params.row_end ? (i32)item.kv_len : 0;
+    i32 end = clamp(row + params.band_hi + 1, 0, kv_len);
+    i32 begin = clamp(row + params.band_lo, 0, end);
+    return Range{(u32)begin, (u32)end};
 }
 
-// A scaled q.k with softcap.
-DEVICE float capped(const Params& params, float s) { return params.softcap * tanh_accurate(s / params.softcap); }
+// The keys that some query in item.row_begin..row_end sees: `key_range` in flashtile-core.
+DEVICE Range kv_range(const Params& params, const Item& item, u32 row_end) {
+    Range first = visible_keys(params, item, item.row_begin);
+    Range last = visible_keys(params, item, row_end - 1);
+    return Range{first.begin, last.end};
+}
 
-// The score that softmax sees, of a scaled and capped q.k. It saturates at the largest finite numbers: a finite mask or product that overflows is
-// still a number, and only masking makes a key absent.
-DEVICE float score(float s, u32 bias) {
-    float x = s + bits_float(bias);
-    return is_nan(x) ? x : fminf(fmaxf(x, LOWEST), HIGHEST);
+// Whether every query in item.row_begin..row_end sees every key in begin..end by position.
+DEVICE bool tile_is_full(const Params& params, const Item& item, u32 row_end, u32 begin, u32 end) {
+    Range first = visible_keys(params, item, item.row_begin);
+    Range last = visible_keys(params, item, row_end - 1);
+    return last.begin <= begin && end <= first.end;
+}
+
+// Whether a query with these visible keys sees key j. `bias` is the mask's entry, as the bits of
+// an f32.
+DEVICE bool allowed(const Range& visible, u32 j, u32 bias) {
+    return j >= visible.begin && j < visible.end && bias != NEG_INF;
+}
+
+// The three steps from a scaled q.k to the score that softmax sees: saturation, softcap (`capped`)
+// and mask (`score`). A score or a sum that overflows saturates at the largest finite number,
+// because only masking makes a key absent. NaN stays NaN.
+DEVICE float capped(const Params& params, float s) {
+    return params.softcap * tanh_accurate(finite(s) / params.softcap);
+}
+
+template <bool HAS_BIAS> DEVICE float score(float s, u32 bias) {
+    float x = finite(s);
+    if (HAS_BIAS) {
+        x = finite(x + bits_float(bias));
+    }
+    return x;
 }

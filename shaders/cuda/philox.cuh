@@ -1,4 +1,4 @@
-// Philox4x32 with ten rounds, as `philox4x32_10` of flashtile-core.
+// Philox4x32 with ten rounds: `philox4x32_10` in flashtile-core.
 struct Words {
     u32 word[4];
 };
@@ -20,12 +20,13 @@ DEVICE Words philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
     return Words{{c0, c1, c2, c3}};
 }
 
-// The random words of query i and keys j ..= j + 3; j is a multiple of 4.
+// The random words of query i and keys j ..= j + 3. j is a multiple of 4.
 DEVICE Words dropout_words(const Params& params, const Item& item, u32 i, u32 j) {
-    return philox(j / 4, i, item.b * params.heads + item.h, params.dropout_offset, params.seed[0], params.seed[1]);
+    u32 bh = item.b * params.heads + item.h;
+    return philox(j / 4, i, bh, params.dropout_offset, params.seed[0], params.seed[1]);
 }
 
-// The word of one key. By choices: registers have no indices.
+// The random word of one key. Conditions select it, because registers cannot be indexed.
 DEVICE u32 dropout_word(const Params& params, const Item& item, u32 i, u32 j) {
     Words words = dropout_words(params, item, i, j / 4 * 4);
     u32 low = j % 2 == 0 ? words.word[0] : words.word[1];
@@ -33,5 +34,7 @@ DEVICE u32 dropout_word(const Params& params, const Item& item, u32 i, u32 j) {
     return j % 4 < 2 ? low : high;
 }
 
-// Whether a weight with this word is kept.
-DEVICE bool kept(const Params& params, u32 word) { return word >= params.dropout_threshold && params.keep_scale > 0.0f; }
+// Whether the weight with this random word is kept.
+DEVICE bool kept(const Params& params, u32 word) {
+    return word >= params.dropout_threshold && params.keep_scale > 0.0f;
+}

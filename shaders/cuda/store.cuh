@@ -1,4 +1,4 @@
-// Up to four numbers of a row of out from column d on; d is a multiple of 4.
+// Stores up to four numbers of a row of out, from column d on. d is a multiple of 4.
 DEVICE void store4_out(const Params& params, u64 row, u32 d, const float (&x)[4]) {
     elem* out = (elem*)params.out + row + d * params.out_strides[3];
     if ((params.dense & 8u) != 0 && d + 4 <= params.head_dim_v) {
@@ -27,7 +27,8 @@ DEVICE void store_lse(const Params& params, u64 index, u32 bits) {
 }
 
 #if !defined(ELEM_F32)
-// Up to eight numbers of a row of out from column d on, from shared memory; d is a multiple of 8.
+// Stores up to eight numbers of a row of out, from column d on. `x` is in shared memory; d is a
+// multiple of 8.
 DEVICE void store8_out(const Params& params, u64 row, u32 d, const elem* x) {
     elem* out = (elem*)params.out + row + d * params.out_strides[3];
     if ((params.dense & 8u) != 0 && d + 8 <= params.head_dim_v) {

@@ -1,4 +1,5 @@
-// The first of the unfused kernels: scores of BR queries by BC keys, masks applied, stored as f32. Masked ones are -inf.
+// The first of the unfused kernels: the scores of BR queries and BC keys, with masks applied,
+// stored as f32. The score of a key that a query does not see is -inf.
 KERNEL(unfused_scores) {
     float* q_tile = (float*)shared_memory();  // [query][Q_PITCH], one block of columns at a time
     float* k_tile = q_tile + BR * Q_PITCH;
@@ -23,11 +24,13 @@ KERNEL(unfused_scores) {
         copy_commit();
         copy_wait<0>();
         barrier();
-        add_scores(s, q_tile, Q_PITCH, k_tile, params.head_dim - d_begin < KV_WIDTH ? params.head_dim - d_begin : KV_WIDTH);
+        const u32 left = params.head_dim - d_begin;
+        add_scores(s, q_tile, Q_PITCH, k_tile, left < KV_WIDTH ? left : KV_WIDTH);
         barrier();
     }
 
-    // By way of the place of Q, where each thread has its own: a loop over memory is a short text.
+    // The scores pass through the place of Q, where each thread has places of its own: a loop over
+    // memory need not be unrolled, which keeps the kernel short.
 #pragma unroll
     for (u32 n = 0; n < RT * 4 * KT; n++) {
         s[n / (4 * KT)][n % (4 * KT)] *= params.scale;

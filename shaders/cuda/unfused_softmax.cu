@@ -1,6 +1,7 @@
-// The second of the unfused kernels: softmax of one row of scores in place, and dropout. Keys without a weight are marked ABSENT.
+// The second of the unfused kernels: softmax and dropout of one row of scores, in place. The
+// weight of a key that is masked or dropped is ABSENT.
 
-// Reductions over the block, by way of one number a warp. Every thread gets the result.
+// Reduces over the block. Every thread receives the result.
 template <bool MAX> DEVICE float reduce(float x, float* part) {
     const u32 thread = thread_x();
 #pragma unroll
@@ -8,7 +9,7 @@ template <bool MAX> DEVICE float reduce(float x, float* part) {
         const float other = shuffle_xor(x, lanes);
         x = MAX ? fmaxf(x, other) : x + other;
     }
-    barrier(); // nobody reads the last reduction any more
+    barrier(); // no thread reads the previous reduction any more
     if (thread % 32 == 0) {
         part[thread / 32] = x;
     }
@@ -51,7 +52,10 @@ KERNEL(unfused_softmax) {
         const float p = exp_nonpositive(row[j] - m) / l * params.keep_scale;
         row[j] = present ? p : bits_float(ABSENT);
     }
-    if (thread == 0 && params.lse != nullptr) {
-        ((u32*)params.lse)[lse_row(params, item, i)] = l == 0.0f ? NEG_INF : float_bits(m + ln(l));
+    if (thread == 0) {
+        const u32 lse = l == 0.0f ? NEG_INF : float_bits(m + ln(l));
+        if (params.lse != nullptr) {
+            ((u32*)params.lse)[lse_row(params, item, i)] = lse;
+        }
     }
 }

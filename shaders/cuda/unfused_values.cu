@@ -21,13 +21,18 @@ KERNEL(unfused_values) {
         for (u32 place = thread; place < BR * BC; place += THREADS) {
             const u32 i = item.row_begin + place / BC;
             const u32 j = j_begin + place % BC;
-            const bool exists = i < params.row_end && j < params.seq_kv;
-            p_tile[place / BC * P_PITCH + place % BC] = exists ? params.scores[score_row(params, item, i) + j] : bits_float(ABSENT);
+            float weight = bits_float(ABSENT);
+            if (i < params.row_end && j < params.seq_kv) {
+                weight = params.scores[score_row(params, item, i) + j];
+            }
+            p_tile[place / BC * P_PITCH + place % BC] = weight;
         }
         load_v_block(params, item, v_tile, j_begin, d_begin, thread);
         copy_commit();
         copy_wait<0>();
-        const bool select = barrier_any(is_dirty(v_tile, thread)); // of what the thread itself loaded: no other barrier is needed
+        // Each thread inspects what it loaded itself, so this is the only barrier before the
+        // products.
+        const bool select = barrier_any(is_dirty(v_tile, thread));
         add_values(o, p_tile, P_PITCH, v_tile, select);
         barrier();
     }

@@ -1,4 +1,5 @@
-//! Puts a variant's text together: prelude, then the parts that its operation calls.
+//! Assembles the kernel source of a variant: constants, the parts that all kernels share, then the
+//! parts of its operation.
 
 use super::{CudaTiles, CudaVariant, Engine};
 use crate::Operation;
@@ -26,18 +27,19 @@ pub(super) fn assemble(variant: &CudaVariant) -> String {
         (Operation::UnfusedSoftmax, _) => &[UNFUSED_SOFTMAX],
         (Operation::UnfusedValues, _) => &[STORE, TILE, UNFUSED_VALUES],
     };
-    let mut text = constants(variant);
+    let mut source = constants(variant);
     for part in [DEVICE, NUMERICS, PARAMS, PHILOX, MASK].iter().chain(kernel) {
-        text.push('\n');
-        text.push_str(part);
+        source.push('\n');
+        source.push_str(part);
     }
-    text
+    source
 }
 
-/// Macros, not constants: the device's own header needs them before there are types.
+/// The variant's compile-time constants. They are macros because device.cuh uses them before it
+/// defines any type.
 fn constants(variant: &CudaVariant) -> String {
     let CudaTiles { engine: _, rows, keys, tx, ty, head_dim, columns, blocks } = variant.tiles;
-    let mut text = format!("// {variant}\n");
+    let mut source = format!("// {variant}\n");
     for (name, value) in [
         ("BR", rows),
         ("BC", keys),
@@ -50,12 +52,12 @@ fn constants(variant: &CudaVariant) -> String {
         ("KV_WIDTH", CudaTiles::KV_WIDTH),
         ("GENERAL", variant.general.into()),
     ] {
-        text += &format!("#define {name} {value}\n");
+        source += &format!("#define {name} {value}\n");
     }
     let elem = match variant.dtype {
         DType::F32 => "ELEM_F32",
         DType::F16 => "ELEM_F16",
         DType::BF16 => "ELEM_BF16",
     };
-    text + &format!("#define {elem} 1\n")
+    source + &format!("#define {elem} 1\n")
 }

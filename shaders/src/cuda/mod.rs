@@ -1,7 +1,7 @@
 //! The CUDA kernels: the same algorithm as the WGSL ones, function by function, in `cuda/*.cu`.
 //!
-//! The texts include nothing, so that NVRTC compiles them without a toolkit's headers, and a C++ compiler does with an emulation of the
-//! device in front.
+//! The kernel sources include no headers. NVRTC compiles them without a CUDA toolkit, and a C++
+//! compiler compiles them behind the emulator's replacement for `device.cuh`.
 
 mod assemble;
 mod params;

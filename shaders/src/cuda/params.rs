@@ -1,14 +1,13 @@
 use bytemuck::{Pod, Zeroable};
 
-/// Everything a launch is told, as `Params` in `cuda/params.cuh`: the same fields in the same order. Passed by value, the only kernel parameter.
+/// The parameters of a launch: the same fields in the same order as `Params` in `cuda/params.cuh`.
 ///
-/// Pointers are device addresses that lead to the first element of their tensor, 0 where there is none. Strides count elements.
+/// This is the only parameter of every kernel, passed by value. Pointers are device addresses of
+/// the first element of a tensor, or 0 where the problem has no such tensor. Strides count
+/// elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[allow(
-    missing_docs,
-    reason = "documented field by field in cuda/params.cuh, beside its other half"
-)]
+#[allow(missing_docs, reason = "cuda/params.cuh documents every field")]
 pub struct CudaParams {
     pub q: u64,
     pub k: u64,
@@ -55,16 +54,17 @@ pub struct CudaParams {
 impl CudaParams {
     /// `mask_kind`: no mask.
     pub const NO_MASK: u32 = 0;
-    /// `mask_kind`: one byte an element, non-zero = allowed.
+    /// `mask_kind`: one byte per element; non-zero means allowed.
     pub const BOOL_MASK: u32 = 1;
-    /// `mask_kind`: added to the score.
+    /// `mask_kind`: f32, added to the score.
     pub const F32_MASK: u32 = 2;
-    /// `mask_kind`: added to the score.
+    /// `mask_kind`: f16, added to the score.
     pub const F16_MASK: u32 = 3;
-    /// `mask_kind`: added to the score.
+    /// `mask_kind`: bf16, added to the score.
     pub const BF16_MASK: u32 = 4;
-    /// Bits of `dense`: every row of the tensor begins at a multiple of 16 bytes, and its elements lie side by side. The same bit
-    /// [`DENSE_WORDS`](Self::DENSE_WORDS) further up: of 4 bytes.
+    /// Bit of `dense`: the elements of each row of q are contiguous, and the row starts at a
+    /// multiple of 16 bytes. The same bit shifted left by [`DENSE_WORDS`](Self::DENSE_WORDS): at a
+    /// multiple of 4 bytes.
     pub const DENSE_Q: u32 = 1;
     /// As [`DENSE_Q`](Self::DENSE_Q), for k.
     pub const DENSE_K: u32 = 2;
@@ -72,7 +72,7 @@ impl CudaParams {
     pub const DENSE_V: u32 = 4;
     /// As [`DENSE_Q`](Self::DENSE_Q), for out.
     pub const DENSE_OUT: u32 = 8;
-    /// How much further up the bits for rows that begin at multiples of 4 bytes are.
+    /// The shift from the 16-byte bits of `dense` to the 4-byte bits.
     pub const DENSE_WORDS: u32 = 4;
 }
 
@@ -80,7 +80,8 @@ impl CudaParams {
 mod tests {
     use super::CudaParams;
 
-    /// Kernel parameters end at 4 KiB on every card, and a struct must hold no padding that the other half does not know of.
+    /// Every GPU accepts at least 4 KiB of kernel parameters. The size also shows that neither
+    /// language pads the fields.
     #[test]
     fn has_the_size_that_the_kernels_assert() {
         assert_eq!(size_of::<CudaParams>(), 344);

@@ -1,34 +1,35 @@
 use std::fmt;
 
-/// What multiplies matrices.
+/// The units that multiply matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Engine {
-    /// Ordinary f32 arithmetic, on any card. `flash_forward.cu`.
+    /// f32 arithmetic on any GPU: `flash_forward.cu`.
     Simt,
-    /// Tensor cores through `mma.sync`: 16-bit operands, f32 sums. `flash_forward_mma.cu`.
+    /// Tensor cores through `mma.sync`, with 16-bit operands and f32 sums: `flash_forward_mma.cu`.
     Mma,
 }
 
-/// The tile shape of a CUDA kernel. What is fixed here is fixed when the kernel is compiled.
+/// The tile shape of a CUDA kernel. All fields are compile-time constants of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CudaTiles {
-    /// What multiplies.
+    /// The units that multiply.
     pub engine: Engine,
-    /// Br: queries a block holds.
+    /// Br: queries per block.
     pub rows: u32,
-    /// Bc: keys of a tile.
+    /// Bc: keys per tile.
     pub keys: u32,
     /// Threads along keys and along columns of V (SIMT); 32, the lanes of a warp (tensor cores).
     pub tx: u32,
     /// Threads along queries (SIMT); warps (tensor cores).
     pub ty: u32,
-    /// Columns of Q that stay in shared memory. SIMT: wider heads read Q again for every tile of keys. Tensor cores: the widest head.
+    /// Columns of Q that stay in shared memory. SIMT kernels load the Q of wider heads again for
+    /// every tile of keys. On tensor cores this is the widest head that the kernel supports.
     pub head_dim: u32,
-    /// Columns of V that a block holds. Wider ones are shared out over blocks, each of which computes the scores again.
+    /// Columns of V per block. Several blocks share a wider V, and each computes the scores again.
     pub columns: u32,
-    /// Blocks that a multiprocessor must have room for: bounds the registers of a thread and the shared memory of a block. One multiplies while
-    /// another waits or makes its weights.
+    /// Blocks that must fit one multiprocessor, so that one multiplies while another waits or
+    /// computes weights. This bounds the registers per thread and the shared memory per block.
     pub blocks: u32,
 }
 
@@ -55,20 +56,22 @@ const fn mma(
     CudaTiles { engine: Engine::Mma, rows, keys, tx: 32, ty: warps, head_dim, columns, blocks }
 }
 
-/// Every tile shape of `flash_forward.cu`: few queries first, then the ones to prefer among those that hold V, then narrower ones. Each reaches
-/// every head: wide ones in parts.
+/// Every tile shape of `flash_forward.cu`: first the shape for few queries, then the preferred
+/// shapes among those that hold V, then narrower ones. Every shape supports every head_dim, if
+/// necessary in parts.
 pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
     simt(8, 64, 16, 8, 256, 256, 1),
-    // For cards with much shared memory.
+    // For GPUs with much shared memory.
     simt(128, 64, 8, 16, 64, 64, 2),
     simt(128, 32, 8, 16, 64, 64, 1),
     simt(64, 64, 8, 16, 128, 128, 1),
-    // Any card. Four warps, for a multiprocessor has four schedulers.
+    // For any GPU. Four warps, because a multiprocessor has four schedulers.
     simt(64, 32, 8, 16, 64, 64, 1),
     simt(64, 32, 8, 16, 64, 128, 1),
 ];
 
-/// Every tile shape of `flash_forward_mma.cu`, the ones to prefer first among those that hold the head.
+/// Every tile shape of `flash_forward_mma.cu`. Among the shapes that hold a head, the preferred
+/// ones come first.
 pub const CUDA_MMA_TILES: [CudaTiles; 17] = [
     mma(128, 64, 4, 32, 32, 2),
     mma(128, 96, 4, 64, 64, 2),
@@ -78,7 +81,7 @@ pub const CUDA_MMA_TILES: [CudaTiles; 17] = [
     mma(64, 64, 4, 96, 96, 1),
     mma(128, 64, 4, 128, 128, 2),
     mma(64, 64, 4, 128, 128, 2),
-    // Twice on cards with 100 KiB a multiprocessor, and once on those with 64.
+    // Two blocks fit GPUs with 100 KiB per multiprocessor, one block fits those with 64 KiB.
     mma(64, 48, 4, 128, 128, 1),
     mma(128, 64, 8, 192, 192, 1),
     mma(64, 32, 4, 192, 192, 1),
@@ -90,19 +93,19 @@ pub const CUDA_MMA_TILES: [CudaTiles; 17] = [
     mma(32, 16, 2, 512, 256, 1),
 ];
 
-/// Tiles of the unfused products: 64 x 64.
+/// The tile shape of the unfused products: 64 x 64.
 pub const CUDA_UNFUSED_TILES: CudaTiles = simt(64, 64, 8, 8, 64, 64, 1);
 
-/// The unfused softmax: 128 threads a row.
+/// The tile shape of the unfused softmax: 128 threads per row.
 pub const CUDA_SOFTMAX_TILES: CudaTiles = simt(1, 128, 128, 1, 0, 0, 1);
 
 impl CudaTiles {
-    /// Threads of a block.
+    /// Threads per block.
     pub const fn threads(&self) -> u32 {
         self.tx * self.ty
     }
 
-    /// Whether the shape leaves a thread the registers that masks, softcap and dropout take.
+    /// Whether the shape leaves each thread enough registers for masks, softcap and dropout.
     pub const fn has_general(&self) -> bool {
         let scores = self.rows * self.keys / self.threads();
         let all = scores + self.rows * self.columns / self.threads();
@@ -112,8 +115,8 @@ impl CudaTiles {
         }
     }
 
-    /// Bytes of shared memory of the flash kernels, the one formula that plan and kernel share: Q, K and V, and the weights where they go
-    /// through it. Rows are a little longer than they need be, so that threads that read down a column meet different banks.
+    /// Bytes of shared memory per block of the flash kernels: Q, K and V, and for SIMT the weights.
+    /// Rows are padded, so that threads that read down a column access different banks.
     pub const fn flash_shared_bytes(&self) -> u32 {
         match self.engine {
             Engine::Mma => {
@@ -128,13 +131,13 @@ impl CudaTiles {
         }
     }
 
-    /// Blocks of K or V that are in shared memory at once: one is read while the next is on its way.
+    /// Blocks of K or V in shared memory at the same time (SIMT): one is read while the next loads.
     pub const STAGES: u32 = 2;
 
-    /// Columns of K or V that go through shared memory at once (SIMT).
+    /// Columns of a block of K or V in shared memory (SIMT).
     pub const KV_WIDTH: u32 = 64;
 
-    /// Floats of one block of K or V (SIMT).
+    /// Floats of a block of K or V in shared memory (SIMT).
     pub const fn kv_floats(&self) -> u32 {
         self.keys * Self::KV_WIDTH + self.keys / 4 * 4
     }

@@ -6,25 +6,28 @@ use crate::Operation;
 use flashtile_core::DType;
 use std::fmt;
 
-/// One CUDA kernel text: an operation, its storage type and tile shape, and whether it can change scores and weights.
+/// One CUDA kernel source: an operation, its storage type and tile shape, and whether it supports
+/// masks, softcap and dropout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CudaVariant {
     /// What it computes.
     pub operation: Operation,
-    /// Storage type of q, k, v and out. The softmax sees only scores: f32 there.
+    /// Storage type of q, k, v and out. Always f32 for the softmax, which reads only scores.
     pub dtype: DType,
-    /// Whether it knows masks, softcap and dropout. Which of them are on is told at run time; a kernel that knows none of them is shorter and
-    /// keeps more in registers. Causal masks, windows, kv_lens and lse are known to every variant.
+    /// Whether the kernel supports masks, softcap and dropout. Parameters turn each of them on at
+    /// run time. A kernel without them is shorter and keeps more in registers. Every variant
+    /// supports causal masks, windows, kv_lens and lse.
     pub general: bool,
     /// The tile shape.
     pub tiles: CudaTiles,
 }
 
-/// The major and minor compute capability of a card as one number: 75 for 7.5, 120 for 12.0.
+/// The compute capability of a GPU as one number: 75 for 7.5, 120 for 12.0.
 pub type Arch = u32;
 
 impl CudaVariant {
-    /// Drops what `operation` does not look at, so that equal texts are equal variants.
+    /// A variant of `operation`. Options that the operation ignores are normalised, so that equal
+    /// kernel sources are equal variants.
     pub fn new(operation: Operation, dtype: DType, general: bool, tiles: CudaTiles) -> Self {
         match operation {
             Operation::FlashForward | Operation::UnfusedScores => {
@@ -35,7 +38,7 @@ impl CudaVariant {
         }
     }
 
-    /// Every variant that any plan can choose.
+    /// Every variant that a plan can choose.
     pub fn all() -> impl Iterator<Item = CudaVariant> {
         let tiles = |operation| match operation {
             Operation::FlashForward => CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).collect(),
@@ -61,21 +64,21 @@ impl CudaVariant {
         all.into_iter()
     }
 
-    /// The name of the kernel in the compiled module.
+    /// The name of the kernel function in the compiled module.
     pub fn entry_point(&self) -> &'static str {
         self.operation.name()
     }
 
-    /// The whole CUDA C++ text. It includes nothing.
+    /// The whole kernel source in CUDA C++. It includes no headers.
     pub fn source(&self) -> String {
         assemble::assemble(self)
     }
 
-    /// Bytes of dynamic shared memory that a launch asks for.
+    /// Bytes of dynamic shared memory per block.
     pub fn shared_bytes(&self) -> u32 {
         match self.operation {
             Operation::FlashForward => self.tiles.flash_shared_bytes(),
-            // Q and K, or P and V, KV_WIDTH deep.
+            // Q and K, or P and V, with KV_WIDTH columns.
             Operation::UnfusedScores | Operation::UnfusedValues => {
                 4 * (self.tiles.rows * (CudaTiles::KV_WIDTH + 4) + self.tiles.kv_floats())
             }
@@ -83,7 +86,7 @@ impl CudaVariant {
         }
     }
 
-    /// The least compute capability that the kernel's instructions need.
+    /// The lowest compute capability that has the kernel's instructions.
     pub fn min_arch(&self) -> Arch {
         match (self.tiles.engine, self.dtype) {
             (Engine::Mma, DType::BF16) => 80,
@@ -92,22 +95,24 @@ impl CudaVariant {
         }
     }
 
-    /// Bytes of shared memory that a card of compute capability `arch` must be able to give a block: as many as one takes, or as
-    /// [`CudaTiles::blocks`] take together, since a multiprocessor that gives all of its memory to one block can share it out among several.
+    /// The smallest limit of shared memory per block, in bytes, with which a GPU of compute
+    /// capability `arch` has room for [`CudaTiles::blocks`] blocks per multiprocessor. A
+    /// multiprocessor can divide among several blocks what it can give to one.
     pub fn shared_needed(&self, arch: Arch) -> u32 {
-        // The driver takes these for itself, of every block.
+        // The driver reserves so many bytes per block.
         let reserved = if arch >= 80 { 1024 } else { 0 };
         self.tiles.blocks * (self.shared_bytes() + reserved) - reserved
     }
 
-    /// Whether the kernel fits a card of compute capability `arch` that gives a block `shared_limit` bytes of shared memory.
+    /// Whether the kernel runs on a GPU of compute capability `arch` with `shared_limit` bytes of
+    /// shared memory per block.
     pub fn fits(&self, arch: Arch, shared_limit: u32) -> bool {
         arch >= self.min_arch() && self.shared_needed(arch) <= shared_limit
     }
 }
 
-/// Bytes of shared memory that a block can be given on cards of `arch`, by the CUDA C++ programming guide. Plans ask the card itself; this is for
-/// compiling without one.
+/// The limit of shared memory per block, in bytes, on GPUs of compute capability `arch`, from the
+/// CUDA C++ Programming Guide. Plans query the device instead; this is for compiling without a GPU.
 pub const fn shared_limit(arch: Arch) -> u32 {
     let kib = match arch {
         70 | 72 => 96,

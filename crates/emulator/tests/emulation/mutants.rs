@@ -20,10 +20,11 @@ const STATEMENTS: [&str; 3] = ["barrier();", "copy_wait<0>();", "copy_commit();"
 /// Expressions that mutants increase by four; a smaller step would break the alignment of loads. An
 /// expression precedes those that it starts with. None of them is an address in global memory: a
 /// wrong address would end the process and show nothing.
-const EXPRESSIONS: [&str; 15] = [
+const EXPRESSIONS: [&str; 16] = [
     // The keys that a query sees
     "params.band_lo",
     "params.band_hi",
+    "row_end - 1",
     // Tiles of the kernel on f32 units
     "4 * TX * g",
     "kv_place(j)",
@@ -43,11 +44,8 @@ const EXPRESSIONS: [&str; 15] = [
 ];
 
 /// Mutants that may pass: part of the line, the expression, and the reason.
-const HARMLESS: &[(&str, &str, &str)] = &[
-    ("i32 last = ", "params.band_hi", "visits one more tile, which is masked completely"),
-    ("lane / 8 % 2", "lane / 8", "four more is the same modulo 2"),
-    ("i32 last_row_first_key = ", "params.band_lo", "checks more tiles key by key than necessary"),
-];
+const HARMLESS: &[(&str, &str, &str)] =
+    &[("lane / 8 % 2", "lane / 8", "four more is the same modulo 2")];
 
 struct Mutant {
     what: &'static str,
@@ -126,10 +124,10 @@ struct Suspect {
     cases: &'static str,
 }
 
-/// Lines of `kv_range` and `tile_is_full`, which the unfused kernels do not call; of `allowed`; of
-/// dropout; of the two products.
-const TILES_VISITED: &str = "item.diagonal + params.band_";
-const ALLOWED: &str = "return i < params.row_end && j < item.kv_len";
+/// Lines of `kv_range` and `tile_is_full`, which the unfused kernels do not call; of
+/// `visible_keys`; of dropout; of the two products.
+const TILES_VISITED: &str = "visible_keys(params, item, row_end - 1)";
+const VISIBLE: &str = "clamp(row + params.band_";
 const DROPOUT: &str = "dropout_words(params, item, i, j / 4 * 4)";
 const PHILOX: &str = "return philox(j / 4";
 const SCORES: &str = "keys[c] = ";
@@ -202,11 +200,11 @@ fn suspects() -> Vec<Suspect> {
             Operation::UnfusedScores,
             &[TILES_VISITED, DROPOUT, PHILOX, VALUES, NEXT_VALUES, DIRTY],
         ),
-        unfused("unfused softmax", Operation::UnfusedSoftmax, &[TILES_VISITED, ALLOWED]),
+        unfused("unfused softmax", Operation::UnfusedSoftmax, &[TILES_VISITED, VISIBLE]),
         unfused(
             "unfused values",
             Operation::UnfusedValues,
-            &[TILES_VISITED, ALLOWED, DROPOUT, PHILOX, SCORES],
+            &[TILES_VISITED, VISIBLE, DROPOUT, PHILOX, SCORES],
         ),
     ]
 }
