@@ -1,7 +1,9 @@
-//! Any file and any options: the program's own way from a safetensors file to a problem ends in an error or in a problem
-//! whose inputs are all there. It never panics, and never allocates more than the file's size accounts for.
+//! Any file with any options: the program's parser turns a safetensors file into a problem with all
+//! of its inputs, or returns an error. It never panics, and never allocates more than the size of
+//! the file justifies.
 //!
-//! Random bytes hardly ever get past the header, so most inputs are files written from a list of tensors, right or nearly so.
+//! Random bytes hardly ever get past the header, so most inputs are files written from a list of
+//! tensors, correct or nearly so.
 
 #![no_main]
 
@@ -15,7 +17,8 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// Remembers the largest block that was asked for: one that the machine happens to have is as wrong as one that it lacks.
+/// Records the largest block that was requested. A block that is too large is wrong even if the
+/// machine has the memory.
 struct Watch;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
@@ -23,7 +26,7 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 #[global_allocator]
 static ALLOCATOR: Watch = Watch;
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watch {
     unsafe fn alloc(&self, block: Block) -> *mut u8 {
         LARGEST.fetch_max(block.size(), Ordering::Relaxed);
@@ -59,7 +62,7 @@ struct Given {
 impl<'a> Arbitrary<'a> for Given {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let layout = LayoutArgs {
-            layout: *u.choose(&Layout::ALL)?,
+            layout: *u.choose(Layout::ALL)?,
             heads: maybe(u, size)?,
             kv_heads: maybe(u, size)?,
         };
@@ -87,7 +90,8 @@ impl<'a> Arbitrary<'a> for Given {
     }
 }
 
-/// Three times in four nothing, and always where the input has ended: its numbers are then the smallest, and odds are met.
+/// Nothing in three of four cases, and always after the end of the input: its numbers are then the
+/// smallest, and every ratio is true.
 fn maybe<'a, T>(
     u: &mut Unstructured<'a>,
     f: impl FnOnce(&mut Unstructured<'a>) -> Result<T>,
@@ -140,7 +144,7 @@ fn file(u: &mut Unstructured<'_>, layout: &LayoutArgs) -> Result<Vec<u8>> {
     if u.ratio(1, 3)? {
         tensors.push(("kv_lens", *u.choose(&["I32", "I64", "U32"])?, vec![batch]));
     }
-    // Where nothing is spoilt, the options are what is tried.
+    // In most files nothing is spoilt, so that these test the options.
     for _ in 0..u.int_in_range(0..=7u32)?.saturating_sub(5) {
         let at = u.choose_index(tensors.len())?;
         match u.int_in_range(0..=3)? {
@@ -171,20 +175,18 @@ fn write(u: &mut Unstructured<'_>, tensors: &[(&str, &str, Vec<usize>)]) -> Resu
             "I64" | "F64" => 8,
             _ => 1,
         };
-        let begin = end;
+        let start = end;
         end = end
             .saturating_add(shape.iter().fold(element, |bytes: usize, &n| bytes.saturating_mul(n)));
         let comma = if n > 0 { "," } else { "" };
         // Writing to a string does not fail.
-        let _ = write!(
-            header,
-            r#"{comma}"{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
-        );
+        let _ = write!(header, r#"{comma}"{name}":{{"dtype":"{dtype}","shape":{shape:?},"#);
+        let _ = write!(header, r#""data_offsets":[{start},{end}]}}"#);
     }
     header.push('}');
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.bytes());
-    // A file that says it is larger than it is ends early, like one that was cut off.
+    // A file that claims a larger size ends early, like one that was cut off.
     let data = end.min(MOST);
     let some = u.bytes(u.len().min(data))?;
     file.extend(some.iter().cycle().copied().take(if some.is_empty() { 0 } else { data }));
@@ -204,7 +206,8 @@ fuzz_target!(|given: Given| {
     LARGEST.store(0, Ordering::Relaxed);
     let parsed = Input::parse(&file, &layout, &options);
     let largest = LARGEST.load(Ordering::Relaxed);
-    // A header's few bytes become strings, shapes and errors that quote them; past and new keys become one tensor.
+    // The few bytes of a header become strings, shapes and errors that quote them, and past and new
+    // keys become one tensor.
     let most = 64 * file.len() + (64 << 10);
     assert!(largest <= most, "a block of {largest} bytes for a file of {}", file.len());
 
@@ -220,5 +223,5 @@ fuzz_target!(|given: Given| {
     assert!(call.scale.is_finite());
     assert_eq!((call.seq_q, call.seq_kv), (input.problem.seq_q(), input.problem.seq_kv()));
     assert_eq!(input.layout, layout.layout);
-    let _ = (input.problem.to_string(), input.score_table_bytes());
+    let _ = (input.problem.to_string(), input.score_matrix_bytes());
 });

@@ -1,35 +1,36 @@
 //! How many loop iterations one invocation runs, for drivers that end loops early.
 //!
 //! llvmpipe before Mesa 25 counts the iterations of all loops of an invocation together, and ends
-//! every loop without an error once it has counted 65,535. The planner compares that budget with
-//! the counts here. They follow the kernels loop by loop, and the conformance test "loop
-//! iterations" holds them to kernels that count their own iterations.
+//! every loop without an error after 65,535. The planner compares that budget with the counts here.
+//! They follow the kernels loop by loop; the conformance test "loop iterations are counted as
+//! kernels run them" compares them with kernels that count their own iterations.
 
 use crate::{Operation, Variant};
 
-/// What decides how often the loops of a kernel run.
+/// The values that determine how often the loops of a kernel run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopShape {
-    /// Keys that one workgroup visits, at most.
+    /// The largest number of keys that one workgroup visits.
     pub keys: usize,
-    /// Key tiles, at most, whose V may need the careful sums: masked or dropped keys with NaN.
+    /// The largest number of key tiles whose V may need careful sums, because masked or dropped
+    /// keys hold NaN.
     pub careful_tiles: u64,
     /// Width of q and k.
     pub head_dim: usize,
     /// Width of v and out.
     pub head_dim_v: usize,
-    /// Whether weights are dropped.
+    /// Whether dropout is on.
     pub dropout: bool,
 }
 
-/// A loop of `times` iterations with `body` iterations of inner loops in each. The pass that only
-/// finds the loop finished counts too.
+/// The iterations of a loop of `times` iterations, with `body` iterations of inner loops in each.
+/// The last pass, which only ends the loop, counts too.
 fn repeat(times: f64, body: f64) -> f64 {
     times * (body + 1.0) + 1.0
 }
 
 impl Variant {
-    /// Loop iterations of one invocation, at most.
+    /// The largest number of loop iterations of one invocation.
     pub fn loop_iterations(&self, shape: &LoopShape) -> u64 {
         let count = match self.operation {
             Operation::FlashForward if self.tiles.lanes > 0 => self.flash_rows(shape),
@@ -38,7 +39,7 @@ impl Variant {
             Operation::UnfusedSoftmax => self.unfused_softmax(shape),
             Operation::UnfusedValues => self.unfused_values(shape),
         };
-        // In f64, which is exact far beyond any budget and does not overflow.
+        // f64 is exact far beyond any budget, and does not overflow.
         count as u64
     }
 
@@ -100,15 +101,14 @@ impl Variant {
     }
 }
 
-/// Trip counts that several kernels share.
+/// Iteration counts that several kernels share.
 struct Shape {
     keys: f64,
     kc: f64,
     qw4: f64,
     ot: f64,
     threads: f64,
-    /// Key tiles that a workgroup visits. They start at multiples of the tile's width, so a range
-    /// of keys may touch one more than it fills.
+    /// Key tiles that a workgroup visits.
     tiles: f64,
     /// Chunks of KC columns of q and k.
     d_chunks: f64,
@@ -147,8 +147,8 @@ mod tests {
     use crate::row_tiles;
     use flashtile_core::DType;
 
-    /// The lengths at which Mesa 22.3 was seen to fail are over its budget, by these counts; those
-    /// at which it was seen to be right are not.
+    /// By these counts, the lengths at which Mesa 22.3 gave wrong results exceed its budget, and
+    /// the lengths at which it gave right results do not.
     #[test]
     fn counts_agree_with_what_mesa_22_3_does() {
         let budget = 65_535;

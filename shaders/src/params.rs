@@ -3,13 +3,10 @@ use bytemuck::{Pod, Zeroable};
 /// The parameters of one dispatch: `Params` in `wgsl/params.wgsl`, the same fields in the same
 /// order.
 ///
-/// Plain data that compares and hashes by its bytes, so equal calls can share one uniform slot.
+/// Plain data. Calls with equal bytes share one uniform slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[allow(
-    missing_docs,
-    reason = "documented field by field in wgsl/params.wgsl, beside its other half"
-)]
+#[allow(missing_docs, reason = "documented field by field in the WGSL struct, in wgsl/params.wgsl")]
 pub struct Params {
     pub q_strides: [u32; 4],
     pub k_strides: [u32; 4],
@@ -49,7 +46,7 @@ pub struct Params {
     pub rolled: u32,
     pub head_dim: u32,
     pub head_dim_v: u32,
-    /// To the size of the uniform, a multiple of 16.
+    /// Padding: the size of a uniform must be a multiple of 16.
     pub pad: [u32; 2],
 }
 
@@ -57,9 +54,9 @@ pub struct Params {
 mod tests {
     use super::Params;
 
-    /// It fits one slot of a uniform buffer at the strictest alignment, 256 bytes.
+    /// The parameters fit one slot of a uniform buffer at the strictest alignment, 256 bytes.
     #[test]
-    fn fits_a_slot() {
+    fn params_fit_one_slot() {
         assert_eq!(size_of::<Params>(), 224);
     }
 }

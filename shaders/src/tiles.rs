@@ -1,40 +1,40 @@
 use std::fmt;
 
-/// The tile shape of a kernel: `tx` x `ty` threads with 4 queries and 4 keys each, or, where
-/// `lanes` is not 0, `tx` threads with one query each.
+/// The tile shape of a kernel: `tx` x `ty` threads with 4 queries and 4 keys each. If `lanes` is
+/// not 0: `tx` threads with one query each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Threads along keys and along columns of V.
     pub tx: u32,
     /// Threads along queries.
     pub ty: u32,
-    /// KC: depth of both products that goes through workgroup memory at once, a multiple of 4.
+    /// KC: the depth of both products that is in workgroup memory at once, a multiple of 4.
     pub kc: u32,
-    /// Words of four numbers that a query's row has in workgroup memory: all of Q stays there up to
-    /// a head_dim of `4 * qw4`.
+    /// Words of four numbers of each query's row in workgroup memory. All of Q stays there up to a
+    /// head_dim of `4 * qw4`.
     pub qw4: u32,
-    /// Blocks of four columns of O that a thread holds for each of its queries: reaches a
-    /// head_dim_v of `4 * tx * ot`.
+    /// Blocks of four columns of O that a thread holds for each of its queries. The largest
+    /// head_dim_v is `4 * tx * ot`.
     pub ot: u32,
-    /// Lanes of a subgroup that share keys by broadcast (1: no broadcast), with one query per
-    /// thread: the shapes for software adapters. 0: the shapes for GPUs.
+    /// 0 for the shapes for GPUs. Otherwise a shape for software adapters, with one query per
+    /// thread: the number of subgroup lanes that share keys by broadcast (1: no broadcast).
     pub lanes: u32,
 }
 
-/// Bytes of workgroup memory that every WebGPU device has.
+/// The bytes of workgroup memory that every WebGPU device has.
 pub const BASELINE_WORKGROUP_BYTES: u32 = 16 * 1024;
 
-/// The widest head that the flash kernel's registers hold.
+/// The largest head dimension that the flash kernel's registers hold.
 pub const MAX_HEAD_DIM: usize = 512;
 
 const fn tiles(tx: u32, ty: u32, kc: u32, qw4: u32, ot: u32) -> Tiles {
     Tiles { tx, ty, kc, qw4, ot, lanes: 0 }
 }
 
-/// Every tile shape of the flash kernel for GPUs. A plan prefers, among those that fit its heads
-/// and the device, the fewest unused registers.
+/// Every tile shape of the flash kernel for GPUs. Among those that fit the head dimensions and the
+/// device, a plan prefers the fewest unused registers.
 ///
-/// The first half keeps to WebGPU's baseline of 16 KiB; the shapes with more threads share K and V
+/// All but the last three fit WebGPU's baseline of 16 KiB. Shapes with more threads share K and V
 /// among more queries.
 pub const FLASH_TILES: [Tiles; 10] = [
     // Few queries: 8 x 128.
@@ -54,12 +54,12 @@ pub const FLASH_TILES: [Tiles; 10] = [
     tiles(16, 8, 16, 4, 4),
 ];
 
-/// Subgroup sizes that [`row_tiles`] exist for: those of today's software adapters, and 1 for a
-/// device without subgroups.
+/// The subgroup sizes that [`row_tiles`] supports: those of current software adapters, and 1 for
+/// devices without subgroups.
 pub const ROW_LANES: [u32; 4] = [1, 4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, one query a thread, by the
-/// widest V whose O they hold (32, 64, 128, 256, 512).
+/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, with one query per thread.
+/// They differ in the largest head_dim_v: 32, 64, 128, 256 or 512.
 pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     const fn rows(lanes: u32, width: u32) -> Tiles {
         Tiles { tx: 64, ty: 1, kc: 64, qw4: 1, ot: width / 4, lanes }
@@ -74,28 +74,28 @@ pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
 pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
 
 impl Tiles {
-    /// Br: queries a workgroup holds.
+    /// Br: queries per workgroup.
     pub const fn rows(&self) -> u32 {
         if self.lanes > 0 { self.tx } else { 4 * self.ty }
     }
 
-    /// Bc: keys of a tile.
+    /// Bc: keys per tile.
     pub const fn keys(&self) -> u32 {
         if self.lanes > 0 { 32 } else { 4 * self.tx }
     }
 
-    /// Threads of a workgroup.
+    /// Threads per workgroup.
     pub const fn threads(&self) -> u32 {
         self.tx * self.ty
     }
 
-    /// The widest V whose O stays in registers.
+    /// The largest head_dim_v whose O stays in registers.
     pub const fn max_head_dim_v(&self) -> u32 {
         if self.lanes > 0 { 4 * self.ot } else { 4 * self.tx * self.ot }
     }
 
     /// Bytes of workgroup memory of the flash kernel: Q tile, K or V chunk, weights, row reductions
-    /// and a flag. Planner and tests use this one formula.
+    /// and a flag.
     pub const fn flash_workgroup_bytes(&self) -> u32 {
         if self.lanes > 0 {
             return 4 * self.keys() * self.kc + 4;
@@ -118,7 +118,7 @@ impl fmt::Display for Tiles {
 mod tests {
     use super::*;
 
-    /// WebGPU's default limits serve every head_dim_v, with few queries and with many.
+    /// WebGPU's default limits suffice for every head_dim_v, with few queries and with many.
     #[test]
     fn baseline_reaches_every_head_dim() {
         let baseline = || {

@@ -2,12 +2,12 @@ use crate::{FLASH_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_til
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
 
-/// What a dispatch computes.
+/// The computation of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Attention, fused.
+    /// Fused attention.
     FlashForward,
-    /// The score matrix of the unfused kernels.
+    /// The score matrix, for the unfused kernels.
     UnfusedScores,
     /// Softmax of each row of the score matrix, and dropout.
     UnfusedSoftmax,
@@ -56,7 +56,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What is bound to a kernel. The number of a binding is the same in every variant.
+/// A binding of a kernel. Its number is the same in every variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
     /// The uniform [`Params`](crate::Params), at a dynamic offset.
@@ -93,7 +93,7 @@ pub enum Access {
 /// One binding of a variant, in group 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Binding {
-    /// What is bound; its discriminant is the binding's number.
+    /// What is bound. Its discriminant is the number of the binding.
     pub slot: Slot,
     /// How it is used.
     pub access: Access,
@@ -108,7 +108,7 @@ pub struct Variant {
     pub dtype: DType,
     /// The mask it reads.
     pub mask: Option<MaskKind>,
-    /// Whether each batch entry has its own count of keys.
+    /// Whether each batch entry has its own number of valid keys.
     pub kv_lens: bool,
     /// Whether it writes the log-sum-exp.
     pub lse: bool,
@@ -121,14 +121,14 @@ pub struct Variant {
 pub struct Constants {
     /// Whether scores are softcapped.
     pub softcap: bool,
-    /// Whether weights are dropped.
+    /// Whether dropout is on.
     pub dropout: bool,
     /// Whether head_dim and head_dim_v are multiples of 4, so that loads of four need no guard.
     pub by_four: bool,
 }
 
 impl Constants {
-    /// Names and values as WebGPU's pipelines take them.
+    /// Names and values, as WebGPU pipelines take them.
     pub fn entries(&self) -> [(&'static str, f64); 3] {
         [
             ("SOFTCAP", u32::from(self.softcap).into()),
@@ -139,7 +139,7 @@ impl Constants {
 }
 
 impl Variant {
-    /// Drops what `operation` does not use, so that equal sources are equal variants.
+    /// Resets what `operation` does not use, so that equal sources are equal variants.
     pub fn new(
         operation: Operation,
         dtype: DType,
@@ -208,7 +208,7 @@ impl Variant {
                 &[(Slot::V, Read), (Slot::Out, ReadWrite), (Slot::Scores, ReadWrite)]
             }
         };
-        // `new` has dropped those that the operation does not use.
+        // `new` has reset those that the operation does not use.
         let optional = [
             (self.mask.is_some(), (Slot::Mask, Read)),
             (self.kv_lens, (Slot::Aux, Read)),

@@ -75,7 +75,7 @@ fn assemble(variant: &Variant) -> String {
 
 fn constants(variant: &Variant) -> String {
     let Tiles { tx, ty, kc, qw4, ot, lanes: _ } = variant.tiles;
-    let mut text = format!("// {variant}\n");
+    let mut source = format!("// {variant}\n");
     for (name, value) in [
         ("TX", tx),
         ("TY", ty),
@@ -86,17 +86,18 @@ fn constants(variant: &Variant) -> String {
         ("QW4", qw4),
         ("OT", ot),
     ] {
-        text += &format!("const {name}: u32 = {value}u;\n");
+        source += &format!("const {name}: u32 = {value}u;\n");
     }
-    text += &format!("const HAS_MASK: bool = {};\n", variant.mask.is_some());
-    text + &format!(
-        "const HAS_BIAS: bool = {};\n",
-        matches!(variant.mask, Some(MaskKind::Additive(_)))
-    )
+    source += &format!("const HAS_MASK: bool = {};\n", variant.mask.is_some());
+    source
+        + &format!(
+            "const HAS_BIAS: bool = {};\n",
+            matches!(variant.mask, Some(MaskKind::Additive(_)))
+        )
 }
 
 fn bindings(variant: &Variant) -> String {
-    let mut text = String::new();
+    let mut source = String::new();
     for binding in variant.bindings() {
         let (name, element) = match binding.slot {
             Slot::Params => continue, // beside its struct, in params.wgsl
@@ -106,7 +107,7 @@ fn bindings(variant: &Variant) -> String {
             Slot::Mask => ("mask", "u32"),
             Slot::Aux => ("kv_lens", "i32"),
             Slot::Out if variant.dtype == DType::F32 => ("out", "u32"),
-            // Two rows may own halves of one word.
+            // Two rows may share one word.
             Slot::Out => ("out", "atomic<u32>"),
             Slot::Lse => ("lse", "u32"),
             Slot::Scores => ("scores", "u32"),
@@ -116,11 +117,11 @@ fn bindings(variant: &Variant) -> String {
             Access::Uniform | Access::Read => "read",
         };
         let number = binding.slot as u32;
-        text += &format!(
+        source += &format!(
             "@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;\n"
         );
     }
-    text
+    source
 }
 
 fn valid_keys(variant: &Variant) -> &'static str {
@@ -155,11 +156,11 @@ fn load(dtype: DType, tensor: &str) -> String {
 }
 
 fn load4(rolled: bool, tensor: &str, width: &str) -> String {
-    let text = if rolled { LOAD4_ROLLED } else { LOAD4 };
-    text.replace("TENSOR", tensor).replace("WIDTH", width)
+    let source = if rolled { LOAD4_ROLLED } else { LOAD4 };
+    source.replace("TENSOR", tensor).replace("WIDTH", width)
 }
 
-/// The row kernel; without subgroups every lane reads every key.
+/// The kernel with one query per thread. Without subgroups, every lane reads every key.
 fn rows_kernel(tiles: &Tiles) -> String {
     if tiles.lanes > 1 {
         return FLASH_FORWARD_ROWS.into();
@@ -169,7 +170,8 @@ fn rows_kernel(tiles: &Tiles) -> String {
         .replace(" + lane", "")
 }
 
-/// The two inner products of the row kernel, written out: the lane of a broadcast must be constant.
+/// The two inner products of that kernel, unrolled, because the lane of a broadcast must be
+/// constant.
 fn spread(tiles: &Tiles) -> String {
     let mut scores = String::new();
     let mut values = String::new();
@@ -235,7 +237,7 @@ fn store(dtype: DType) -> String {
     }
 }
 
-/// `mask_bits(index)` reads one entry as the bits of an f32; a false is -inf.
+/// `mask_bits(index)` reads one entry as the bits of an f32. False becomes -inf.
 fn mask(kind: Option<MaskKind>) -> String {
     let bits = match kind {
         None => {
@@ -278,7 +280,8 @@ fn store_lse(lse: bool) -> &'static str {
     }
 }
 
-const SCORE_ROW: &str = "// The index of the scores of query i in the workspace; `head` counts over the dispatch's part.
+const SCORE_ROW: &str =
+    "// The index of the scores of query i in the workspace. `head` counts within the part.
 fn score_row(head: u32, i: u32) -> u32 {
     let row = head * (params.row_end - params.row_begin) + i - params.row_begin;
     return row * params.score_stride;

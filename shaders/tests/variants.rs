@@ -1,7 +1,9 @@
-//! Every variant, without a GPU: a plan chooses at run time, so a text that only fails on some device's compiler must be found here.
+//! Checks every variant without a GPU. Plans choose variants at run time, so kernel source that
+//! only some drivers reject must be found here.
 //!
-//! naga validates each one with the capabilities of baseline WebGPU and translates it for every graphics API. `spirv-val` checks the SPIR-V where
-//! it is installed (or named by FLASHTILE_SPIRV_VAL); on CI it is required.
+//! naga validates each variant with the capabilities of baseline WebGPU and translates it for every
+//! graphics API. If FLASHTILE_SPIRV_VAL names `spirv-val`, that checks the SPIR-V too; CI requires
+//! it.
 #![allow(clippy::unwrap_used)]
 
 use flashtile_core::{DType, MaskKind};
@@ -10,10 +12,11 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 const CONSTANTS: Constants = Constants { softcap: true, dropout: true, by_four: false };
 
-/// Parses and validates with no capability beyond core WebGPU's (which has unpack2x16float), then fixes the overridable constants.
+/// Parses the source, validates it with only the capabilities of core WebGPU (which include
+/// unpack2x16float) and subgroups where the variant uses them, then sets the overridable constants.
 fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
-    let text = variant.wgsl();
-    let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+    let source = variant.wgsl();
+    let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     if variant.tiles.lanes > 1 {
         capabilities |= Capabilities::SUBGROUP;
@@ -24,7 +27,7 @@ fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
             naga::valid::SubgroupOperationSet::BASIC | naga::valid::SubgroupOperationSet::BALLOT,
         )
         .validate(&module)
-        .map_err(|e| e.emit_to_string(&text))?;
+        .map_err(|e| e.emit_to_string(&source))?;
     let constants =
         CONSTANTS.entries().map(|(name, value)| (name.to_string(), value)).into_iter().collect();
     let (module, info) = naga::back::pipeline_constants::process_overrides(
@@ -39,14 +42,14 @@ fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
 
 fn failures(check: impl Fn(&Variant) -> Result<(), String>) {
     let all: Vec<_> = Variant::all().collect();
-    assert!(all.len() > 500, "the list of variants is complete");
+    assert!(all.len() > 500, "only {} variants are listed", all.len());
     let failed: Vec<_> =
         all.iter().filter_map(|v| check(v).err().map(|e| format!("{v}: {e}"))).collect();
     assert!(failed.is_empty(), "{} of {} failed, first: {}", failed.len(), all.len(), failed[0]);
 }
 
 #[test]
-fn translate_everywhere() {
+fn every_variant_translates_for_every_graphics_api() {
     failures(|variant| {
         let (module, info) = compile(variant)?;
         let entry = variant.entry_point().to_string();
@@ -74,7 +77,7 @@ fn translate_everywhere() {
         naga::back::hlsl::Writer::new(&mut String::new(), &options, &pipeline)
             .write(&module, &info, None)
             .map_err(|e| format!("HLSL: {e}"))?;
-        // ES has no subgroup operations.
+        // GLSL ES has no subgroup operations.
         if variant.tiles.lanes > 1 {
             return Ok(());
         }
@@ -99,7 +102,7 @@ fn translate_everywhere() {
     });
 }
 
-/// The plan's formula for workgroup memory is what the text declares.
+/// The planner's formula for workgroup memory gives what the source declares.
 #[test]
 fn workgroup_memory_is_what_the_plan_computes() {
     failures(|variant| {
@@ -123,7 +126,8 @@ fn workgroup_memory_is_what_the_plan_computes() {
     });
 }
 
-/// WebGPU gives a stage 8 storage buffers; the bindings a variant lists are those its text declares.
+/// WebGPU allows 8 storage buffers per stage. A variant lists exactly the bindings that its source
+/// declares.
 #[test]
 fn bindings_fit_webgpu() {
     failures(|variant| {
@@ -147,7 +151,7 @@ fn bindings_fit_webgpu() {
 }
 
 #[test]
-fn variants_are_told_apart_by_name() {
+fn names_of_variants_are_unique() {
     let mut names: Vec<_> = Variant::all().map(|v| v.to_string()).collect();
     names.sort();
     let count = names.len();
@@ -161,7 +165,8 @@ fn variants_are_told_apart_by_name() {
     );
 }
 
-/// naga's SPIR-V once more, by the validator that drivers' authors use. Texts differ little from each other, so a spread of them is enough.
+/// Validates naga's SPIR-V with the validator that driver authors use. Sources differ little from
+/// each other, so every seventh variant is enough.
 #[test]
 fn spirv_val_agrees() {
     let required = std::env::var("FLASHTILE_REQUIRE_SPIRV_VAL").is_ok_and(|value| value == "1");

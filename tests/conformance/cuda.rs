@@ -25,7 +25,7 @@ type Check = fn(&Context) -> Result<(), AnyError>;
 
 pub(super) fn suite() -> Suite<CudaBackend> {
     let open = || CudaBackend::first().map_err(|e| e.to_string());
-    Suite { device: "card", required: "FLASHTILE_REQUIRE_CUDA", open, tests: tests() }
+    Suite { device: "NVIDIA GPU", required: "FLASHTILE_REQUIRE_CUDA", open, tests: tests() }
 }
 
 fn tests() -> Vec<Test<CudaBackend>> {
@@ -43,11 +43,11 @@ fn tests() -> Vec<Test<CudaBackend>> {
     for (group, all) in chosen.groups {
         let some = Chosen::spread(&all, 3);
         tests.extend([
-            Test::new(format!("cuda flash: {group}"), move |card: &CudaBackend| {
-                run_all(card, KernelKind::Flash, &all)
+            Test::new(format!("cuda flash: {group}"), move |gpu: &CudaBackend| {
+                run_all(gpu, KernelKind::Flash, &all)
             }),
-            Test::new(format!("cuda unfused: {group}"), move |card: &CudaBackend| {
-                run_all(card, KernelKind::Unfused, &some)
+            Test::new(format!("cuda unfused: {group}"), move |gpu: &CudaBackend| {
+                run_all(gpu, KernelKind::Unfused, &some)
             }),
         ]);
     }
@@ -55,24 +55,24 @@ fn tests() -> Vec<Test<CudaBackend>> {
         return tests;
     }
     let check = |(name, run): (&str, Check)| {
-        Test::new(format!("cuda embedding: {name}"), move |card: &CudaBackend| {
-            run(card.context()).map_err(|e| e.to_string())
+        Test::new(format!("cuda embedding: {name}"), move |gpu: &CudaBackend| {
+            run(gpu.context()).map_err(|e| e.to_string())
         })
     };
     tests.extend(memory::CHECKS.map(check));
-    tests.push(check(memory::LARGE_STRIDES).unless(|card| memory::too_small(card.context())));
+    tests.push(check(memory::LARGE_STRIDES).unless(|gpu| memory::too_small(gpu.context())));
     tests.extend(streams::CHECKS.map(check));
     tests.extend(refusals::CHECKS.map(check));
-    tests.push(Test::new("cuda same bits in a second run", |card: &CudaBackend| {
-        same_bits(card, check_repeats)
+    tests.push(Test::new("cuda same bits in a second run", |gpu: &CudaBackend| {
+        same_bits(gpu, check_repeats)
     }));
-    tests.push(Test::new("cuda same bits beside other batch entries", |card: &CudaBackend| {
-        same_bits(card, check_neighbours)
+    tests.push(Test::new("cuda same bits beside other batch entries", |gpu: &CudaBackend| {
+        same_bits(gpu, check_neighbours)
     }));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(
             format!("cuda random problems: {kernel}"),
-            move |card: &CudaBackend| random(card, kernel),
+            move |gpu: &CudaBackend| random(gpu, kernel),
         ));
     }
     tests
@@ -81,8 +81,8 @@ fn tests() -> Vec<Test<CudaBackend>> {
 /// Forces one kernel variant, because every variant has to be right and not only those that plans
 /// choose. Ignored if the variant needs a newer GPU or more shared memory.
 fn of_variant(variant: CudaVariant) -> Test<CudaBackend> {
-    let misfit = move |card: &CudaBackend| {
-        let machine = card.context().machine();
+    let misfit = move |gpu: &CudaBackend| {
+        let machine = gpu.context().machine();
         let (arch, shared) = (variant.min_arch(), variant.shared_bytes());
         if machine.arch < arch {
             return Some(format!("it needs compute capability {}.{}", arch / 10, arch % 10));
@@ -92,13 +92,11 @@ fn of_variant(variant: CudaVariant) -> Test<CudaBackend> {
             format!("it needs {shared} bytes of shared memory, and a block here has {given}")
         })
     };
-    Test::new(format!("cuda tiles: {variant}"), move |card: &CudaBackend| {
-        run_variant(card, &variant)
-    })
-    .unless(misfit)
+    Test::new(format!("cuda tiles: {variant}"), move |gpu: &CudaBackend| run_variant(gpu, &variant))
+        .unless(misfit)
 }
 
-fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> {
+fn run_variant(gpu: &CudaBackend, variant: &CudaVariant) -> Result<(), String> {
     let tiles = variant.tiles;
     let cases = cases_of(variant);
     for case in &cases {
@@ -107,15 +105,15 @@ fn run_variant(card: &CudaBackend, variant: &CudaVariant) -> Result<(), String> 
             &problem,
             KernelKind::Flash,
             &PlanOptions::new().kernel(KernelKind::Flash).tiles(tiles),
-            card.context().machine(),
+            gpu.context().machine(),
         );
         if !scheduled
             .is_ok_and(|schedule| schedule.dispatches.iter().all(|step| step.variant == *variant))
         {
-            return Err(format!("{case} is not done by {variant}"));
+            return Err(format!("{case} does not use {variant}"));
         }
     }
-    run_all(&card.with_tiles(tiles), KernelKind::Flash, &cases)
+    run_all(&gpu.with_tiles(tiles), KernelKind::Flash, &cases)
 }
 
 /// Cases with several tiles of queries and of keys, with edge tiles, with the widest head that the
@@ -133,17 +131,20 @@ fn cases_of(variant: &CudaVariant) -> Vec<Case> {
     if variant.general {
         return cases([
             format!(
-                "shape=2x4x{}x24 hkv=2 skv={seq_kv} dv={} dtype={dtype} causal=yes align=2 window_left={} window_right=4 softcap=5.0 \
-                 mask=f32:b11k:blocks kv_lens=random dropout=0.25 poison=unseen",
+                "shape=2x4x{}x24 hkv=2 skv={seq_kv} dv={} dtype={dtype} causal=yes align=2 \
+                 window_left={} window_right=4 softcap=5.0 mask=f32:b11k:blocks kv_lens=random \
+                 dropout=0.25 poison=unseen",
                 rows + 11,
                 wide_v.min(57),
                 2 * keys
             ),
             format!(
-                "shape=1x2x{seq_q}x{wide} skv={seq_kv} dv={wide_v} dtype={dtype} mask=bool:hqk:rows poison=unseen"
+                "shape=1x2x{seq_q}x{wide} skv={seq_kv} dv={wide_v} dtype={dtype} \
+                 mask=bool:hqk:rows poison=unseen"
             ),
             format!(
-                "shape=1x2x{}x{} hkv=1 skv={seq_kv} dv={} dtype={dtype} out=hbsd mask={dtype}:qk+1:lowest dropout=0.5 dropout_seed=7",
+                "shape=1x2x{}x{} hkv=1 skv={seq_kv} dv={} dtype={dtype} out=hbsd \
+                 mask={dtype}:qk+1:lowest dropout=0.5 dropout_seed=7",
                 rows + 1,
                 wide - 1,
                 wide_v - 3
@@ -157,11 +158,13 @@ fn cases_of(variant: &CudaVariant) -> Vec<Case> {
     }
     cases([
         format!(
-            "shape=1x4x{seq_q}x{wide} hkv=2 skv={seq_kv} dv={wide_v} dtype={dtype} causal=yes align=bottom-right window_left={}",
+            "shape=1x4x{seq_q}x{wide} hkv=2 skv={seq_kv} dv={wide_v} dtype={dtype} causal=yes \
+             align=bottom-right window_left={}",
             keys + keys / 2
         ),
         format!(
-            "shape=2x3x{}x{} skv={seq_kv} dv={} dtype={dtype} q=bhsd k=hbsd out=bsd causal=yes align=20 kv_lens=random poison=unseen",
+            "shape=2x3x{}x{} skv={seq_kv} dv={} dtype={dtype} q=bhsd k=hbsd out=bsd causal=yes \
+             align=20 kv_lens=random poison=unseen",
             rows + 9,
             wide - 1,
             wide_v - 3

@@ -1,19 +1,19 @@
-//! Tests that need a device, and what becomes of them where there is none.
+//! Tests that need a device, and how they show where there is none.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 
 /// The tests of one kind of device.
 pub(crate) struct Suite<D> {
-    /// What such a device is called.
+    /// The name of such a device in messages.
     pub(crate) device: &'static str,
-    /// The environment variable that lets tests fail where there is none.
+    /// The environment variable that makes tests fail where there is no such device.
     pub(crate) required: &'static str,
     pub(crate) open: fn() -> Result<D, String>,
     pub(crate) tests: Vec<Test<D>>,
 }
 
-/// What a device lacks.
+/// The reason, if any, why a test cannot run on a device.
 type Misfit<D> = Box<dyn Fn(&D) -> Option<String>>;
 
 type Run<D> = Box<dyn FnOnce(&D) -> Result<(), String> + Send>;
@@ -33,7 +33,7 @@ impl<D> Test<D> {
         Self { name: name.into(), misfit: Box::new(|_| None), run: Box::new(run) }
     }
 
-    /// Ignored on devices that lack what it needs, with that as the reason.
+    /// Ignores the test on devices for which `misfit` returns a reason.
     #[must_use]
     pub(crate) fn unless(mut self, misfit: impl Fn(&D) -> Option<String> + 'static) -> Self {
         self.misfit = Box::new(misfit);
@@ -42,8 +42,8 @@ impl<D> Test<D> {
 }
 
 impl<D: Send + Sync + 'static> Suite<D> {
-    /// Those that `arguments` choose. The device is opened before anything runs, for a test is ignored or not when it is listed; and only where a
-    /// test is to run on it.
+    /// The tests that `arguments` choose. The device is opened before any of them runs, because a
+    /// test must be marked as ignored when it is listed. It is not opened if no test is chosen.
     pub(crate) fn trials(self, arguments: &Arguments) -> Vec<Trial> {
         let Self { device, required, open, mut tests } = self;
         tests
@@ -74,7 +74,8 @@ impl<D: Send + Sync + 'static> Suite<D> {
     }
 }
 
-/// A test that cannot run, or is never to be run: whoever runs ignored tests too is told why it fails.
+/// A test that cannot run, or that is only listed. It fails with the reason if ignored tests are
+/// run.
 fn ignored(name: &str, why: &str, flag: bool) -> Trial {
     let why = why.to_owned();
     Trial::test(name, move || Err(Failed::from(why))).with_ignored_flag(flag)

@@ -1,13 +1,13 @@
-//! What both kinds of device are held to, and what the tests of both are made of.
+//! Checks and helpers that the tests of both kinds of device share.
 
 use flashtile_core::{Backend, DType, HostInputs, KernelKind, Layout, Problem, TensorView};
 use flashtile_reference::attention;
 use flashtile_testkit::{Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random};
 
-/// The catalogue by its groups, or the one case of FLASHTILE_CASE.
+/// The catalogue by groups, or only the case in FLASHTILE_CASE.
 pub(crate) struct Chosen {
     pub(crate) groups: Vec<(&'static str, Vec<Case>)>,
-    /// Whether one case is replayed: then there is nothing else to test.
+    /// Whether one case is replayed. Nothing else is tested then.
     pub(crate) replay: bool,
 }
 
@@ -25,7 +25,8 @@ impl Chosen {
         Self { groups, replay }
     }
 
-    /// Every `step`th case of a group; the one that is replayed in any case.
+    /// Every `step`th case of a group, starting with the first, so a replayed case is always
+    /// included.
     pub(crate) fn spread(of_group: &[Case], step: usize) -> Vec<Case> {
         of_group.iter().step_by(step).cloned().collect()
     }
@@ -56,7 +57,7 @@ pub(crate) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), Stri
     }
 }
 
-/// Holds both kernels to the same bits, as `check` understands it, where every option is on.
+/// Runs `check`, which requires the same bits, on both kernels and on cases with every option.
 pub(crate) fn same_bits(
     backend: &dyn Backend,
     check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
@@ -75,7 +76,7 @@ pub(crate) fn same_bits(
     )
 }
 
-/// FLASHTILE_RANDOM problems on the flash kernel; a third of them on the unfused one.
+/// Runs FLASHTILE_RANDOM problems on the flash kernel, or a third of them on the unfused kernel.
 pub(crate) fn random(backend: &dyn Backend, kernel: KernelKind) -> Result<(), String> {
     let count = std::env::var("FLASHTILE_RANDOM").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
     let count = if kernel == KernelKind::Flash { count } else { count / 3 };
@@ -100,7 +101,7 @@ pub(crate) fn dense(shape: [usize; 4]) -> TensorView {
     TensorView::from_bhsd_sizes(DType::F32, Layout::Bhsd, shape).expect("small")
 }
 
-/// Holds results to the oracle's bound.
+/// Requires results to be within the oracle's bound.
 pub(crate) fn hold(problem: &Problem, inputs: &HostInputs<'_>, got: &[u8]) -> Result<(), String> {
     let answer = attention(problem, inputs).map_err(text)?;
     let width = problem.head_dim_v();

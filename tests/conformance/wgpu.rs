@@ -17,12 +17,12 @@ use flashtile_core::KernelKind;
 use flashtile_testkit::{check_neighbours, check_repeats};
 use flashtile_wgpu::{Context, FLASH_TILES, Tiles};
 
-/// A test of what an app or a device does.
+/// A test of what an application or a device does.
 type Check = fn(&Context) -> Result<(), String>;
 
 /// The devices under test: one adapter, opened twice.
 pub(super) struct Devices {
-    /// With all that it offers.
+    /// With everything that it offers.
     full: WgpuBackend,
     /// With WebGPU's default limits and no features.
     baseline: WgpuBackend,
@@ -42,7 +42,7 @@ fn tests() -> Vec<Test<Devices>> {
     let chosen = Chosen::by_environment();
     for (group, all) in chosen.groups {
         if group == "long keys" && !chosen.replay {
-            // A driver may refuse these, with one reason. Both devices run all of them.
+            // A driver may refuse these for one reason only. Both devices run all of them.
             let again = all.clone();
             tests.extend([
                 Test::new("full: long keys", move |d: &Devices| long::long_keys(&d.full, &all)),
@@ -52,8 +52,8 @@ fn tests() -> Vec<Test<Devices>> {
             ]);
             continue;
         }
-        // Most pipelines are compiled by one case only, and on software adapters compiling is the time that tests take: the device that users
-        // have runs every case, the others a spread of them.
+        // Most pipelines serve one case only, and compiling them takes most of the time on software
+        // adapters. So the flash kernel on the full device runs every case, and the others a part.
         let (some, few) = (Chosen::spread(&all, 5), Chosen::spread(&all, 8));
         let flash = KernelKind::Flash;
         tests.extend([
@@ -78,7 +78,10 @@ fn tests() -> Vec<Test<Devices>> {
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
     tests.extend(calls::CHECKS.map(|(name, run)| check(format!("calls: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
-    tests.push(check("key tiles are visited as core says".into(), visited::visited_tiles));
+    tests.push(check(
+        "kernels visit the key tiles of core's visitor".into(),
+        visited::visited_tiles,
+    ));
     tests.push(check(
         "loop iterations are counted as kernels run them".into(),
         long::loop_iterations,
@@ -98,7 +101,8 @@ fn tests() -> Vec<Test<Devices>> {
     tests
 }
 
-/// Each tile shape at the widest head it holds and at an odd one, over several tiles of queries and keys, with edges.
+/// Each tile shape with its largest head dimension and with an odd one, over several tiles of
+/// queries and keys, with edge tiles.
 fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
     let wide = tiles.max_head_dim_v();
     let backend =
@@ -108,8 +112,9 @@ fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
         format!("shape=2x2x70x{wide} hkv=1 skv=300 causal=yes align=bottom-right window_left=150"),
         format!("shape=1x2x37x{} skv=140 dtype=f16 causal=yes poison=unseen", wide - 1),
         format!(
-            "shape=2x4x39x24 hkv=2 skv=141 dv={} dtype=bf16 causal=yes align=2 window_left=90 window_right=4 softcap=5.0 \
-             mask=f32:b11k:blocks kv_lens=random dropout=0.25 poison=unseen",
+            "shape=2x4x39x24 hkv=2 skv=141 dv={} dtype=bf16 causal=yes align=2 window_left=90 \
+             window_right=4 softcap=5.0 mask=f32:b11k:blocks kv_lens=random dropout=0.25 \
+             poison=unseen",
             wide.min(57)
         ),
     ]);

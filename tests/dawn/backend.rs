@@ -1,4 +1,4 @@
-//! Dawn behind the testkit's trait: calls are exported for it, as they would be for a page in a browser.
+//! Dawn as a [`Backend`]: calls are exported for it, as they would be for a page in a browser.
 
 use crate::node::Session;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -77,7 +77,7 @@ impl DawnBackend<'_> {
     }
 }
 
-/// What `run.mjs` is told to run: whole buffers, with what lies behind the tensors.
+/// A request that `run.mjs` runs: whole buffers, including the memory after the tensors.
 pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
     let tensors = [
         (Slot::Q, Some(args.q), false),
@@ -103,7 +103,8 @@ pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
             json!({ "size": call.workspace_bytes.next_multiple_of(4) }),
         );
     }
-    json!({ "buffers": buffers, "dispatches": call.dispatches.iter().map(dispatch).collect::<Vec<_>>() })
+    let dispatches: Vec<_> = call.dispatches.iter().map(dispatch).collect();
+    json!({ "buffers": buffers, "dispatches": dispatches })
 }
 
 fn dispatch(dispatch: &ExportedDispatch) -> Value {
@@ -128,15 +129,17 @@ fn dispatch(dispatch: &ExportedDispatch) -> Value {
     })
 }
 
-/// What `run.mjs` is told to compile: the text alone, or with `constants` a whole pipeline.
+/// A kernel that `run.mjs` compiles: only the source, or, with `constants`, a whole pipeline.
 pub(crate) fn kernel(variant: &Variant, constants: Option<Constants>) -> Value {
     let bindings = variant.bindings().into_iter().filter(|b| b.slot != Slot::Params);
+    let bindings: Vec<_> =
+        bindings.map(|b| binding(b.slot, b.access == Access::ReadWrite)).collect();
     json!({
         "name": variant.to_string(),
         "wgsl": variant.wgsl(),
         "entryPoint": variant.entry_point(),
         "constants": constants.map(|constants| object(&constants.entries())),
-        "bindings": bindings.map(|b| binding(b.slot, b.access == Access::ReadWrite)).collect::<Vec<_>>(),
+        "bindings": bindings,
     })
 }
 
@@ -149,7 +152,7 @@ fn binding(slot: Slot, written: bool) -> Value {
     json!({ "binding": slot as u32, "type": kind, "buffer": name(slot) })
 }
 
-/// What a slot's buffer is called.
+/// The name of a slot's buffer.
 pub(crate) fn name(slot: Slot) -> String {
     format!("{slot:?}")
 }
@@ -169,11 +172,11 @@ fn whole_words(bytes: &[u8]) -> Cow<'_, [u8]> {
 fn read_back(answer: &Value, slot: Slot, to: &mut [u8]) -> Result<(), String> {
     let text = answer["buffers"][name(slot)]
         .as_str()
-        .ok_or_else(|| format!("Dawn gave no {slot:?} back"))?;
+        .ok_or_else(|| format!("Dawn returned no {slot:?}"))?;
     let bytes = BASE64_STANDARD.decode(text).map_err(|e| e.to_string())?;
     let bytes = bytes
         .get(..to.len())
-        .ok_or_else(|| format!("Dawn gave {} bytes of {slot:?}", bytes.len()))?;
+        .ok_or_else(|| format!("Dawn returned {} bytes of {slot:?}", bytes.len()))?;
     to.copy_from_slice(bytes);
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! The cases that run on Dawn: a few of each group of the catalogue, such that many share a pipeline, because a software driver takes seconds
-//! to compile one. Every tile shape that a browser is given occurs, every storage type, every kind of mask, and every option by itself and
-//! among others.
+//! The cases that run on Dawn: a few from each group of the catalogue. Many share a pipeline,
+//! because a software driver takes seconds to compile one. They cover every tile shape that a
+//! browser gets, every storage type, every kind of mask, and every option alone and in combination.
 
 type Groups = &'static [(&'static str, &'static [&'static str])];
 
@@ -21,7 +21,7 @@ pub(crate) const FLASH: Groups = &[
             "shape=1x1x129x16 skv=200 window_left=7 window_right=70 align=bottom-right",
         ],
     ),
-    // One for each tile shape with many queries, and the two for a few queries that are not in `decode`.
+    // One for each tile shape with many queries, and two for few queries that are not in `decode`.
     (
         "head dims",
         &[
@@ -75,7 +75,7 @@ pub(crate) const FLASH: Groups = &[
             "shape=2x2x33x16 skv=50 mask=f16:qk:lowest dtype=bf16 seed=2",
         ],
     ),
-    // Rows of 16-bit entries that begin anywhere in a word.
+    // Rows of 16-bit entries that start anywhere in a word.
     ("mask shapes", &["shape=3x2x9x5 skv=13 mask=bf16:bhqk+3:rows seed=1"]),
     (
         "dropout",
@@ -87,21 +87,23 @@ pub(crate) const FLASH: Groups = &[
     ("empty", &["shape=2x2x0x4 skv=5", "shape=2x2x3x4 skv=0"]),
     (
         "unseen",
-        &[
-            "shape=2x4x33x16 hkv=2 skv=70 mask=bool:b11k:random kv_lens=random poison=unseen dtype=bf16",
-        ],
+        &["shape=2x4x33x16 hkv=2 skv=70 mask=bool:b11k:random kv_lens=random poison=unseen \
+             dtype=bf16"],
     ),
     ("not a number", &["shape=2x2x40x16 nan=k causal=yes dtype=f32 seed=1"]),
     (
         "together",
         &[
-            "shape=2x4x37x24 hkv=2 skv=75 dv=17 dtype=f32 q=bhsd k=hbsd out=bsd causal=yes align=bottom-right window_left=40 \
-             softcap=20.0 scale=-0.3 mask=bool:bhqk+1:blocks kv_lens=random dropout=0.2 dropout_seed=99 dropout_offset=3 call_q=33 \
-             call_kv=70 poison=unseen seed=0",
-            "shape=3x6x17x32 hkv=3 skv=33 dtype=f16 causal=yes align=2 window_left=9 window_right=4 softcap=5.0 mask=f16:b11k:lowest \
-             kv_lens=33:0:20 dropout=0.5 dropout_seed=6 values=large seed=6",
-            "shape=2x8x1x64 hkv=2 skv=200 dtype=bf16 causal=yes align=bottom-right window_left=60 softcap=30.0 mask=f32:b11k:lowest \
-             kv_lens=random dropout=0.1 call_kv=180 lse=no poison=unseen",
+            "shape=2x4x37x24 hkv=2 skv=75 dv=17 dtype=f32 q=bhsd k=hbsd out=bsd causal=yes \
+             align=bottom-right window_left=40 softcap=20.0 scale=-0.3 mask=bool:bhqk+1:blocks \
+             kv_lens=random dropout=0.2 dropout_seed=99 dropout_offset=3 call_q=33 call_kv=70 \
+             poison=unseen seed=0",
+            "shape=3x6x17x32 hkv=3 skv=33 dtype=f16 causal=yes align=2 window_left=9 \
+             window_right=4 softcap=5.0 mask=f16:b11k:lowest kv_lens=33:0:20 dropout=0.5 \
+             dropout_seed=6 values=large seed=6",
+            "shape=2x8x1x64 hkv=2 skv=200 dtype=bf16 causal=yes align=bottom-right window_left=60 \
+             softcap=30.0 mask=f32:b11k:lowest kv_lens=random dropout=0.1 call_kv=180 lse=no \
+             poison=unseen",
         ],
     ),
 ];
@@ -113,9 +115,8 @@ pub(crate) const UNFUSED: Groups = &[
     ("unseen", &["shape=2x2x33x16 mask=f32:11qk:blocks causal=yes poison=unseen dtype=bf16"]),
     (
         "together",
-        &[
-            "shape=3x6x17x32 hkv=3 skv=33 dtype=f16 causal=yes align=2 window_left=9 window_right=4 softcap=5.0 mask=f16:b11k:lowest \
-             kv_lens=33:0:20 dropout=0.5 dropout_seed=6 values=large seed=6",
-        ],
+        &["shape=3x6x17x32 hkv=3 skv=33 dtype=f16 causal=yes align=2 window_left=9 \
+             window_right=4 softcap=5.0 mask=f16:b11k:lowest kv_lens=33:0:20 dropout=0.5 \
+             dropout_seed=6 values=large seed=6"],
     ),
 ];

@@ -1,4 +1,4 @@
-//! Whether Dawn accepts what it is given, and whether it would say so if it did not.
+//! Dawn accepts every kernel, and it rejects what it should.
 
 use crate::{Test, backend, node::Session};
 use flashtile_core::{Call, DType, KernelKind, MaskKind};
@@ -21,17 +21,14 @@ pub(crate) fn trials() -> Vec<(String, Test)> {
         ));
     }
     trials.push((
-        "a text that breaks WebGPU's rules is refused".into(),
-        Box::new(wrong_text_is_refused),
+        "source that breaks WebGPU's rules is refused".into(),
+        Box::new(wrong_source_is_refused),
     ));
-    trials.push((
-        "a binding that the text lacks is refused".into(),
-        Box::new(wrong_bindings_are_refused),
-    ));
+    trials.push(("a missing binding is refused".into(), Box::new(wrong_bindings_are_refused)));
     trials
 }
 
-/// The variants that need no more than what every WebGPU device has.
+/// The variants that every WebGPU device can run.
 fn baseline() -> impl Iterator<Item = Variant> {
     let fits = |tiles: &Tiles| {
         tiles.lanes <= 1 && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES
@@ -40,8 +37,8 @@ fn baseline() -> impl Iterator<Item = Variant> {
         .filter(move |variant| variant.operation != Operation::FlashForward || fits(&variant.tiles))
 }
 
-/// Every text is parsed and validated; a few go all the way to the driver, because that takes long: five for each tile shape, in which every
-/// storage type, mask and flag occurs.
+/// Dawn parses and validates every kernel source. Compiling in the driver takes long, so only five
+/// variants per tile shape get there; every storage type, mask and flag occurs among them.
 fn compile_shape(
     session: &Session<'_>,
     number: usize,
@@ -72,16 +69,17 @@ fn compile_shape(
 
 fn refused(session: &Session<'_>, kernels: Vec<Value>) -> Result<Vec<String>, String> {
     let answer = session.ask(&json!({ "compile": kernels }))?;
-    let refused = answer["refused"].as_array().ok_or("Dawn says nothing about what it compiled")?;
-    Ok(refused.iter().map(|text| text.as_str().unwrap_or_default().to_owned()).collect())
+    let refused = answer["refused"].as_array().ok_or("Dawn does not report what it refused")?;
+    Ok(refused.iter().map(|message| message.as_str().unwrap_or_default().to_owned()).collect())
 }
 
-/// A barrier that not all threads reach: what naga lets pass and Dawn does not.
-fn wrong_text_is_refused(session: &Session<'_>) -> Result<(), String> {
-    let text = "@compute @workgroup_size(8) fn main(@builtin(local_invocation_index) thread: u32) {
+/// A barrier that not all threads reach: naga accepts it, and Dawn does not.
+fn wrong_source_is_refused(session: &Session<'_>) -> Result<(), String> {
+    let source = "@compute @workgroup_size(8)
+    fn main(@builtin(local_invocation_index) thread: u32) {
         if (thread == 0u) { workgroupBarrier(); }
     }";
-    match &refused(session, vec![json!({ "name": "wrong", "wgsl": text })])?[..] {
+    match &refused(session, vec![json!({ "name": "wrong", "wgsl": source })])?[..] {
         [one] if one.contains("uniform") => Ok(()),
         other => Err(format!("{other:?}")),
     }

@@ -1,7 +1,9 @@
-//! Chromium's WebGPU, Dawn: its compiler and its validation are others than wgpu's, and stricter. What browsers will be given must pass here.
+//! Tests on Dawn, Chromium's WebGPU. Its compiler and its validation differ from wgpu's and are
+//! stricter, and browsers use them.
 //!
-//! Why a harness of its own: where Node, npm's `webgpu` (which is Dawn for Node) or a Vulkan driver is absent, these tests must show as ignored,
-//! with the reason, and never as passed. With FLASHTILE_REQUIRE_DAWN=1 (as on CI) they fail there instead.
+//! These tests have their own harness, because they must show as ignored, with the reason, and
+//! never as passed, if Node, npm's `webgpu` (Dawn for Node) or a Vulkan driver is absent. With
+//! FLASHTILE_REQUIRE_DAWN=1 (as on CI) they fail instead.
 //!
 //! FLASHTILE_CASE="shape=..." replays one case.
 #![allow(clippy::unwrap_used)]
@@ -22,7 +24,7 @@ type Test = Box<dyn FnOnce(&Session<'_>) -> Result<(), String> + Send>;
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Each thread has a process of its own, whose driver starts threads for all cores.
+    // Each thread has its own process, whose driver starts threads for all cores.
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     arguments.test_threads.get_or_insert(threads);
     let required = std::env::var("FLASHTILE_REQUIRE_DAWN").is_ok_and(|value| value == "1");
@@ -64,7 +66,7 @@ fn trials(tally: &Arc<Mutex<Tally>>) -> Vec<(String, Test)> {
             let case = |line: &&str| {
                 let case = line.parse::<Case>().unwrap_or_else(|e| panic!("{line}: {e}"));
                 let known = catalogue.iter().any(|(g, c)| g == group && *c == case);
-                assert!(known, "not in the catalogue's group `{group}` (any more?): {line}");
+                assert!(known, "not in the catalogue's group `{group}`: {line}");
                 case
             };
             add(kernel, group, lines.iter().map(case).collect());
@@ -74,7 +76,7 @@ fn trials(tally: &Arc<Mutex<Tally>>) -> Vec<(String, Test)> {
     trials
 }
 
-/// Holds every case to the oracle's bound, and reports every failure.
+/// Compares every case with the oracle, and reports every failure.
 fn run_all(
     session: &Session<'_>,
     kernel: KernelKind,

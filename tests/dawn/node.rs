@@ -1,4 +1,4 @@
-//! The processes that run Dawn: each is `run.mjs`, asked a line of JSON at a time.
+//! The processes that run Dawn. Each is `run.mjs`, which answers one line of JSON at a time.
 
 use serde_json::Value;
 use std::{
@@ -10,7 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// Names the folder that holds `node_modules/webgpu`.
+/// The environment variable that names the folder with `node_modules/webgpu`.
 const FOLDER: &str = "FLASHTILE_DAWN";
 
 /// Dawn on this machine's Vulkan driver.
@@ -21,7 +21,7 @@ pub(crate) struct Dawn {
 }
 
 impl Dawn {
-    /// Starts a first process, or says why there can be none.
+    /// Starts the first process, or returns the reason why it cannot.
     pub(crate) fn open() -> Result<Self, String> {
         let folder = env::var(FOLDER).map_err(|_| {
             format!("{FOLDER} names no folder with npm's webgpu: scripts/test fetches it")
@@ -30,7 +30,8 @@ impl Dawn {
         Ok(Self { folder, adapter, idle: Mutex::new(vec![process]) })
     }
 
-    /// A process of the caller's own, as long as the session lives: it keeps the pipelines that it compiled.
+    /// A process for the caller alone, as long as the session lives. Processes are reused and keep
+    /// the pipelines that they compiled.
     pub(crate) fn session(&self) -> Session<'_> {
         let process = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Session { dawn: self, process: Mutex::new(process) }
@@ -40,12 +41,12 @@ impl Dawn {
 /// One of the processes.
 pub(crate) struct Session<'a> {
     pub(crate) dawn: &'a Dawn,
-    /// None before the first request, and after the process died of one.
+    /// None before the first request, and after a request that ended the process.
     process: Mutex<Option<Process>>,
 }
 
 impl Session<'_> {
-    /// The answer to a request.
+    /// Sends a request and returns the answer.
     pub(crate) fn ask(&self, request: &Value) -> Result<Value, String> {
         let mut place = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let mut process = match place.take() {
@@ -73,17 +74,18 @@ struct Process {
     node: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
-    /// Collects what Node and Dawn have to say to people.
+    /// Collects the messages of Node and Dawn.
     stderr: Option<JoinHandle<String>>,
 }
 
 impl Process {
-    /// With the name of its adapter.
+    /// Starts a process; also returns the name of its adapter.
     fn start(folder: &str) -> Result<(Self, String), String> {
         let mut node = Command::new("node")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dawn/run.mjs"))
             .env(FOLDER, folder)
-            // Mesa's software driver compiles for seconds what then runs for milliseconds: without optimising, half as long.
+            // Mesa's software driver spends seconds compiling kernels that run for milliseconds.
+            // Without optimisation, compiling takes half as long.
             .env("GALLIVM_PERF", "nopt")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -95,7 +97,7 @@ impl Process {
         let stderr = node.stderr.take().map(|mut stderr| {
             thread::spawn(move || {
                 let mut bytes = Vec::new();
-                // What was read until an error is all there is to tell.
+                // After an error, report what was read so far.
                 let _ = stderr.read_to_end(&mut bytes);
                 String::from_utf8_lossy(&bytes).into_owned()
             })
@@ -123,7 +125,7 @@ impl Process {
         }
     }
 
-    /// Why the process is gone.
+    /// Why the process ended.
     fn last_words(&mut self) -> String {
         let status = self.node.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
         let said = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
@@ -133,7 +135,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nobody is left to be told where that fails, because it has ended by itself.
+        // This fails only if the process has already ended.
         let _ = self.node.kill();
         let _ = self.node.wait();
     }

@@ -1,14 +1,19 @@
-// Runs kernels on Dawn for `main.rs` beside it: a line of JSON on stdin is a request, a line of JSON on stdout its answer.
+// Runs kernels on Dawn for `main.rs`. A request is one line of JSON on stdin, and its answer is one
+// line of JSON on stdout.
 //
-// The first line that this prints is { adapter } once a device is there, or { absent } with the reason why there is none.
+// The first line of output is { adapter } when a device is open, or { absent } with the reason why
+// there is none.
 //
-//     { compile: [KERNEL] }               -> { refused: [string] }, one for each kernel that is not accepted
-//     { buffers: { NAME: BUFFER }, dispatches: [KERNEL and { params, bindings with buffer, workgroups }] }
-//                                         -> { buffers: { NAME: base64 } } of those to be read back
-//     either                              -> { error } where the request could not be done
+//     { compile: [KERNEL] }
+//         -> { refused: [string] }, one for each kernel that Dawn does not accept
+//     { buffers: { NAME: BUFFER }, dispatches: [KERNEL with { params, workgroups }] }
+//         -> { buffers: { NAME: base64 } }, those that are read back
+//     either
+//         -> { error } if the request failed
 //
-//     KERNEL { name, wgsl, entryPoint, constants, bindings: [{ binding, type, buffer }] }; without constants, only its text is looked at
-//     BUFFER { bytes: base64, or size: number; read: whether it comes back }
+//     KERNEL { name, wgsl, entryPoint, constants, bindings: [{ binding, type, buffer }] };
+//            without constants, only its source is validated
+//     BUFFER { bytes: base64, or size: number; read: whether it is read back }
 
 import { createRequire } from 'node:module';
 import path from 'node:path';
@@ -17,7 +22,7 @@ import { pathToFileURL } from 'node:url';
 
 const say = (answer) => process.stdout.write(JSON.stringify(answer) + '\n');
 
-// A device as a page in a browser gets it that asks for nothing: default limits, no features.
+// The device that a page gets by default: default limits, no features.
 async function open() {
     const folder = path.resolve(process.env.FLASHTILE_DAWN);
     const { create, globals } = await import(
@@ -28,8 +33,9 @@ async function open() {
     const gpu = create(['backend=vulkan']);
     const adapter = await gpu.requestAdapter();
     if (!adapter) throw new Error('Dawn finds no Vulkan adapter');
-    // Dawn lives as long as `gpu` does, so it is kept.
-    return { gpu, name: adapter.info.description || adapter.info.device, device: await adapter.requestDevice() };
+    const name = adapter.info.description || adapter.info.device;
+    // `gpu` keeps Dawn alive.
+    return { gpu, name, device: await adapter.requestDevice() };
 }
 
 let dawn;
@@ -52,7 +58,8 @@ function memo(map, key, make) {
     return map.get(key);
 }
 
-// Explicit, as the library's own: what is bound is checked against what the text declares.
+// Explicit layouts, as in the library, so that Dawn checks them against the declarations in the
+// source.
 function layoutOf({ bindings }) {
     const entries = [{ binding: 0, type: 'uniform' }, ...bindings].map(({ binding, type }) => ({
         binding,
@@ -65,12 +72,13 @@ function layoutOf({ bindings }) {
     });
 }
 
-// Refused for warnings too: a browser's console is the user's.
+// Warnings count as errors, because a browser would print them on the user's console.
 async function moduleOf({ wgsl }) {
     const module = device.createShaderModule({ code: wgsl });
     const { messages } = await module.getCompilationInfo();
     if (messages.length > 0) {
-        throw new Error(messages.map((m) => `${m.type} at ${m.lineNum}:${m.linePos}: ${m.message}`).join('; '));
+        const lines = messages.map((m) => `${m.type} at ${m.lineNum}:${m.linePos}: ${m.message}`);
+        throw new Error(lines.join('; '));
     }
     return module;
 }
@@ -79,7 +87,8 @@ async function compile(kernel) {
     const module = await moduleOf(kernel);
     const { entryPoint, constants } = kernel;
     const layout = layoutOf(kernel).pipeline;
-    return device.createComputePipelineAsync({ layout, compute: { module, entryPoint, constants } });
+    const descriptor = { layout, compute: { module, entryPoint, constants } };
+    return device.createComputePipelineAsync(descriptor);
 }
 
 async function compileAll({ compile: wanted }) {
@@ -91,7 +100,7 @@ async function compileAll({ compile: wanted }) {
             refused.push(`${kernel.name}: ${error.message}`);
         }
     });
-    await atRest(Promise.all(all));
+    await waitFor(Promise.all(all));
     return { refused };
 }
 
@@ -123,15 +132,20 @@ async function run({ buffers: descriptions, dispatches }) {
             pass.setPipeline(await memo(kernels, key, () => compile(dispatch)));
             const entries = [
                 { binding: 0, resource: { buffer: uniform } },
-                ...bindings.map(({ binding, buffer }) => ({ binding, resource: { buffer: buffers.get(buffer) } })),
+                ...bindings.map(({ binding, buffer }) => ({
+                    binding,
+                    resource: { buffer: buffers.get(buffer) },
+                })),
             ];
-            pass.setBindGroup(0, device.createBindGroup({ layout: layoutOf(dispatch).group, entries }));
+            const layout = layoutOf(dispatch).group;
+            pass.setBindGroup(0, device.createBindGroup({ layout, entries }));
             pass.dispatchWorkgroups(...workgroups);
         }
         pass.end();
         for (const name of names.filter((name) => descriptions[name].read)) {
             const { size } = buffers.get(name);
-            const result = device.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+            const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
+            const result = device.createBuffer({ size, usage });
             scrap.push(result);
             results.set(name, result);
             encoder.copyBufferToBuffer(buffers.get(name), 0, result, 0, size);
@@ -139,7 +153,7 @@ async function run({ buffers: descriptions, dispatches }) {
         device.queue.submit([encoder.finish()]);
         const answer = {};
         for (const [name, result] of results) {
-            await atRest(result.mapAsync(GPUMapMode.READ));
+            await waitFor(result.mapAsync(GPUMapMode.READ));
             answer[name] = Buffer.from(result.getMappedRange()).toString('base64');
             result.unmap();
         }
@@ -149,21 +163,21 @@ async function run({ buffers: descriptions, dispatches }) {
     }
 }
 
-// While Dawn has work, Node asks it without pause whether it is done, and takes a core from the driver that does the work.
-// A rest in every turn of the event loop leaves the core to it.
-async function atRest(promise) {
+// While Dawn works, Node polls it without a pause and takes a core from the driver that does the
+// work. A short sleep in every turn of the event loop frees the core.
+async function waitFor(promise) {
     let pending = true;
     const settled = () => (pending = false);
     promise.then(settled, settled);
-    const nobody = new Int32Array(new SharedArrayBuffer(4));
+    const never = new Int32Array(new SharedArrayBuffer(4));
     while (pending) {
-        Atomics.wait(nobody, 0, 0, 5);
+        Atomics.wait(never, 0, 0, 5);
         await new Promise(setImmediate);
     }
     return promise;
 }
 
-// What Dawn has to object to beyond what throws.
+// Also reports the errors that Dawn does not throw.
 async function watched(work) {
     const filters = ['validation', 'out-of-memory', 'internal'];
     for (const filter of filters) device.pushErrorScope(filter);
@@ -180,5 +194,5 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
     const request = JSON.parse(line);
     say(await watched(() => (request.compile ? compileAll(request) : run(request))));
 }
-// Dawn's threads would keep the process alive.
+// Otherwise Dawn's threads keep the process alive.
 process.exit(0);

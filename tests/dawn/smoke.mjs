@@ -1,5 +1,5 @@
-// Says which adapter Dawn finds, and multiplies a few numbers on it: proof that Node, Dawn and the Vulkan driver work
-// together, before any attention is involved.
+// Prints the adapter that Dawn finds, and multiplies a few numbers on it. This shows that Node,
+// Dawn and the Vulkan driver work together, before any attention is involved.
 //
 //     scripts/with-vulkan node tests/dawn/smoke.mjs [DAWN]
 //
@@ -46,23 +46,25 @@ const module = device.createShaderModule({
         }`,
 });
 for (const message of (await module.getCompilationInfo()).messages) console.log(message.message);
-const pipeline = await device.createComputePipelineAsync({ layout: 'auto', compute: { module, entryPoint: 'double' } });
+const compute = { module, entryPoint: 'double' };
+const pipeline = await device.createComputePipelineAsync({ layout: 'auto', compute });
 
 const values = Float32Array.from({ length: 64 }, (_, i) => i);
 const usage = GPUBufferUsage;
-const buffer = device.createBuffer({ size: values.byteLength, usage: usage.STORAGE | usage.COPY_SRC | usage.COPY_DST });
-const result = device.createBuffer({ size: values.byteLength, usage: usage.MAP_READ | usage.COPY_DST });
+const size = values.byteLength;
+const storage = usage.STORAGE | usage.COPY_SRC | usage.COPY_DST;
+const buffer = device.createBuffer({ size, usage: storage });
+const result = device.createBuffer({ size, usage: usage.MAP_READ | usage.COPY_DST });
 device.queue.writeBuffer(buffer, 0, values);
 const encoder = device.createCommandEncoder();
 const pass = encoder.beginComputePass();
 pass.setPipeline(pipeline);
-pass.setBindGroup(
-    0,
-    device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries: [{ binding: 0, resource: { buffer } }] }),
-);
+const layout = pipeline.getBindGroupLayout(0);
+const entries = [{ binding: 0, resource: { buffer } }];
+pass.setBindGroup(0, device.createBindGroup({ layout, entries }));
 pass.dispatchWorkgroups(1);
 pass.end();
-encoder.copyBufferToBuffer(buffer, 0, result, 0, values.byteLength);
+encoder.copyBufferToBuffer(buffer, 0, result, 0, size);
 device.queue.submit([encoder.finish()]);
 await result.mapAsync(GPUMapMode.READ);
 const got = new Float32Array(result.getMappedRange().slice(0));

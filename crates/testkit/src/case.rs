@@ -2,10 +2,11 @@ use flashtile_core::{
     Align, Call, Cost, DType, Layout, Mask, MaskKind, Problem, ProblemError, TensorView,
 };
 
-/// One problem with its inputs, as plain data: what a catalogue holds, what a failure prints, and what replays it.
+/// One problem with its inputs, as plain data. The catalogue consists of cases; a failure prints
+/// its case, and the case replays it.
 ///
-/// A case is a line of text, and back: its [`Display`](std::fmt::Display) and [`FromStr`](std::str::FromStr) leave out what is at its
-/// default.
+/// A case converts to one line of text and back. [`Display`](std::fmt::Display) leaves out what has
+/// its default value, and [`FromStr`](std::str::FromStr) fills it in again.
 ///
 /// ```
 /// use flashtile_testkit::Case;
@@ -32,13 +33,13 @@ pub struct Case {
     pub head_dim_v: usize,
     /// Storage type of q, k, v and out.
     pub dtype: DType,
-    /// Where q lies.
+    /// Where q lies in memory.
     pub q: Placement,
-    /// Where k lies.
+    /// Where k lies in memory.
     pub k: Placement,
-    /// Where v lies.
+    /// Where v lies in memory.
     pub v: Placement,
-    /// Where the output goes.
+    /// Where the output lies in memory.
     pub out: Placement,
     /// See [`Problem::causal`].
     pub causal: bool,
@@ -62,19 +63,19 @@ pub struct Case {
     pub dropout_seed: u64,
     /// See [`Call::offset`].
     pub dropout_offset: u32,
-    /// Whether lse is asked for (the default: yes).
+    /// Whether the problem asks for lse (default: yes).
     pub lse: bool,
     /// Queries in the call, at most the capacity.
     pub call_q: Option<usize>,
     /// Keys in the call, at most the capacity.
     pub call_kv: Option<usize>,
-    /// What q, k and v hold.
+    /// The distribution of q, k and v.
     pub values: Values,
     /// Which memory holds NaN and infinities.
     pub poison: Poison,
-    /// An input that holds one NaN where it is seen.
+    /// The input, if any, that holds one NaN in a visible place.
     pub nan: Option<Nan>,
-    /// Seed of everything random.
+    /// The seed of everything random.
     pub seed: u64,
 }
 
@@ -83,14 +84,14 @@ pub struct Case {
 pub enum Placement {
     /// Densely packed.
     Layout(Layout),
-    /// With these steps along (B, H, S, D).
+    /// With these strides along (B, H, S, D), in elements.
     Strides([usize; 4]),
 }
 
 impl Placement {
-    /// As `layout`, but every step along (B, H, S, D) is longer by so many elements than it would have to be.
+    /// As `layout`, but with `pads` more elements in the strides along (B, H, S, D) than needed.
     ///
-    /// The places that no element takes are the gaps that must stay as they are.
+    /// No element lies in the gaps between, and a kernel must not write to them.
     pub fn padded(layout: Layout, shape: [usize; 4], pads: [usize; 4]) -> Self {
         let mut order = [0, 1, 2, 3];
         order.sort_by_key(|&axis| std::cmp::Reverse(layout.axes()[axis]));
@@ -118,30 +119,32 @@ pub struct MaskSpec {
     pub kind: MaskKind,
     /// 1 to 4.
     pub rank: usize,
-    /// Which of (B, H, Sq, Skv) the mask has in full; the others, as far as the rank reaches, are of size 1.
+    /// Which of the axes (B, H, Sq, Skv) have their full size. The others have size 1, or are
+    /// absent if the rank does not reach them.
     pub full: [bool; 4],
-    /// Elements left free after each row.
+    /// Unused elements after each row.
     pub pad: usize,
-    /// What it holds.
+    /// Its content.
     pub content: MaskContent,
 }
 
-/// What a mask holds.
+/// The content of a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaskContent {
-    /// Each entry for itself: half of a bool mask, a fifth of an additive one is masked.
+    /// Independent entries: half of a bool mask and a fifth of an additive one are masked.
     Random,
     /// Random rectangles are masked.
     Blocks,
-    /// As `Random`, and a third of the rows is masked altogether.
+    /// As `Random`, and a third of the rows are fully masked.
     Rows,
-    /// As `Blocks`, with the lowest finite number in the place of -inf, and a third of the rows holds nothing else.
+    /// As `Blocks`, with the lowest finite number instead of -inf. A third of the rows hold nothing
+    /// else.
     Lowest,
-    /// Nothing is masked: true, or zeros.
+    /// Nothing is masked: all true, or all zero.
     Open,
     /// Everything is masked.
     Shut,
-    /// Minus the distance of query and key, times a slope of each head (a bool mask is open).
+    /// Minus the distance of query and key, times a slope per head (a bool mask is open).
     Alibi,
 }
 
@@ -150,22 +153,22 @@ pub enum MaskContent {
 pub enum KvLens {
     /// All: the problem has no kv_lens.
     Off,
-    /// A random number for each batch entry; now and then none or all.
+    /// A random number for each batch entry, sometimes none or all.
     Random,
     /// These.
     Lens(Vec<i32>),
 }
 
-/// What q, k and v hold.
+/// The distribution of q, k and v.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Values {
     /// The normal distribution.
     Normal,
-    /// Logits some 36 times as wide: rows are nearly one-hot.
+    /// Scores with about 36 times the spread: rows are nearly one-hot.
     Large,
-    /// Logits some 3600 times as wide.
+    /// Scores with about 3600 times the spread.
     Huge,
-    /// Numbers near the storage type's smallest.
+    /// Numbers near the smallest of the storage type.
     Tiny,
     /// Each query points at one key.
     OneHot,
@@ -175,9 +178,10 @@ pub enum Values {
     Spread,
     /// Small whole numbers: many ties, exact products.
     Ints,
-    /// Values between 0 and 1: nothing cancels in their sums, whose errors grow with the keys.
+    /// Values between 0 and 1: nothing cancels in their sums, so errors grow with the number of
+    /// keys.
     Positive,
-    /// Values near the largest of f16, or of 10^30.
+    /// Values near the largest of f16; about 10^30 in other types.
     Vast,
 }
 
@@ -197,28 +201,29 @@ impl Values {
     ];
 }
 
-/// Which memory holds NaN and infinities instead of zeros.
+/// Which memory holds NaN and infinities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poison {
-    /// What belongs to no element of the call: between strides, beyond its lengths, behind the end.
+    /// Memory of no element of the call: between strides, beyond its lengths, and after the end.
     Gaps,
-    /// That, and all that no query sees: keys that are masked for all, queries without keys, mask entries beyond causal and window.
+    /// That, and everything that no query sees: keys that are masked for all queries, queries
+    /// without keys, and mask entries outside causal and window.
     Unseen,
 }
 
-/// The input that holds one NaN in a place that is seen.
+/// The input that holds one NaN in a visible place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nan {
-    /// In q: one row is NaN.
+    /// In q: one row of the result is NaN.
     Q,
-    /// In k: all rows that see the key are NaN.
+    /// In k: every row that sees the key is NaN.
     K,
-    /// In v: one number of all rows that see the key is NaN.
+    /// In v: one number is NaN in every row that sees the key.
     V,
 }
 
 impl Case {
-    /// Self-attention of `[batch, heads, seq, head_dim]` in f32 and bshd, with nothing else on.
+    /// Self-attention of `[batch, heads, seq, head_dim]` in f32 and bshd, without further options.
     pub fn new([batch, heads, seq, head_dim]: [usize; 4]) -> Self {
         let bshd = Placement::Layout(Layout::Bshd);
         Self {
@@ -278,7 +283,7 @@ impl Case {
     /// The problem that the case describes.
     ///
     /// # Errors
-    /// Where the case breaks a rule of [`Problem`].
+    /// If the case breaks a rule of [`Problem`].
     pub fn problem(&self) -> Result<Problem, ProblemError> {
         let q = self.q.view(self.dtype, self.q_shape())?;
         let k = self.k.view(self.dtype, self.k_shape())?;
@@ -314,7 +319,7 @@ impl Case {
         Mask::strided(spec.kind, &dims, &strides)
     }
 
-    /// The call that the case makes.
+    /// The call that the case describes.
     pub fn call(&self) -> Call {
         let Self {
             scale,
@@ -327,7 +332,8 @@ impl Case {
         Call::new().scale(scale).seed(seed).offset(offset).seq_q(seq_q).seq_kv(seq_kv)
     }
 
-    /// Floating-point operations that the case takes, masks and kv_lens not counted out; 0 for a case that does not build.
+    /// The floating-point operations of the case. Pairs that a mask or kv_lens exclude are counted
+    /// too. 0 if the case is not valid.
     pub fn flops(&self) -> u64 {
         let cost = || {
             let problem = self.problem().ok()?;

@@ -7,16 +7,16 @@ use flashtile_core::{
 use flashtile_reference::{Answer, attention};
 use std::fmt;
 
-/// The number that comes nearest to its bound, or farthest beyond it.
+/// The number with the largest share of its bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Worst {
     /// |got - expected| / bound: at most 1 where the rule holds.
     pub share: f64,
     /// Batch entry, head, query and column (0 for lse).
     pub at: [usize; 4],
-    /// What the backend wrote.
+    /// The number that the backend wrote.
     pub got: f64,
-    /// What the oracle says.
+    /// The number that the oracle computed.
     pub expected: f64,
     /// The largest difference allowed.
     pub bound: f64,
@@ -35,29 +35,30 @@ impl fmt::Display for Worst {
         let Self { share, at: [b, h, i, d], got, expected, bound } = self;
         write!(
             f,
-            "{share:.3} of the bound at (b {b}, h {h}, i {i}, d {d}): got {got:e}, expected {expected:e} +- {bound:.2e}"
+            "{share:.3} of the bound at (b {b}, h {h}, i {i}, d {d}): got {got:e}, \
+             expected {expected:e} +- {bound:.2e}"
         )
     }
 }
 
-/// How near a run came to the bound.
+/// The largest errors of a run, as shares of the bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// The worst number of the output.
     pub out: Worst,
-    /// The worst number of lse, where it was asked for.
+    /// The worst number of lse, if the problem asks for it.
     pub lse: Option<Worst>,
 }
 
-/// A case that a backend did not pass, with all it takes to see it again.
+/// A case that a backend did not pass, with everything needed to reproduce it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{backend}, {kernel}: {wrong}\n    replay with FLASHTILE_CASE=\"{case}\"")]
 pub struct Failure {
-    /// Name of the backend.
+    /// The name of the backend.
     pub backend: String,
     /// Which kernel.
     pub kernel: KernelKind,
-    /// The case, as it was or made smaller.
+    /// The case, as it was or minimised.
     pub case: Box<Case>,
     /// What went wrong.
     pub wrong: Wrong,
@@ -67,11 +68,11 @@ pub struct Failure {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Wrong {
-    /// The case itself is not a problem.
+    /// The case does not describe a valid problem.
     #[error("the case is not valid: {0}")]
     Case(#[from] ProblemError),
-    /// The backend does not run such problems.
-    #[error("the backend refuses it: {}", .0.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    /// The backend refuses such problems.
+    #[error("the backend refuses it: {}", join(.0))]
     Refused(Vec<Reason>),
     /// The backend reports an error.
     #[error("the run failed: {0}")]
@@ -82,21 +83,22 @@ pub enum Wrong {
     /// An lse is farther from the oracle than the bound allows.
     #[error("lse is at {0}")]
     Lse(Worst),
-    /// An output still holds what was there before.
+    /// An output was not written.
     #[error("out is not written at (b {}, h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
     OutNotWritten {
         /// Batch entry, head, query and column.
         at: [usize; 4],
     },
-    /// An lse still holds what was there before.
+    /// An lse was not written.
     #[error("lse is not written at (b {}, h {}, i {})", at[0], at[1], at[2])]
     LseNotWritten {
         /// Batch entry, head and query.
         at: [usize; 3],
     },
-    /// Memory was written that belongs to no element of the result.
+    /// Memory outside the result was written.
     #[error(
-        "byte {byte} of {buffer} lies outside the result (between strides, beyond the queries of the call, or behind the end), and was written"
+        "byte {byte} of {buffer} was written, but lies outside the result (between strides, beyond \
+         the queries of the call, or after the end)"
     )]
     Touched {
         /// `out` or `lse`.
@@ -104,21 +106,28 @@ pub enum Wrong {
         /// Which byte.
         byte: usize,
     },
-    /// Two runs on the same inputs gave other bits.
-    #[error("a second run gave other bits at (b {}, h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
+    /// Two runs on the same inputs gave different bits.
+    #[error(
+        "a second run gave different bits at (b {}, h {}, i {}, d {})",
+        at[0], at[1], at[2], at[3]
+    )]
     NotRepeated {
         /// Batch entry, head, query and column.
         at: [usize; 4],
     },
-    /// A batch entry alone gave other bits than among its neighbours.
-    #[error("batch entry {} alone gave other bits at (h {}, i {}, d {})", at[0], at[1], at[2], at[3])]
+    /// A batch entry gave different bits alone than in the batch.
+    #[error(
+        "batch entry {} gave different bits alone at (h {}, i {}, d {})",
+        at[0], at[1], at[2], at[3]
+    )]
     Neighbours {
         /// Batch entry, head, query and column.
         at: [usize; 4],
     },
 }
 
-/// What out and lse hold before a run: a NaN in every storage type, and not the one that arithmetic gives.
+/// The contents of out and lse before a run: a NaN in every storage type, but not the NaN that
+/// arithmetic produces.
 const BEFORE: u16 = 0x7FE5;
 const LSE_BEFORE: f32 = f32::from_bits(0x7FE5_7FE5);
 
@@ -129,7 +138,7 @@ pub(crate) struct Results {
     pub(crate) lse: Option<Vec<f32>>,
 }
 
-/// Runs a backend over poisoned results and checks that it writes what it should, and only that.
+/// Runs a backend on poisoned results and checks that it writes the result and nothing else.
 pub(crate) fn execute(
     backend: &dyn Backend,
     kernel: KernelKind,
@@ -188,9 +197,13 @@ pub fn cannot_plan(backend: BackendKind) -> BackendError {
     BackendError::new(backend, false, "this backend runs whole calls and makes no plans")
 }
 
-/// What failures call a backend: `wgpu full on llvmpipe (Vulkan)`.
+/// The name of a backend in failures: `wgpu full on llvmpipe (Vulkan)`.
 pub(crate) fn name(backend: &dyn Backend) -> String {
     format!("{} {}", backend.kind(), backend.device_name())
+}
+
+fn join(reasons: &[Reason]) -> String {
+    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// An error with its causes.
@@ -205,7 +218,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Each element of the first `seq` positions with its place.
+/// Each element of the first `seq` positions, with its index in memory.
 pub(crate) fn elements_of(
     view: &TensorView,
     seq: usize,
@@ -225,10 +238,10 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Builds the inputs and asks the oracle.
+    /// Builds the inputs and runs the oracle.
     ///
     /// # Errors
-    /// Where the case breaks a rule of [`Problem`](flashtile_core::Problem) or its call.
+    /// If the case breaks a rule of [`Problem`](flashtile_core::Problem) or its call.
     pub fn new(case: &Case) -> Result<Self, ProblemError> {
         let tensors = case.build()?;
         let answer = attention(&tensors.problem, &tensors.inputs())?;
@@ -245,25 +258,25 @@ impl Prepared {
         &self.tensors
     }
 
-    /// What the oracle says.
+    /// The oracle's answer.
     pub fn answer(&self) -> &Answer {
         &self.answer
     }
 
-    /// Runs the case and measures how far the results are from the oracle, whether or not that is within the bound.
+    /// Runs the case and measures how far the results are from the oracle, within the bound or not.
     ///
     /// # Errors
-    /// A [`Failure`] where there are no results to measure, or memory was written that should not have been.
+    /// A [`Failure`] if there are no results to measure, or if memory outside them was written.
     pub fn measure(&self, backend: &dyn Backend, kernel: KernelKind) -> Result<Outcome, Failure> {
         let results = execute(backend, kernel, &self.tensors)
             .map_err(|wrong| self.failure(backend, kernel, wrong))?;
         Ok(self.compare(&results))
     }
 
-    /// As [`measure`](Self::measure), and holds the results to the bound.
+    /// As [`measure`](Self::measure), and requires the results to be within the bound.
     ///
     /// # Errors
-    /// A [`Failure`] that says what is wrong and how to see it again.
+    /// A [`Failure`] that says what is wrong and how to reproduce it.
     pub fn check(&self, backend: &dyn Backend, kernel: KernelKind) -> Result<Outcome, Failure> {
         let outcome = self.measure(backend, kernel)?;
         if outcome.out.share > 1.0 {
@@ -308,12 +321,13 @@ impl Prepared {
     }
 }
 
-/// Runs one case on one kernel of a backend and holds it to the oracle's bound.
+/// Runs one case on one kernel of a backend and compares it with the oracle by the error rule.
 ///
-/// Outputs begin as NaN: each must be written, and no byte between strides, beyond the call's queries or behind the end may be.
+/// Outputs start as NaN. Each of them must be written, and no byte between strides, beyond the
+/// call's queries or after the end may change.
 ///
 /// # Errors
-/// A [`Failure`] that says what is wrong and how to see it again.
+/// A [`Failure`] that says what is wrong and how to reproduce it.
 pub fn run_case(
     backend: &dyn Backend,
     kernel: KernelKind,

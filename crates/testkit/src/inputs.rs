@@ -5,10 +5,10 @@ use flashtile_core::{
     TensorView,
 };
 
-/// A case made real: its problem and the bytes of its inputs.
+/// The problem of a case and the bytes of its inputs.
 #[derive(Clone, Debug)]
 pub struct Tensors {
-    /// What the case describes.
+    /// The problem that the case describes.
     pub problem: Problem,
     /// The values of the call.
     pub call: Call,
@@ -34,7 +34,7 @@ impl Tensors {
         inputs
     }
 
-    /// The inputs with places for the results.
+    /// The inputs with buffers for the results.
     pub fn args<'a>(&'a self, out: &'a mut [u8], lse: Option<&'a mut [f32]>) -> HostArgs<'a> {
         let inputs = self.inputs();
         let mut args = HostArgs::new(inputs.q, inputs.k, inputs.v, out).call(inputs.call);
@@ -45,14 +45,15 @@ impl Tensors {
     }
 }
 
-/// Elements that every buffer is longer than its tensor, so that nobody takes its length for the tensor's.
+/// Every buffer is this many elements longer than its tensor, so that code which takes the buffer's
+/// length for the tensor's fails.
 pub(crate) const SLACK: usize = 3;
 
 impl Case {
     /// The problem and the bytes of its inputs: always the same for the same case.
     ///
     /// # Errors
-    /// Where the case breaks a rule of [`Problem`] or [`Call`].
+    /// If the case breaks a rule of [`Problem`] or [`Call`].
     pub fn build(&self) -> Result<Tensors, ProblemError> {
         let problem = self.problem()?;
         let call = self.call().resolve(&problem)?;
@@ -116,7 +117,7 @@ impl Case {
     }
 }
 
-/// Which rows hold numbers; the others are poisoned.
+/// Which rows hold numbers. The others are poisoned.
 struct Seen {
     /// (B, H, Sq)
     queries: Vec<bool>,
@@ -173,7 +174,7 @@ enum Which {
     V,
 }
 
-/// The numbers of a tensor, in the order (B, H, S, D).
+/// The numbers of a tensor, in (B, H, S, D) order.
 fn values(case: &Case, rng: &mut Rng, which: Which, shape: [usize; 4]) -> Vec<f64> {
     let f16 = case.dtype == DType::F16;
     let mut draw = || match (case.values, which) {
@@ -207,12 +208,13 @@ fn point_at_keys(case: &Case, q: &mut [f64], k: &[f64]) {
     for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
         let (bh, i) = (row / seq_q, row % seq_q);
         let kv_head = bh / heads * kv_heads + bh % heads / (heads / kv_heads);
-        let begin = (kv_head * seq_kv + (i * 7 + 3) % seq_kv) * head_dim;
-        q.iter_mut().zip(&k[begin..]).for_each(|(q, k)| *q = 6.0 * k);
+        let start = (kv_head * seq_kv + (i * 7 + 3) % seq_kv) * head_dim;
+        q.iter_mut().zip(&k[start..]).for_each(|(q, k)| *q = 6.0 * k);
     }
 }
 
-/// The bytes of a tensor: poison, and on it the rows that are seen. `nan`: a row that has one NaN.
+/// The bytes of a tensor: the rows that are seen, and poison everywhere else. `nan` is a row that
+/// gets one NaN.
 fn fill(
     view: &TensorView,
     values: &[f64],
@@ -254,7 +256,7 @@ fn mask_allows(mask: &Mask, bytes: &[u8], at: usize) -> bool {
     }
 }
 
-/// The bytes of a mask: poison, and on it the entries that the call uses.
+/// The bytes of a mask: the entries that the call uses, and poison everywhere else.
 fn fill_mask(
     case: &Case,
     spec: &MaskSpec,
@@ -270,7 +272,8 @@ fn fill_mask(
     };
     let [batch, heads, seq_q, seq_kv] = view.shape;
     let mut is_used = vec![false; batch * heads * seq_q * seq_kv];
-    // Without a batch axis all entries' bands matter; the head axis never does.
+    // Without a batch axis, an entry is used if any batch entry uses it. Bands do not depend on
+    // heads.
     for (b, i, j) in (0..case.batch)
         .flat_map(|b| (0..call.seq_q).map(move |i| (b, i)))
         .flat_map(|(b, i)| (0..call.seq_kv).map(move |j| (b, i, j)))
@@ -294,7 +297,7 @@ fn fill_mask(
         let value = content.value(view, &mut rng, [b, h, i, j]);
         if used {
             match view.kind {
-                // Every byte but zero is true.
+                // Every byte except 0 is true.
                 MaskKind::Bool => {
                     bytes[view.index(b, h, i, j)] =
                         if value.is_none() { 0 } else { rng.pick(&[1, 1, 2, 255]) }
@@ -312,10 +315,10 @@ fn fill_mask(
     bytes
 }
 
-/// The rule by which a mask is filled.
+/// The rule that fills a mask.
 struct Content {
     kind: MaskContent,
-    /// Rows (B, H, Sq of the mask) that are masked altogether.
+    /// Rows (B, H, Sq of the mask) that are fully masked.
     shut_rows: Vec<bool>,
     /// Sizes of the rectangles, and whether each is masked.
     block: [usize; 2],
@@ -335,7 +338,7 @@ impl Content {
         Self { kind, shut_rows, block, shut_blocks, blocks_across }
     }
 
-    /// `None` where the key is masked.
+    /// `None` if the key is masked.
     fn value(&self, view: &Mask, rng: &mut Rng, [b, h, i, j]: [usize; 4]) -> Option<f64> {
         let [_, heads, seq_q, _] = view.shape;
         let plane = b * heads + h;

@@ -5,11 +5,12 @@ use flashtile_core::{Align, DType, Layout, MaskKind};
 /// The most FLOPs of a random case with short keys.
 const MOST_FLOPS: u64 = 8_000_000;
 
-/// The most FLOPs of one with long keys: three queries of two heads of width 128 over 16384 keys.
+/// The most FLOPs of a random case with long keys: three queries of two heads of width 128 over
+/// 16384 keys.
 #[cfg(test)]
 const MOST_LONG_FLOPS: u64 = 52_000_000;
 
-/// A random problem: always valid, always the same for the same seed, and any mix of what the words allow.
+/// A random problem: always valid, always the same for the same seed, with any mix of options.
 pub fn random_case(seed: u64) -> Case {
     let mut rng = Rng::new(seed, 1000);
     let rng = &mut rng;
@@ -79,7 +80,7 @@ fn width(rng: &mut Rng) -> usize {
     }
 }
 
-/// Layouts, and steps longer than they need be.
+/// Layouts, and strides longer than needed.
 fn place(case: &mut Case, rng: &mut Rng) {
     let layout = rng.pick(Layout::ALL);
     let mut placement = |shape: [usize; 4]| {
@@ -100,7 +101,7 @@ fn place(case: &mut Case, rng: &mut Rng) {
     }
 }
 
-/// All that decides which keys a query sees.
+/// Everything that decides which keys a query sees.
 fn restrict(case: &mut Case, rng: &mut Rng) {
     let (seq_q, seq_kv) = (case.seq_q, case.seq_kv);
     case.causal = rng.chance(0.4);

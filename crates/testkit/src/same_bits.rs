@@ -1,4 +1,4 @@
-//! Promise 4: the same bits every time, and whatever the neighbours in the batch.
+//! Guarantee 4: the same bits in every run, and with any neighbours in the batch.
 
 use crate::case::Case;
 use crate::check::{Failure, Results, Wrong, elements_of, execute, name};
@@ -8,7 +8,7 @@ use flashtile_core::{Backend, KernelKind, Problem, ProblemError, TensorView};
 /// Runs a case twice and compares all bits.
 ///
 /// # Errors
-/// A [`Failure`] with [`Wrong::NotRepeated`], or what kept the case from running.
+/// A [`Failure`] with [`Wrong::NotRepeated`], or with the reason why the case did not run.
 pub fn check_repeats(
     backend: &dyn Backend,
     kernel: KernelKind,
@@ -31,12 +31,13 @@ pub fn check_repeats(
     })
 }
 
-/// Runs each batch entry of a case alone and compares its bits with those it had among the others.
+/// Runs each batch entry of a case alone and compares its bits with those that it had in the batch.
 ///
-/// With dropout only the first entry is compared: the others' random words depend on their place in the batch.
+/// With dropout, only the first entry is compared: the random words of the others depend on their
+/// position in the batch.
 ///
 /// # Errors
-/// A [`Failure`] with [`Wrong::Neighbours`], or what kept the case from running.
+/// A [`Failure`] with [`Wrong::Neighbours`], or with the reason why the case did not run.
 pub fn check_neighbours(
     backend: &dyn Backend,
     kernel: KernelKind,
@@ -64,7 +65,7 @@ pub fn check_neighbours(
     })
 }
 
-/// The bits of out, then of lse, each with its place.
+/// The bits of out, then of lse, each with its position.
 fn bits(tensors: &Tensors, results: &Results) -> Result<Vec<([usize; 4], u32)>, ProblemError> {
     let problem = &tensors.problem;
     let seq_q = tensors.call.resolve(problem)?.seq_q;
@@ -98,7 +99,7 @@ impl Tensors {
                 view.strides,
             )
         };
-        // An empty tensor may have steps beyond its buffer.
+        // The strides of an empty tensor may reach beyond its buffer.
         let cut = |bytes: &[u8], stride: usize, size: usize| {
             bytes.get(b * stride * size..).unwrap_or_default().to_vec()
         };

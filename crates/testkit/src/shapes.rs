@@ -1,7 +1,7 @@
 use crate::case::Case;
 use flashtile_core::Align;
 
-/// Shapes under the names of the models that have them, for benchmarks: not causal, f32, bhsd as most of them store it.
+/// The shapes of known models by name, for benchmarks: not causal, in f32 and bshd.
 pub fn named_shapes() -> Vec<(&'static str, Case)> {
     let shape = |batch, heads, seq, dim| Case { lse: false, ..Case::new([batch, heads, seq, dim]) };
     vec![

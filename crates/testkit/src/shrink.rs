@@ -1,20 +1,20 @@
 use crate::case::{Case, KvLens, Placement, Poison, Values};
 use flashtile_core::{Align, DType, Layout};
 
-/// The smallest case that can be reached from `case` by simple steps and for which `fails` still holds.
+/// The smallest case that simple steps reach from `case` and for which `fails` is still true.
 ///
-/// Each step drops a feature or makes a size smaller; `fails` is asked at most 500 times.
+/// Each step drops a feature or reduces a size. `fails` is called at most 500 times.
 pub fn minimise(case: &Case, mut fails: impl FnMut(&Case) -> bool) -> Case {
     let mut smallest = case.clone();
-    let mut asked = 0;
+    let mut calls = 0;
     'smaller: loop {
         for step in simpler(&smallest) {
-            if asked == 500 {
+            if calls == 500 {
                 break 'smaller;
             }
             let valid = step.problem().is_ok_and(|problem| step.call().resolve(&problem).is_ok());
             if valid && step != smallest {
-                asked += 1;
+                calls += 1;
                 if fails(&step) {
                     smallest = step;
                     continue 'smaller;
@@ -49,7 +49,7 @@ fn simpler(case: &Case) -> Vec<Case> {
     step(&|c| c.nan = None);
     step(&|c| c.lse = false);
     step(&|c| c.dtype = DType::F32);
-    // Sizes: dense tensors only, since strides were made for the sizes as they are.
+    // Sizes change only if tensors are dense: strides were made for the original sizes.
     for smaller in [|_| 1, |n: usize| n.div_ceil(2), |n: usize| n.saturating_sub(1).max(1)] {
         step(&|c| c.batch = smaller(c.batch));
         step(&|c| (c.heads, c.kv_heads) = (smaller(c.heads / c.kv_heads) * c.kv_heads, c.kv_heads));

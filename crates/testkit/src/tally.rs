@@ -8,18 +8,18 @@ use flashtile_core::{Backend, KernelKind};
 use std::fmt;
 use std::ops::Range;
 
-/// The sum of many cases on one kernel of a backend.
+/// The results of many cases on one kernel of a backend.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Cases within the bound.
     pub passed: usize,
     /// Cases that the backend refuses, each with its reasons.
     pub refused: Vec<Failure>,
-    /// Cases that went wrong.
+    /// Cases that failed.
     pub failures: Vec<Failure>,
-    /// The output nearest to its bound among the cases that passed.
+    /// The output with the largest share of its bound among the cases that passed.
     pub out: Option<(Worst, Case)>,
-    /// The lse nearest to its bound among the cases that passed.
+    /// The lse with the largest share of its bound among the cases that passed.
     pub lse: Option<(Worst, Case)>,
 }
 
@@ -44,13 +44,13 @@ impl Tally {
         }
     }
 
-    /// True where every case ran and none went wrong.
+    /// True if every case ran and passed.
     pub fn all_passed(&self) -> bool {
         self.failures.is_empty() && self.refused.is_empty()
     }
 }
 
-/// A line of counts and one for each thing worth seeing again.
+/// One line of counts, then the worst results and every failure.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -72,7 +72,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs `cases` and tells `each` of every result, so that a program can show how far it is.
+/// Runs `cases` and calls `each` with every result, so that a program can show its progress.
 pub fn run_cases<'a>(
     backend: &dyn Backend,
     kernel: KernelKind,
@@ -88,10 +88,11 @@ pub fn run_cases<'a>(
     tally
 }
 
-/// Runs a random case for each of `seeds`; the first failure is made as small as it can be.
+/// Runs a random case for each of `seeds`, and minimises the first failure.
 ///
 /// # Errors
-/// The failure, whose case replays it. Cases that the backend refuses are counted, not failed.
+/// The first failure, with the case that replays it. A case that the backend refuses is counted,
+/// and is not a failure.
 pub fn run_random(
     backend: &dyn Backend,
     kernel: KernelKind,
@@ -116,10 +117,10 @@ pub fn run_random(
     Ok(tally)
 }
 
-/// The case in the environment variable `FLASHTILE_CASE` alone, or the whole catalogue.
+/// Only the case in the environment variable `FLASHTILE_CASE` if that is set, else the catalogue.
 ///
 /// # Errors
-/// Where the variable does not hold a case.
+/// If the variable does not hold a case.
 pub fn chosen_cases() -> Result<Vec<(&'static str, Case)>, ParseCaseError> {
     match std::env::var("FLASHTILE_CASE") {
         Ok(line) => Ok(vec![("replayed", line.parse()?)]),

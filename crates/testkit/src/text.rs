@@ -1,4 +1,4 @@
-//! A case as one line of text, and back.
+//! Converts a case to one line of text and back.
 
 use crate::case::{Case, KvLens, MaskContent, MaskSpec, Nan, Placement, Poison, Values};
 use flashtile_core::{DType, Layout, MaskKind};
@@ -29,7 +29,7 @@ pub enum ParseCaseError {
     NoShape,
 }
 
-/// Names of an enum's values: for writing and for reading.
+/// The names of an enum's values, for writing and reading.
 type Names<T> = &'static [(T, &'static str)];
 
 const DTYPES: Names<DType> = &[(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
@@ -137,7 +137,8 @@ impl fmt::Display for KvLens {
     }
 }
 
-/// `kind:axes:content`: the axes are letters of `bhqk`, one for each of the mask's axes, or 1; `+n` leaves n elements after each row.
+/// `kind:axes:content`. `axes` has one character per axis of the mask: its letter in `bhqk`, or 1.
+/// `+n` adds n unused elements after each row.
 impl fmt::Display for MaskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", name(KINDS, self.kind))?;
@@ -214,7 +215,7 @@ impl FromStr for Case {
             value: value.to_owned(),
             expected,
         };
-        // The shape sets the defaults of others, wherever it stands.
+        // The shape sets the defaults of other keys, wherever it is in the line.
         let (key, shape) =
             pairs.iter().find(|(key, _)| *key == "shape").ok_or(ParseCaseError::NoShape)?;
         let mut case = Case::new(read_shape(shape).ok_or_else(|| bad(key, shape, "BxHxSxD"))?);
@@ -229,7 +230,7 @@ impl FromStr for Case {
 }
 
 impl Case {
-    /// Sets one key; the error says what was expected, or `None` if there is no such key.
+    /// Sets one key. The error says what was expected; it is `None` if there is no such key.
     fn set(&mut self, key: &str, text: &str) -> Result<(), Option<&'static str>> {
         fn number<T: FromStr>(text: &str) -> Result<T, Option<&'static str>> {
             text.parse().map_err(|_| Some("a number"))
@@ -290,8 +291,9 @@ mod tests {
         for line in [
             "shape=2x4x17x64",
             "shape=0x1x0x3 hkv=1 kv_lens=",
-            "shape=2x6x17x64 hkv=2 skv=33 dv=7 dtype=bf16 q=hbsd k=0:0:7:1 v=bhsd out=999:99:9:2 causal=yes align=-3 window_left=4 \
-             window_right=0 softcap=2.5 scale=-0.1 mask=f16:1hqk+3:lowest kv_lens=3:0 dropout=0.25 dropout_seed=18446744073709551615 \
+            "shape=2x6x17x64 hkv=2 skv=33 dv=7 dtype=bf16 q=hbsd k=0:0:7:1 v=bhsd out=999:99:9:2 \
+             causal=yes align=-3 window_left=4 window_right=0 softcap=2.5 scale=-0.1 \
+             mask=f16:1hqk+3:lowest kv_lens=3:0 dropout=0.25 dropout_seed=18446744073709551615 \
              dropout_offset=7 lse=no call_q=3 call_kv=5 values=onehot poison=unseen nan=v seed=9",
         ] {
             let case: Case = line.parse().expect("valid");

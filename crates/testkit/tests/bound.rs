@@ -1,5 +1,6 @@
-//! The error rule itself: an honest float32 kernel stays within it everywhere, and one with a fault does not, wherever the fault matters.
-//! A rule that fails the first part is unfair, one that fails the second is worthless.
+//! Tests of the error rule itself. A correct float32 kernel must stay within the bound everywhere,
+//! and a kernel with a fault must exceed it wherever the fault matters. A rule that fails the first
+//! test is unfair; a rule that fails the second is worthless.
 #![allow(clippy::unwrap_used)]
 
 mod honest;
@@ -16,7 +17,7 @@ const KERNELS: [Honest; 5] = [
     Honest { tile: 16, stored_weights: true, functions: Functions::Wgsl, sabotage: None },
 ];
 
-/// Holds every honest kernel to the rule and returns the number of rows.
+/// Checks every honest kernel by the rule and returns the number of rows.
 fn all_pass(cases: impl Iterator<Item = Case>) -> usize {
     let mut rows = 0;
     let mut worst = KERNELS.map(|_| [(0.0, String::new()), (0.0, String::new())]);
@@ -61,11 +62,11 @@ fn honest_kernels_pass_random_problems() {
     assert!(rows > 10_000, "{rows}");
 }
 
-/// Problems in which a fault matters, as lines to which dtype and seed are added.
+/// Problems in which a fault matters. The test adds a dtype and a seed to each line.
 struct Fault {
     sabotage: Sabotage,
     lines: &'static [&'static str],
-    /// Storage types that do not hide the fault, as coarse storage may.
+    /// Storage types that do not hide the fault. A coarse type may hide it.
     dtypes: &'static [&'static str],
 }
 
@@ -217,7 +218,7 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
-/// Every fault is caught in 19 of 20 problems in which it matters, and most in all.
+/// Every fault is caught in at least 19 of 20 problems in which it matters.
 #[test]
 fn faulty_kernels_fail() {
     let mut missed = Vec::new();

@@ -1,4 +1,5 @@
-//! The harness itself: backends that misbehave in one way each are found out, and what a failure prints replays it.
+//! Tests of the harness itself: it detects backends that misbehave in one way each, and a printed
+//! failure can be replayed.
 #![allow(clippy::unwrap_used)]
 
 mod honest;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The oracle, followed by a misdeed.
+/// The oracle, and then a fault in its results.
 struct Misbehaving<F>(F);
 
 impl<F> fmt::Debug for Misbehaving<F> {
@@ -62,17 +63,18 @@ impl<F: Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync> Backend for M
     }
 }
 
-/// Rows of 3 with a gap of 1, in f16: element 3 is a gap, 0 to 2 are a row; capacity of 4 queries, 3 of them in the call.
+/// Rows of 3 with a gap of 1, in f16: elements 0 to 2 are a row, and element 3 is a gap. The
+/// capacity is 4 queries, of which the call has 3.
 fn case() -> Case {
     "shape=2x2x4x3 dtype=f16 out=32:16:4:1 call_q=3".parse().unwrap()
 }
 
-fn wrong(misdeed: impl Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync) -> String {
-    run_case(&Misbehaving(misdeed), KernelKind::Flash, &case()).unwrap_err().wrong.to_string()
+fn wrong(fault: impl Fn(&Problem, &mut [u8], Option<&mut [f32]>) + Send + Sync) -> String {
+    run_case(&Misbehaving(fault), KernelKind::Flash, &case()).unwrap_err().wrong.to_string()
 }
 
 #[test]
-fn misdeeds_are_found() {
+fn faults_are_found() {
     assert!(
         run_case(
             &Misbehaving(|_: &_, _: &mut _, _: Option<&mut _>| {}),
@@ -83,10 +85,11 @@ fn misdeeds_are_found() {
     );
     let touched = |byte, buffer| {
         format!(
-            "byte {byte} of {buffer} lies outside the result (between strides, beyond the queries of the call, or behind the end), and was written"
+            "byte {byte} of {buffer} was written, but lies outside the result (between strides, \
+             beyond the queries of the call, or after the end)"
         )
     };
-    // A gap, a row beyond the call's queries, behind the end.
+    // A gap, a row beyond the call's queries, and memory after the end.
     assert_eq!(wrong(|_, out, _| out[6] = 0), touched(6, "out"));
     assert_eq!(wrong(|_, out, _| out[2 * 13] = 0), touched(26, "out"));
     assert_eq!(
@@ -95,7 +98,7 @@ fn misdeeds_are_found() {
     );
     assert_eq!(wrong(|_, _, lse| lse.unwrap()[3] = 0.0), touched(12, "lse"));
     assert_eq!(wrong(|_, _, lse| lse.unwrap()[16] = 0.0), touched(64, "lse"));
-    // Never written: as it was before.
+    // Not written: the contents are the same as before.
     let before = f32::from_bits(0x7FE5_7FE5);
     assert_eq!(
         wrong(|problem, out, _| {
@@ -125,10 +128,11 @@ fn misdeeds_are_found() {
 }
 
 #[test]
-fn errors_and_refusals_are_told() {
+fn errors_and_refusals_are_reported() {
     let refused = run_case(&Reference, KernelKind::Flash, &case()).unwrap_err();
-    assert!(matches!(&refused.wrong, Wrong::Refused(reasons)
-        if reasons[..] == [Reason::NoSuchKernel { backend: BackendKind::Reference, kernel: KernelKind::Flash }]));
+    let Wrong::Refused(reasons) = &refused.wrong else { panic!("{refused}") };
+    let (backend, kernel) = (BackendKind::Reference, KernelKind::Flash);
+    assert_eq!(reasons[..], [Reason::NoSuchKernel { backend, kernel }]);
     let tally =
         run_cases(&Reference, KernelKind::Flash, [&case()], |_, result| assert!(result.is_err()));
     assert!(!tally.all_passed() && tally.failures.is_empty() && tally.refused.len() == 1);
@@ -136,13 +140,14 @@ fn errors_and_refusals_are_told() {
     let failure = run_case(&Reference, KernelKind::Unfused, &invalid).unwrap_err();
     assert_eq!(
         failure.to_string(),
-        "reference CPU, unfused: the case is not valid: q has 3 heads, which is not a multiple of the 2 heads of k\n    \
+        "reference CPU, unfused: the case is not valid: q has 3 heads, which is not a multiple of \
+         the 2 heads of k\n    \
          replay with FLASHTILE_CASE=\"shape=1x3x4x4 hkv=2\""
     );
 }
 
 #[test]
-fn other_bits_are_found() {
+fn different_bits_are_found() {
     let runs = AtomicUsize::new(0);
     let restless = Misbehaving(|_: &Problem, out: &mut [u8], _: Option<&mut [f32]>| {
         out[0] ^= (runs.fetch_add(1, Ordering::Relaxed) % 2) as u8;
@@ -157,7 +162,7 @@ fn other_bits_are_found() {
     assert!(matches!(failure.wrong, Wrong::Neighbours { at: [1, 1, 2, 0] }), "{failure}");
 }
 
-/// A fault is found in random problems, made small, and the line that is printed shows it again.
+/// A fault is found in random problems and minimised, and the printed line reproduces it.
 #[test]
 fn a_printed_failure_replays() {
     for sabotage in [

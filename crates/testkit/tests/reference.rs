@@ -1,5 +1,5 @@
-//! The oracle as a backend passes the whole catalogue: a rounded answer is within its own bound, it touches nothing else, and what no
-//! query sees does not reach it.
+//! The oracle as a backend passes the whole catalogue: its rounded results are within its own
+//! bound, it writes nothing else, and places that no query sees do not affect it.
 
 use flashtile_core::KernelKind;
 use flashtile_reference::Reference;
@@ -22,7 +22,7 @@ fn the_oracle_passes_its_own_catalogue() {
 }
 
 #[test]
-fn the_oracle_repeats_itself_whatever_the_neighbours() {
+fn the_oracle_repeats_its_bits_with_any_neighbours() {
     for (group, case) in
         catalogue().into_iter().filter(|(_, case)| case.batch > 1 && case.flops() < 1_000_000)
     {

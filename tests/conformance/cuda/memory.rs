@@ -116,10 +116,10 @@ fn run_hiding(
 /// The choice of a plan (tensor cores for 16-bit types, if the GPU has them), a tile shape for f32
 /// units that runs on every GPU, and the unfused kernels.
 fn engines() -> [PlanOptions; 3] {
-    let any_card = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];
+    let any_gpu = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];
     [
         PlanOptions::new().kernel(KernelKind::Flash),
-        PlanOptions::new().kernel(KernelKind::Flash).tiles(any_card),
+        PlanOptions::new().kernel(KernelKind::Flash).tiles(any_gpu),
         PlanOptions::new().kernel(KernelKind::Unfused),
     ]
 }

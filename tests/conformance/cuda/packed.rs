@@ -235,10 +235,14 @@ pub(super) fn packed_cases() -> Vec<Case> {
             // Rows whose size is a multiple of 16 bytes and whose addresses are not.
             format!("shape=1x2x70x64 skv=130 dtype={dtype} causal=yes"),
             // q, k and v as the output of one projection, (B, S, 3, H, D); out with gaps.
-            format!("shape=2x3x37x24 dtype={dtype} q=7992:24:216:1 k=7992:24:216:1 v=7992:24:216:1 out=3900:33:105:1"),
             format!(
-                "shape=2x4x37x33 hkv=2 skv=77 dv=20 dtype={dtype} out=bsd causal=yes align=bottom-right softcap=9.0 mask=f32:b1qk+3:blocks \
-                 kv_lens=random dropout=0.2 dropout_seed=5 poison=unseen"
+                "shape=2x3x37x24 dtype={dtype} q=7992:24:216:1 k=7992:24:216:1 v=7992:24:216:1 \
+                 out=3900:33:105:1"
+            ),
+            format!(
+                "shape=2x4x37x33 hkv=2 skv=77 dv=20 dtype={dtype} out=bsd causal=yes \
+                 align=bottom-right softcap=9.0 mask=f32:b1qk+3:blocks kv_lens=random dropout=0.2 \
+                 dropout_seed=5 poison=unseen"
             ),
         ]
     });

@@ -22,7 +22,7 @@ pub(super) const CHECKS: [(&str, Check); 6] = [
     ("one plan feeds another, on one stream and across two", chained),
     ("threads with streams of their own share a plan", threads),
     ("a decode loop plans once", decode_loop),
-    ("lengths on the card are clamped", device_kv_lens),
+    ("lengths on the GPU are clamped", device_kv_lens),
     ("a graph is replayed", graph),
 ];
 
@@ -33,12 +33,12 @@ fn both_kernels() -> [PlanOptions; 2] {
 /// A context that is not the primary one, and a stream that is not the default one.
 fn own_context(context: &Context) -> Result<(), AnyError> {
     let stream = CudaContext::new_non_primary(context.cuda().ordinal(), 0)?.new_stream()?;
-    let card = CudaBackend::new(Context::new(stream)?);
+    let gpu = CudaBackend::new(Context::new(stream)?);
     let cases = cases([
         "shape=2x4x39x24 hkv=2 skv=141 causal=yes align=2 mask=f32:b11k:blocks kv_lens=random",
         "shape=1x2x130x64 dtype=f16 causal=yes",
     ]);
-    KernelKind::ALL.iter().copied().try_for_each(|kernel| run_all(&card, kernel, &cases))?;
+    KernelKind::ALL.iter().copied().try_for_each(|kernel| run_all(&gpu, kernel, &cases))?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use flashtile_core::{
 use flashtile_wgpu::{Context, DeviceChoice, Error, Tiles, open_baseline_blocking, open_blocking};
 use std::sync::Arc;
 
-/// The kernels on one wgpu device, with a tile shape forced where a test wants one.
+/// The kernels on one wgpu device. A test can force a tile shape.
 #[derive(Clone, Debug)]
 pub(crate) struct WgpuBackend {
     context: Context,
@@ -13,18 +13,18 @@ pub(crate) struct WgpuBackend {
 }
 
 impl WgpuBackend {
-    /// A device that is open already. `what` tells it apart from others on the same adapter.
+    /// On an open device. `what` distinguishes it from others on the same adapter.
     pub(crate) fn new(context: Context, what: &str) -> Self {
         let name = format!("{what} on {}", Backend::device_name(&context));
         Self { context, name, tiles: None }
     }
 
-    /// The best adapter of this machine, with all that it offers.
+    /// The best adapter of this machine, with everything that it offers.
     pub(crate) fn full() -> Result<Self, Error> {
         Ok(Self::new(open_blocking(&DeviceChoice::new())?, "full"))
     }
 
-    /// The same with only WebGPU's default limits and no features: what a browser grants.
+    /// The same adapter with WebGPU's default limits and no features, as a browser grants it.
     pub(crate) fn baseline() -> Result<Self, Error> {
         Ok(Self::new(open_baseline_blocking(&DeviceChoice::new())?, "baseline"))
     }

@@ -1,5 +1,5 @@
-//! What calls accept and refuse: pieces of buffers, workspaces, foreign objects; and what a plan keeps
-//! of the buffers that it was called with.
+//! What calls accept and refuse (pieces of buffers, workspaces, foreign objects), and what a plan
+//! keeps of the buffers that it was called with.
 
 use super::{
     Check,
@@ -175,8 +175,8 @@ fn foreign_plan(context: &Context) -> Result<(), String> {
     }
 }
 
-/// Buffer sets that come back are all kept, however many there are; sets that do not are dropped, so
-/// that the plan does not keep dropped buffers alive.
+/// Buffer sets that come back are all kept, however many there are; sets that do not are dropped,
+/// so that the plan does not keep dropped buffers alive.
 fn bind_groups(context: &Context) -> Result<(), String> {
     let (problem, host) = problem()?;
     let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;

@@ -1,4 +1,4 @@
-//! What a device does to those who work on it: it comes with features or without, one among equals, and goes away.
+//! Behaviour of devices: with and without features, several alike, foreign and lost.
 
 use super::{Check, embedding::buffer};
 use crate::shared::{bytes, dense, floats, hold, text};
@@ -14,13 +14,13 @@ use std::sync::{
 use wgpu::BufferUsages as Usage;
 
 pub(super) const CHECKS: [(&str, Check); 4] = [
-    ("a buffer of another one is an error", foreign_buffer),
-    ("a lost one says so", lost_device),
-    ("time is by timestamps where it has them", timestamps),
-    ("twins are told apart by number", adapter_by_index),
+    ("a buffer of another device is an error", foreign_buffer),
+    ("a lost device is reported as lost", lost_device),
+    ("timestamps measure time if available", timestamps),
+    ("a number selects among equal adapters", adapter_by_index),
 ];
 
-/// Another device of the same instance. (wgpu itself panics on a buffer of another instance.)
+/// A buffer of another device of the same instance. (wgpu panics on a buffer of another instance.)
 fn foreign_buffer(context: &Context) -> Result<(), String> {
     let [one, other] = two_devices(context)?;
     let view = dense([1, 1, 2, 4]);
@@ -57,7 +57,8 @@ fn two_devices(context: &Context) -> Result<[Context; 2], String> {
     Ok([device(&adapter, wgpu::Limits::default())?, device(&adapter, wgpu::Limits::default())?])
 }
 
-/// A device of its own, since it does not survive. Whatever is begun on it afterwards says that it is lost, and nothing panics.
+/// Destroys a device of its own. Everything started on it afterwards reports a lost device, and
+/// nothing panics.
 fn lost_device(_: &Context) -> Result<(), String> {
     let context = open_blocking(&DeviceChoice::default()).map_err(text)?;
     let view = dense([1, 1, 2, 4]);
@@ -68,8 +69,8 @@ fn lost_device(_: &Context) -> Result<(), String> {
     let call = Call::default();
     let mut args = HostArgs::new(&host, &host, &host, &mut out).call(call);
     let uploaded = pollster::block_on(HostRun::upload(&plan, &args)).map_err(text)?;
-    let told = Arc::new(AtomicBool::new(false));
-    let callback = told.clone();
+    let called = Arc::new(AtomicBool::new(false));
+    let callback = called.clone();
     context.device().set_device_lost_callback(move |_, _| callback.store(true, Ordering::Relaxed));
     context.device().destroy();
 
@@ -90,14 +91,15 @@ fn lost_device(_: &Context) -> Result<(), String> {
             return Err(format!("{what} on a lost device gave {result:?}"));
         }
     }
-    if told.load(Ordering::Relaxed) {
+    if called.load(Ordering::Relaxed) {
         Ok(())
     } else {
         Err("the caller's own callback was not called".into())
     }
 }
 
-/// A device with timestamps measures with them; one without measures by the host's clock, and nothing fails for it.
+/// A device with timestamps measures with them. A device without them measures with the host's
+/// clock, and nothing fails.
 fn timestamps(context: &Context) -> Result<(), String> {
     let view = dense([1, 2, 64, 16]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
@@ -123,7 +125,7 @@ fn timestamps(context: &Context) -> Result<(), String> {
     Ok(())
 }
 
-/// By number, as the list of adapters counts; with a name, which has to be that one's.
+/// Selects an adapter by its number in the list. A name that is given too must match.
 fn adapter_by_index(_: &Context) -> Result<(), String> {
     let listed = adapters_blocking();
     for (index, entry) in listed.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! What an app that owns its device relies on: its buffers and offsets, its encoders and passes, its threads, and errors instead of panics.
+//! What an application that owns its device relies on: its own buffers and offsets, encoders and
+//! passes, and threads, and errors instead of panics.
 
 use super::backend::WgpuBackend;
 use super::{
@@ -13,11 +14,12 @@ use flashtile_core::{
 use flashtile_wgpu::{Args, Context, Error, PlanOptions, Region, wgpu};
 use wgpu::BufferUsages as Usage;
 
-pub(super) const CHECKS: [(&str, Check); 10] = [
+pub(super) const CHECKS: [(&str, Check); 11] = [
     ("a call of very many dispatches", many_dispatches),
-    ("NaN behind a mask changes no bit", masked_nan_bits),
+    ("a masked NaN changes no bit", masked_nan_bits),
     ("packed q, k and v in one buffer, two plans in one pass", packed_in_one_pass),
     ("a decode loop plans once", decode_loop),
+    ("a plan outlives released pipelines", released_pipelines),
     ("threads share a plan", threads),
     ("lengths on the device are clamped", device_kv_lens),
     ("bad buffers are typed errors", bad_buffers),
@@ -54,7 +56,8 @@ pub(super) fn read(context: &Context, source: &wgpu::Buffer) -> Result<Vec<u8>, 
     Ok(view.to_vec())
 }
 
-/// One buffer (S, 3, H, D) at an odd offset, as a fused projection leaves it; two problems recorded into one pass.
+/// One buffer (S, 3, H, D) at an odd offset, as a fused projection writes it. Two problems are
+/// recorded into one pass.
 fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     let (heads, seq, dim, lead) = (3, 37, 12, 5);
     let packed = floats(1, lead + seq * 3 * heads * dim);
@@ -94,8 +97,10 @@ fn packed_in_one_pass(context: &Context) -> Result<(), String> {
     Ok(())
 }
 
-/// A cache of fixed capacity fills token by token: one plan, and no pipeline or bind group beyond the first call's.
+/// A cache of fixed capacity fills token by token. One plan suffices, and no call compiles a
+/// pipeline. The device is the test's own, because other tests compile on the shared one.
 fn decode_loop(context: &Context) -> Result<(), String> {
+    let context = &device(&same_adapter(context)?, wgpu::Limits::default())?;
     let (heads, capacity, dim) = (2, 70, 16);
     let kv = dense([1, heads, capacity, dim]);
     let q = dense([1, heads, 1, dim]);
@@ -125,6 +130,34 @@ fn decode_loop(context: &Context) -> Result<(), String> {
     }
 }
 
+/// A context can drop its pipelines. An old plan keeps its own and still runs, and a new plan
+/// compiles again. The device is the test's own, because other tests compile on the shared one.
+fn released_pipelines(context: &Context) -> Result<(), String> {
+    let context = &device(&same_adapter(context)?, wgpu::Limits::default())?;
+    let view = dense([1, 2, 33, 8]);
+    let problem = Problem::builder(view, view, view).causal(true).build().map_err(text)?;
+    let host = bytes(&floats(12, 2 * 33 * 8));
+    let inputs = HostInputs::new(&host, &host, &host);
+    let old = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
+    let compiled = context.pipeline_count();
+    context.release_pipelines();
+    let released = context.pipeline_count();
+    if compiled == 0 || released != 0 {
+        return Err(format!("{compiled} pipelines before the release, {released} after it"));
+    }
+    let new = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
+    if context.pipeline_count() != compiled {
+        return Err(format!("a new plan compiled {} pipelines", context.pipeline_count()));
+    }
+    for plan in [&old, &new] {
+        let mut out = vec![0; host.len()];
+        let args = HostArgs::new(&host, &host, &host, &mut out);
+        context.run_host_blocking(plan, args).map_err(text)?;
+        hold(&problem, &inputs, &out)?;
+    }
+    Ok(())
+}
+
 fn threads(context: &Context) -> Result<(), String> {
     let view = dense([1, 2, 33, 8]);
     let problem = Problem::builder(view, view, view).build().map_err(text)?;
@@ -148,13 +181,13 @@ fn threads(context: &Context) -> Result<(), String> {
         let result = result.as_ref().map_err(Clone::clone)?;
         hold(&problem, &inputs, result)?;
         if Some(result) != results[0].as_ref().ok() {
-            return Err("two threads got other bits".into());
+            return Err("two threads got different bits".into());
         }
     }
     Ok(())
 }
 
-/// The host cannot check what only the device knows: -3 counts as 0, and 1000 as all the keys.
+/// The host cannot check lengths that only the device knows: -3 counts as 0, and 1000 as all keys.
 fn device_kv_lens(context: &Context) -> Result<(), String> {
     let view = dense([3, 1, 9, 8]);
     let problem = Problem::builder(view, view, view).kv_lens(true).build().map_err(text)?;
@@ -309,8 +342,8 @@ fn bad_buffers(context: &Context) -> Result<(), String> {
     }
 }
 
-/// There is no limit to the calls that wait for their submission: every call of a long recording has
-/// parameters of its own here, and all of them are right.
+/// The number of calls that wait for their submission is not limited. Every call of a long
+/// recording has its own parameters here; the last one is checked, because they share an output.
 fn many_recorded_calls(context: &Context) -> Result<(), String> {
     let (rows, dim) = (5000, 4);
     let view = dense([1, 1, 1, dim]);
@@ -333,7 +366,7 @@ fn many_recorded_calls(context: &Context) -> Result<(), String> {
     context.queue().submit([encoder.finish()]);
     let inputs = HostInputs::new(&q, &k, &k);
     hold(&problem, &inputs, &read(context, &out)?)?;
-    // An encoder that is dropped without a submission gives everything back.
+    // An encoder that is dropped without a submission releases everything.
     for _ in 0..3 {
         let mut encoder =
             context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -353,7 +386,7 @@ fn refused(context: &Context) -> Result<(), String> {
             if matches!(reasons[..], [Reason::Axis { given: 600, .. }]) => {}
         other => return Err(format!("head_dim_v 600 gave {other:?}")),
     }
-    // Left to itself, the plan takes the kernel that runs, and says why.
+    // If no kernel is forced, the plan takes the one that runs, and says why.
     let plan = context.plan_blocking(&problem, &PlanOptions::new()).map_err(text)?;
     match plan.rationale().first() {
         Some(reason)
@@ -365,7 +398,8 @@ fn refused(context: &Context) -> Result<(), String> {
     }
 }
 
-/// A device that binds 64 KiB at a time and counts 16 workgroups an axis: the plan cuts the problem, and the results stay the same.
+/// A device that binds at most 64 KiB and dispatches at most 16 workgroups per axis: the plan
+/// splits the problem, and the results stay within the bound.
 fn small_limits(context: &Context) -> Result<(), String> {
     let limits = wgpu::Limits {
         max_storage_buffer_binding_size: 64 << 10,
@@ -391,7 +425,8 @@ fn small_limits(context: &Context) -> Result<(), String> {
     Ok(())
 }
 
-/// More dispatches than the slots that plans share: bindings of 6 KiB cut a small problem into thousands.
+/// More dispatches than the slots that plans share: bindings of 6 KiB split a small problem into
+/// thousands.
 fn many_dispatches(context: &Context) -> Result<(), String> {
     let limits =
         wgpu::Limits { max_storage_buffer_binding_size: 6 << 10, ..wgpu::Limits::default() };
@@ -412,7 +447,8 @@ fn many_dispatches(context: &Context) -> Result<(), String> {
     hold(&problem, &inputs, &out)
 }
 
-/// Promise 3 to the bit: what stands in a masked V is never looked at, by the quick sums or by the careful ones.
+/// Guarantee 3 to the bit: the values of a masked V have no effect, neither in the quick sums nor
+/// in the careful ones.
 fn masked_nan_bits(context: &Context) -> Result<(), String> {
     let view = dense([1, 1, 40, 8]);
     let mask = Mask::contiguous(MaskKind::Bool, &[40]).map_err(text)?;
@@ -435,7 +471,7 @@ fn masked_nan_bits(context: &Context) -> Result<(), String> {
             })
             .collect::<Result<_, _>>()?;
         if results[0] != results[1] {
-            return Err(format!("{kernel}: other bits"));
+            return Err(format!("{kernel}: different bits"));
         }
     }
     Ok(())

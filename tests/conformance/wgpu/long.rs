@@ -1,4 +1,4 @@
-//! Long keys: results over as many keys as people use, and the loops that it takes.
+//! Results over as many keys as real models have, and the loop iterations that they need.
 
 use super::{
     backend::WgpuBackend,
@@ -11,8 +11,8 @@ use flashtile_testkit::{Case, Failure, Wrong, run_case};
 use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
 use wgpu::BufferUsages as Usage;
 
-/// Runs long cases with the kernel that a plan takes by itself, and with each kernel forced. A driver
-/// that ends loops early has to be refused by that reason and by no other; nothing may be wrong.
+/// Runs long cases with each kernel forced, and plans them with the planner's choice. A driver that
+/// ends loops early must be refused for that reason and no other, and no result may be wrong.
 pub(super) fn long_keys(backend: &WgpuBackend, cases: &[Case]) -> Result<(), String> {
     let mut failures = Vec::new();
     for case in cases {
@@ -27,7 +27,7 @@ pub(super) fn long_keys(backend: &WgpuBackend, cases: &[Case]) -> Result<(), Str
                 Err(failure) => failures.push(failure.to_string()),
             }
         }
-        // Without a forced kernel one of them has to run.
+        // Without a forced kernel, one of them must run.
         let problem = case.problem().map_err(text)?;
         if let Err(error) = backend.context().plan_blocking(&problem, &Default::default()) {
             failures.push(format!("no kernel for {case}: {error}"));
@@ -39,7 +39,7 @@ pub(super) fn long_keys(backend: &WgpuBackend, cases: &[Case]) -> Result<(), Str
 /// Where the instrumented kernels write the largest count of any invocation.
 const COUNTER_BINDING: u32 = 9;
 
-/// Every `for` of a kernel counts its passes, the last one included that only finds the loop finished.
+/// Adds a counter to every `for` of a kernel. It includes the last pass, which only ends the loop.
 fn instrumented(wgsl: &str) -> String {
     let mut source = format!(
         "@group(0) @binding({COUNTER_BINDING}) var<storage, read_write> most: atomic<u32>;\n\
@@ -60,7 +60,7 @@ fn instrumented(wgsl: &str) -> String {
     source
 }
 
-/// `Variant::loop_iterations` never counts fewer iterations than a kernel runs, and not many more.
+/// `Variant::loop_iterations` never counts fewer iterations than a kernel runs, nor many more.
 pub(super) fn loop_iterations(context: &Context) -> Result<(), String> {
     let mut problems: Vec<Problem> = Vec::new();
     for (seq_q, seq_kv, dim, dim_v) in

@@ -1,4 +1,4 @@
-//! Many threads on one device: no error may appear that a single thread would not see.
+//! Many threads on one device must not cause errors that a single thread would not see.
 
 use crate::shared::{bytes, dense, floats, text};
 use flashtile::{Attention, Choice};
@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Eight threads plan, upload, run, download and poll: six of them work, two poll without a pause.
-/// FLASHTILE_STRESS_SECONDS sets how long (10 by default).
+/// Eight threads plan, upload, run, download and poll: six of them work, and two poll without a
+/// pause. FLASHTILE_STRESS_SECONDS sets the duration (default: 10).
 ///
-/// It once reported healthy devices as lost: a hundred times a minute.
+/// The library once reported healthy devices as lost here, a hundred times a minute.
 pub(super) fn threads(context: &Context) -> Result<(), String> {
     let session = Attention::with_wgpu(context.clone());
     let seconds = std::env::var("FLASHTILE_STRESS_SECONDS").ok().and_then(|n| n.parse().ok());
@@ -39,14 +39,14 @@ pub(super) fn threads(context: &Context) -> Result<(), String> {
                     let mut args = HostArgs::new(&host, &host, &host, &mut out);
                     uploaded.download_blocking(&mut args).map_err(text)?;
                     if out != expected {
-                        return Err("a download of a shared call gave other bits".into());
+                        return Err("a download of a shared call gave different bits".into());
                     }
                 }
                 2 | 3 => {
                     let problem = problem(17 + round % 24, round.is_multiple_of(2))?;
                     let got = run_on(context, &problem, &host)?;
                     if got != run_on(context, &problem, &host)? {
-                        return Err("a second run gave other bits".into());
+                        return Err("a second run gave different bits".into());
                     }
                 }
                 _ => {

@@ -1,5 +1,6 @@
-//! Which key tiles a kernel visits, and which of those pay for masking. Results cannot show it: a tile that is visited in vain changes
-//! nothing but time. So the kernel's own functions are asked on the device, and core's visitor is what they are held to.
+//! Which key tiles a kernel visits, and for which of them it applies masks. Results cannot show
+//! this: a needless visit only costs time. So the kernel's own functions run on the device, and the
+//! test compares them with core's visitor.
 
 use super::embedding::{buffer, read};
 use crate::shared::text;
@@ -10,13 +11,14 @@ use flashtile_shaders::Slot;
 use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
 use wgpu::BufferUsages as Usage;
 
-/// Words that one query tile of one head answers with, one a key tile: more tiles than any case has.
+/// The number of words that one query tile of one head writes, one per key tile: more than any case
+/// has.
 const ANSWERS: usize = 32;
 const SKIPPED: u32 = 0;
 const EDGE: u32 = 1;
 const FULL: u32 = 2;
 
-/// Walks as flash_forward does, and writes down what it meets.
+/// Visits key tiles as flash_forward does, and records their kinds.
 const PROBE: &str = "
 @compute @workgroup_size(1)
 fn probe(@builtin(workgroup_id) workgroup: vec3<u32>) {
@@ -28,12 +30,14 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>) {
     let row_end = min(item.row_begin + BR, params.row_end);
     let range = kv_range(item, row_end);
     for (var j_begin = range.x / BC * BC; j_begin < range.y; j_begin += BC) {
-        out[index * 32u + j_begin / BC] = select(1u, 2u, tile_is_full(item, row_end, j_begin, j_begin + BC));
+        let full = tile_is_full(item, row_end, j_begin, j_begin + BC);
+        out[index * 32u + j_begin / BC] = select(1u, 2u, full);
     }
 }
 ";
 
-/// Every band over lengths that are no multiples of tiles, with lengths of batch entries and of calls.
+/// Every band, with lengths that are not multiples of tiles, lengths per batch entry, and lengths
+/// of the call.
 pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
     let windows = [None, Some(0), Some(40), Some(100)];
     let mut met = [0; 3];
@@ -63,7 +67,7 @@ pub(super) fn visited_tiles(context: &Context) -> Result<(), String> {
     if met.iter().all(|&tiles| tiles > 1000) {
         Ok(())
     } else {
-        Err(format!("too few of a kind to tell: {met:?}"))
+        Err(format!("too few tiles of some kind (skipped, edge, full): {met:?}"))
     }
 }
 
@@ -109,14 +113,14 @@ fn compare(
     Ok(())
 }
 
-/// A constant of the kernel's text.
+/// A constant in the kernel source.
 fn constant(dispatch: &ExportedDispatch, name: &str) -> Result<usize, String> {
     let (_, rest) =
         dispatch.wgsl.split_once(&format!("const {name}: u32 = ")).ok_or("no such constant")?;
     rest.split('u')
         .next()
         .and_then(|digits| digits.parse().ok())
-        .ok_or_else(|| format!("{name} is no number"))
+        .ok_or_else(|| format!("{name} is not a number"))
 }
 
 fn run(

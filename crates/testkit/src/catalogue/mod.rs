@@ -1,4 +1,4 @@
-//! The catalogue: small cases that cover every word of the problem, alone and together.
+//! The catalogue: small cases that cover every option of a problem, alone and in combination.
 //!
 //! To add a case, add a line to the group it belongs to, or a group to [`catalogue`].
 
@@ -7,7 +7,7 @@ mod tensors;
 
 use crate::case::Case;
 
-/// Every case with the name of its group. A few hundred, together under 3 GFLOP.
+/// Every case with the name of its group: a few hundred cases, under 3 GFLOP in total.
 pub fn catalogue() -> Vec<(&'static str, Case)> {
     let groups: Vec<(&'static str, Vec<String>)> = vec![
         ("lengths", tensors::lengths()),
@@ -51,7 +51,7 @@ mod tests {
     use std::collections::{BTreeMap, HashSet};
 
     #[test]
-    fn every_case_builds_prints_and_is_there_once() {
+    fn every_case_is_valid_and_unique() {
         let cases = catalogue();
         let mut lines = HashSet::new();
         for (group, case) in &cases {
@@ -60,14 +60,14 @@ mod tests {
             if let Err(error) = case.build() {
                 panic!("{group}: {line}: {error}");
             }
-            assert!(lines.insert(line), "{group}: twice: {case}");
+            assert!(lines.insert(line), "{group}: duplicate: {case}");
         }
         assert!(cases.len() > 300, "{}", cases.len());
     }
 
-    /// A software GPU gets through the catalogue in a minute or so.
+    /// A software GPU runs the catalogue in about a minute.
     #[test]
-    fn the_whole_costs_little() {
+    fn the_total_cost_is_small() {
         let mut groups = BTreeMap::<&str, (usize, u64)>::new();
         for (group, case) in catalogue() {
             let entry = groups.entry(group).or_default();

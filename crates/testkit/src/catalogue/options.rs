@@ -1,8 +1,9 @@
-//! Cases about what a problem asks for: which keys are seen, what happens to scores and weights, and all of it together.
+//! Cases of a problem's options: which keys are seen, how scores and weights are changed, and all
+//! options together.
 
 use super::{DTYPES, lines};
 
-/// Causal, windows and alignments, on queries and keys of equal, fewer and more.
+/// Causal, windows and alignments, with as many queries as keys, fewer and more.
 pub(super) fn bands() -> Vec<String> {
     let bands = [
         "causal=yes",
@@ -38,7 +39,8 @@ pub(super) fn bands() -> Vec<String> {
     cases
 }
 
-/// Large scores under a small cap, and scores near zero under a large one, where c * tanh(s / c) is all but s.
+/// Large scores with a small cap, and scores near zero with a large cap, where c * tanh(s / c) is
+/// nearly s.
 pub(super) fn softcap() -> Vec<String> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -73,7 +75,8 @@ pub(super) fn scale() -> Vec<String> {
         cases.push(format!("shape=1x2x33x16 scale={scale} causal=yes dtype={}", DTYPES[n % 3]));
         cases.push(format!("shape=1x2x20x48 skv=66 scale={scale} dtype={}", DTYPES[(n + 1) % 3]));
     }
-    // Scores so large that an ulp of theirs is a whole weight, and products beyond f32: numbers still, whose lse has no number.
+    // Scores so large that one ulp changes a weight completely, and products beyond f32, which
+    // saturate: the results are still numbers.
     for dtype in DTYPES {
         cases.extend(lines(&format!(
             "shape=1x1x33x64 skv=1 values=huge scale=1e4 dtype={dtype}
@@ -93,7 +96,7 @@ pub(super) fn scale() -> Vec<String> {
     cases
 }
 
-/// kv_lens, and calls below the capacity that was planned for.
+/// kv_lens, and calls below the planned capacity.
 pub(super) fn call_lengths() -> Vec<String> {
     let mut cases = Vec::new();
     for (n, dtype) in DTYPES.into_iter().enumerate() {
@@ -161,7 +164,7 @@ pub(super) fn mask_shapes() -> Vec<String> {
             kinds[n % 4],
             DTYPES[n % 3]
         ));
-        // Rows of odd steps, so that 16-bit and 8-bit entries begin anywhere in a word.
+        // Rows with odd strides, so that 16-bit and 8-bit entries start anywhere in a word.
         cases
             .push(format!("shape=3x2x9x5 skv=13 mask={}:{axes}+3:rows seed=1", kinds[(n + 2) % 4]));
     }
@@ -173,14 +176,16 @@ pub(super) fn dropout() -> Vec<String> {
     for (n, p) in ["0.1", "0.5", "0.9", "1.0"].into_iter().enumerate() {
         for dtype in DTYPES {
             cases.push(format!(
-                "shape=2x2x33x16 skv=41 dropout={p} dropout_seed=1234567890123 dropout_offset={n} dtype={dtype}"
+                "shape=2x2x33x16 skv=41 dropout={p} dropout_seed=1234567890123 \
+                 dropout_offset={n} dtype={dtype}"
             ));
         }
     }
     cases.extend(lines(
         "shape=1x2x65x16 causal=yes dropout=0.3
          shape=1x2x17x16 skv=67 dropout=1e-10
-         shape=1x2x17x16 skv=67 dropout=0.99999 dropout_seed=18446744073709551615 dropout_offset=4294967295
+         shape=1x2x17x16 skv=67 dropout=0.99999 dropout_seed=18446744073709551615 \
+         dropout_offset=4294967295
          shape=2x4x17x16 hkv=2 skv=70 dropout=0.2 kv_lens=random window_left=9 align=bottom-right
          shape=2x2x33x16 dropout=0.2 mask=bool:bhqk:rows poison=unseen
          shape=2x2x33x16 dropout=0.5 values=constant
@@ -189,7 +194,7 @@ pub(super) fn dropout() -> Vec<String> {
     cases
 }
 
-/// NaN and infinities wherever no query looks.
+/// NaN and infinities in every place that no query sees.
 pub(super) fn unseen() -> Vec<String> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -207,7 +212,8 @@ pub(super) fn unseen() -> Vec<String> {
     cases
 }
 
-/// A NaN that is seen reaches exactly the rows that see it. Only where the driver honours IEEE NaN: see [`Case::nan`].
+/// A visible NaN reaches exactly the rows that see it, if the driver honours IEEE NaN: see
+/// [`Case::nan`].
 pub(super) fn not_a_number() -> Vec<String> {
     let mut cases = Vec::new();
     for (n, nan) in ["q", "k", "v"].into_iter().enumerate() {
@@ -228,24 +234,28 @@ pub(super) fn together() -> Vec<String> {
         for (m, kind) in ["bool", "f32", "f16", "bf16"].into_iter().enumerate() {
             let seed = 4 * n + m;
             cases.push(format!(
-                "shape=2x4x37x{d} hkv=2 skv=75 dv={dv} dtype={dtype} q=bhsd k=hbsd out={out} causal=yes align=bottom-right \
-                 window_left=40 softcap=20.0 scale=-0.3 mask={kind}:bhqk+1:blocks kv_lens=random dropout=0.2 dropout_seed=99 \
+                "shape=2x4x37x{d} hkv=2 skv=75 dv={dv} dtype={dtype} q=bhsd k=hbsd out={out} \
+                 causal=yes align=bottom-right window_left=40 softcap=20.0 scale=-0.3 \
+                 mask={kind}:bhqk+1:blocks kv_lens=random dropout=0.2 dropout_seed=99 \
                  dropout_offset=3 call_q=33 call_kv=70 poison=unseen seed={seed}",
                 d = [24, 33, 80, 5][m],
                 dv = [17, 40, 64, 3][(m + n) % 4],
                 out = ["bsd", "20000:4440:120:1", "hbsd", "1:10656:144:2"][m],
             ));
             cases.push(format!(
-                "shape=3x6x17x32 hkv=3 skv=33 dtype={dtype} causal=yes align=2 window_left=9 window_right=4 softcap=5.0 \
-                 mask={kind}:{axes}:lowest kv_lens=33:0:20 dropout=0.5 dropout_seed={seed} values=large seed={seed}",
+                "shape=3x6x17x32 hkv=3 skv=33 dtype={dtype} causal=yes align=2 window_left=9 \
+                 window_right=4 softcap=5.0 mask={kind}:{axes}:lowest kv_lens=33:0:20 \
+                 dropout=0.5 dropout_seed={seed} values=large seed={seed}",
                 axes = ["qk", "h1k", "b11k", "1hqk"][m],
             ));
         }
     }
     cases.extend(lines(
-        "shape=2x8x1x64 hkv=2 skv=200 dtype=bf16 causal=yes align=bottom-right window_left=60 softcap=30.0 mask=f32:b11k:lowest \
-         kv_lens=random dropout=0.1 call_kv=180 lse=no poison=unseen
-         shape=1x2x64x256 dtype=f16 causal=yes softcap=50.0 mask=f16:qk:alibi dropout=0.1 dropout_seed=5",
+        "shape=2x8x1x64 hkv=2 skv=200 dtype=bf16 causal=yes align=bottom-right window_left=60 \
+         softcap=30.0 mask=f32:b11k:lowest kv_lens=random dropout=0.1 call_kv=180 lse=no \
+         poison=unseen
+         shape=1x2x64x256 dtype=f16 causal=yes softcap=50.0 mask=f16:qk:alibi dropout=0.1 \
+         dropout_seed=5",
     ));
     cases
 }

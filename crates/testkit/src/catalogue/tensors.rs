@@ -1,9 +1,9 @@
-//! Cases about the tensors: their sizes, their places in memory, what they hold.
+//! Cases of the tensors: their sizes, their placement in memory, and their values.
 
 use super::{DTYPES, lines};
 use crate::case::{Case, Values};
 
-/// Around the edges of every tile that kernels are likely to have.
+/// Lengths near the edges of every likely tile size.
 pub(super) fn lengths() -> Vec<String> {
     let edges = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129];
     let mut cases = Vec::new();
@@ -17,7 +17,7 @@ pub(super) fn lengths() -> Vec<String> {
     cases
 }
 
-/// Odd, even, around powers of two, and the models' favourites.
+/// Odd and even widths, those near powers of two, and those that models use.
 pub(super) fn head_dims() -> Vec<String> {
     let dims = [
         1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 32, 33, 40, 48, 64, 65, 80, 96, 112, 127, 128, 129, 160,
@@ -86,7 +86,8 @@ pub(super) fn layouts() -> Vec<String> {
     for (n, layout) in names.into_iter().enumerate() {
         for dtype in DTYPES {
             cases.push(format!(
-                "shape=2x4x19x9 hkv=2 skv=23 dv=5 dtype={dtype} q={layout} k={layout} v={layout} out={layout}"
+                "shape=2x4x19x9 hkv=2 skv=23 dv=5 dtype={dtype} q={layout} k={layout} v={layout} \
+                 out={layout}"
             ));
         }
         let [q, k, v, out] = [0, 1, 2, 3].map(|m| names[(n + m) % 4]);
@@ -97,12 +98,13 @@ pub(super) fn layouts() -> Vec<String> {
     cases
 }
 
-/// Rows with gaps between them, odd steps of 16-bit elements, steps of zero, elements apart.
+/// Rows with gaps between them, odd strides of 16-bit elements, strides of 0, and gaps between
+/// elements.
 pub(super) fn strides() -> Vec<String> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
         let lines = lines(
-            // Rows of out 7 apart and 5 wide: gaps that share words with rows.
+            // First: rows of out are 5 wide with a stride of 7, so gaps share words with rows.
             "shape=2x2x9x5 out=126:63:7:1
              shape=2x2x9x8 out=162:81:9:1
              shape=1x3x33x3 out=999:3:9:1 causal=yes
@@ -115,7 +117,8 @@ pub(super) fn strides() -> Vec<String> {
              shape=2x4x9x5 skv=11 k=0:0:5:1 v=0:0:5:1
              shape=2x4x9x5 skv=11 k=0:0:0:1 v=55:0:5:1
              shape=2x4x9x5 skv=11 q=0:0:0:0 k=220:55:5:1 v=0:0:0:0
-             shape=3x4x18x16 skv=31 q=1200:300:16:1 k=2000:500:16:1 v=2004:501:16:1 out=1500:350:18:1 causal=yes
+             shape=3x4x18x16 skv=31 q=1200:300:16:1 k=2000:500:16:1 v=2004:501:16:1 \
+             out=1500:350:18:1 causal=yes
              shape=1x1x3x8 skv=1 k=100:100:13:1 v=100:100:13:1
              shape=1x1x1x8 skv=20 q=100:100:13:1 out=101:103:13:1
              shape=2x1x70x100 skv=90 dv=52 q=7002:3:100:1 k=9002:5:100:1 v=4702:5:52:1
@@ -198,8 +201,9 @@ pub(super) fn long() -> Vec<String> {
     )
 }
 
-/// As many keys as people use, with few queries so that the oracle stays quick. Drivers may end long
-/// loops early: llvmpipe before Mesa 25 did, at about 1500 keys of width 512 and 16000 of width 32.
+/// As many keys as real models have, with few queries so that the oracle stays fast. Drivers may
+/// end long loops early: llvmpipe before Mesa 25 did, at about 1500 keys of width 512 and 16000 of
+/// width 32.
 pub(super) fn long_keys() -> Vec<String> {
     lines(
         "shape=1x2x1x32 skv=16384

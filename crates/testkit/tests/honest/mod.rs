@@ -1,4 +1,5 @@
-//! An honest float32 kernel in plain Rust: the online softmax, tile by tile, sums in f32. And the same with one thing wrong.
+//! A correct ("honest") float32 kernel in plain Rust: online softmax over tiles, with sums in f32.
+//! The same kernel can have one fault.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use flashtile_core::{
@@ -10,7 +11,7 @@ use flashtile_testkit::cannot_plan;
 use half::{bf16, f16};
 use std::{sync::Arc, time::Instant};
 
-/// What is wrong with a kernel.
+/// The fault of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
     /// The last key that a row sees is left out.
@@ -27,46 +28,50 @@ pub enum Sabotage {
     F16Sums,
     /// The output's sum is kept in bf16.
     Bf16Sums,
-    /// The output is one long sum over all keys, not a sum of tiles' sums: in f32, but its error outgrows sqrt(n).
+    /// The output is one long sum over all keys instead of a sum of the tiles' sums. It is in f32,
+    /// but its error grows faster than sqrt(n).
     OneLongSum,
     /// The scale is off by one part in a thousand.
     WrongScale,
-    /// Causal allows one key more.
+    /// Causal allows one key too many.
     CausalOffByOne,
-    /// Heads read the key head beside theirs.
+    /// Heads read the neighbouring key head.
     WrongKeyHead,
     /// Softcap after the mask instead of before.
     SoftcapAfterMask,
-    /// The mask is multiplied by log2(e), as for exp2, and overflows where it is the lowest finite number.
+    /// The mask is multiplied by log2(e), as for exp2, and overflows where it is the lowest finite
+    /// number.
     MaskInLog2,
-    /// Dropout also takes away from the softmax's sum.
+    /// Dropped weights are missing from the softmax's sum too.
     DropoutInSum,
     /// Kept weights are not multiplied by 1 / (1 - p).
     DropoutUnscaled,
-    /// Masked keys are masked by adding -inf times zero-ones: NaN gets through.
+    /// Keys are masked by arithmetic with 0 and 1, so NaN gets through.
     MaskByArithmetic,
 }
 
-/// How exact the functions are that scores go through.
+/// The accuracy of the functions that are applied to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Functions {
     /// The platform's.
     Exact,
-    /// As bad as WGSL allows: exp2 within 3 + 2|x| ulp, division within 2.5 ulp; the error has a random sign. Only exp2(0) is 1, as it is
-    /// wherever anybody looked: WGSL would allow three ulp, which a rescaling of every tile would pile up.
+    /// As inaccurate as WGSL allows: exp2 within 3 + 2|x| ulp and division within 2.5 ulp, with
+    /// errors of random sign. Only exp2(0) is exactly 1, as on every GPU tested so far. WGSL would
+    /// allow an error of 3 ulp, which would accumulate with the rescaling of every tile.
     Wgsl,
 }
 
 /// A float32 kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Honest {
-    /// Keys in a tile.
+    /// Keys per tile.
     pub tile: usize,
-    /// Whether weights are rounded to the storage type before they meet the values, as matrix units want them.
+    /// Whether weights are rounded to the storage type before they are multiplied by the values, as
+    /// matrix units require.
     pub stored_weights: bool,
-    /// How exact exp2 and division are.
+    /// The accuracy of exp2 and division.
     pub functions: Functions,
-    /// What is wrong, if anything is.
+    /// The fault, if there is one.
     pub sabotage: Option<Sabotage>,
 }
 
@@ -163,7 +168,7 @@ impl Dense {
 }
 
 impl Inputs<'_> {
-    /// Whether the mask allows a key, and what it adds.
+    /// Whether the mask allows a key, and the number that it adds.
     fn mask(&self, [b, h, i]: [usize; 3], j: usize) -> (bool, f32) {
         let Some((mask, bytes)) = self.problem.mask().zip(self.mask) else {
             return (true, 0.0);
@@ -237,7 +242,7 @@ impl Honest {
             if scores.iter().all(Option::is_none) {
                 continue;
             }
-            // Not by the maximum: that of a row of NaN is -inf too.
+            // The maximum cannot tell: that of a row of NaN is -inf too.
             seen = true;
             let new_m = m.max(tile_max);
             let rescale = if m == f32::NEG_INFINITY { 0.0 } else { self.exp(m - new_m) };
@@ -248,7 +253,7 @@ impl Honest {
             if !self.has(Sabotage::MissedRescale) || rescale == 0.0 {
                 o.iter_mut().for_each(|o| *o *= rescale);
             }
-            // The tile's sum first: one long sum would lose more the longer it gets.
+            // Each tile has a sum of its own: the error of one long sum grows with its length.
             let mut tile_sum = 0.0;
             let mut tile_o = vec![0f32; o.len()];
             if matches!(
@@ -324,12 +329,12 @@ impl Honest {
             Some(Sabotage::F16Scores) => f16::from_f32(score).to_f32(),
             Some(Sabotage::Bf16Scores) => bf16::from_f32(score).to_f32(),
             Some(Sabotage::MaskInLog2) => score,
-            // A score that overflows is still a number.
+            // A score that overflows saturates to a finite number.
             _ => saturate(score),
         }
     }
 
-    /// A running sum as it is kept.
+    /// A running sum, rounded as it is stored.
     fn summed(&self, sum: f32) -> f32 {
         match self.sabotage {
             Some(Sabotage::F16Sums) => f16::from_f32(sum).to_f32(),
@@ -347,7 +352,7 @@ impl Honest {
     }
 }
 
-/// `x`, wrong by up to `ulps`: by how much and to which side hangs on its bits.
+/// `x` with an error of up to `ulps`. Its bits decide the size and the sign of the error.
 fn worsen(x: f32, ulps: f32) -> f32 {
     if x == 0.0 {
         return x;
