@@ -1,4 +1,5 @@
-// The app's own kernels around attention: simple rather than fast. Tensors are row-major, one row a token.
+// The application's own kernels around attention: simple rather than fast. Tensors are row-major, one row
+// per token.
 
 struct Sizes {
     rows: u32,

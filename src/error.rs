@@ -24,8 +24,8 @@ pub enum Error {
     },
     /// q has more heads than k, without `enable_gqa`.
     #[error(
-        "q has {heads} heads and k has {kv_heads}: set enable_gqa to let groups of query heads share \
-         a key head"
+        "q has {heads} heads and k has {kv_heads}: set enable_gqa to let groups of query heads \
+         share a key head"
     )]
     GqaDisabled {
         /// Heads of q.

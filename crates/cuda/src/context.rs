@@ -91,8 +91,8 @@ impl Context {
         self.inner.functions.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Drops the kernels compiled or loaded so far. Plans keep theirs; the next plan loads them again,
-    /// from the cache on disk where there is one.
+    /// Drops the kernels compiled or loaded so far. Plans keep theirs; the next plan loads them
+    /// again, from the cache on disk where there is one.
     pub fn release_kernels(&self) {
         self.inner.functions.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

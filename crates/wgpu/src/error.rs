@@ -58,8 +58,8 @@ pub enum Error {
     /// A buffer is written and also bound otherwise, which wgpu's usage rules forbid in one
     /// dispatch even at disjoint ranges.
     #[error(
-        "{written} and {other} share a buffer: a buffer that is written cannot be bound twice in one \
-         dispatch"
+        "{written} and {other} share a buffer: a buffer that is written cannot be bound twice in \
+         one dispatch"
     )]
     Aliased {
         /// The output.

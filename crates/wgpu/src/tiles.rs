@@ -162,8 +162,8 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
         return match tiles.lanes {
             1 => format!("{tiles}, one query per thread: a software adapter without subgroups"),
             _ => format!(
-                "{tiles}, one query per thread: a software adapter; K and V broadcast across {lanes} \
-                 lanes"
+                "{tiles}, one query per thread: a software adapter; K and V broadcast across \
+                 {lanes} lanes"
             ),
         };
     }

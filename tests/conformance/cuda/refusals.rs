@@ -273,10 +273,10 @@ fn foreign_memory(context: &Context) -> Result<(), AnyError> {
     let view = dense([1, 1, 8, 8]);
     let problem = Problem::builder(view, view, view).kv_lens(true).lse(true).build()?;
     let plan = context.plan(&problem, &PlanOptions::new().kernel(KernelKind::Unfused))?;
-    let told = with_foreign_memory(&plan);
+    let result = with_foreign_memory(&plan);
     // The thread's current context was the foreign one, which no longer exists.
     context.cuda().bind_to_thread()?;
-    told
+    result
 }
 
 fn with_foreign_memory(plan: &Plan) -> Result<(), AnyError> {
@@ -318,7 +318,7 @@ fn with_foreign_memory(plan: &Plan) -> Result<(), AnyError> {
 
 fn expect_foreign(what: &str, launched: Result<(), Error>) -> Result<(), String> {
     match launched {
-        Err(Error::OtherContext { what: told }) if told == what => Ok(()),
+        Err(Error::OtherContext { what: named }) if named == what => Ok(()),
         other => Err(format!("{what} of another context gave {other:?}")),
     }
 }
