@@ -167,7 +167,7 @@ impl PlanInner {
         let inner = &self.context.inner;
         let alignment = inner.machine.offset_alignment;
         // Elements from the start of each binding to the tensor's part.
-        let mut offsets: [(Slot, u32); Slot::ALL.len()] = [(Slot::Params, 0); _];
+        let mut offsets: [(Slot, u32); Slot::ALL.len()] = [(Slot::Params, 0); Slot::ALL.len()];
         for binding in self.pipelines[n].bindings.iter().filter(|b| b.slot != Slot::Params) {
             let slot = binding.slot;
             let window = self.schedule.parts[step.part].window(&self.problem, slot);
