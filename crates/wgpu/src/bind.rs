@@ -1,7 +1,7 @@
 //! Bind groups, kept for the buffer sets that come back.
 
-use crate::{Error, params::Slot as ParamSlot, scope::catch_now};
-use flashtile_shaders::Slot;
+use crate::{Error, params::ParamSlots, scope::catch_now};
+use flashtile_shaders::{Params, Slot};
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
@@ -58,7 +58,9 @@ struct Entry {
 pub(crate) struct Wanted<'a> {
     /// Which dispatch of the plan.
     pub(crate) step: usize,
-    pub(crate) params: &'a ParamSlot,
+    pub(crate) params: &'a ParamSlots,
+    /// Which parameter buffer. All slots of one buffer share a bind group.
+    pub(crate) params_buffer: usize,
     pub(crate) bound: &'a [Bound<&'a wgpu::Buffer>],
 }
 
@@ -79,7 +81,7 @@ impl BindCache {
         layout: &wgpu::BindGroupLayout,
         wanted: &Wanted<'_>,
     ) -> Result<wgpu::BindGroup, Error> {
-        let hash = self.hasher.hash_one((wanted.step, wanted.params.buffer_index, wanted.bound));
+        let hash = self.hasher.hash_one((wanted.step, wanted.params_buffer, wanted.bound));
         let found = {
             let mut state = self.lock();
             state.expire(Self::IDLE_CALLS * self.per_call as u64);
@@ -139,7 +141,7 @@ impl State {
         });
         self.groups.entry(hash).or_default().push(Entry {
             step: wanted.step,
-            params_buffer: wanted.params.buffer_index,
+            params_buffer: wanted.params_buffer,
             bound: bound.collect(),
             group,
             last_use: self.clock,
@@ -195,7 +197,7 @@ impl Entry {
                 && ours.buffer == *theirs.buffer
         };
         self.step == wanted.step
-            && self.params_buffer == wanted.params.buffer_index
+            && self.params_buffer == wanted.params_buffer
             && self.bound.len() == wanted.bound.len()
             && self.bound.iter().zip(wanted.bound).all(same)
     }
@@ -206,8 +208,16 @@ fn make(
     layout: &wgpu::BindGroupLayout,
     wanted: &Wanted<'_>,
 ) -> Result<wgpu::BindGroup, Error> {
-    let params =
-        wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: wanted.params.binding() };
+    let params_buffer = wanted.params.buffer(wanted.params_buffer);
+    let params = wgpu::BindGroupEntry {
+        binding: Slot::Params as u32,
+        // The dynamic offset of the dispatch moves it to the slot.
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &params_buffer,
+            offset: 0,
+            size: wgpu::BufferSize::new(size_of::<Params>() as u64),
+        }),
+    };
     let tensors = wanted.bound.iter().map(|bound| wgpu::BindGroupEntry {
         binding: bound.slot as u32,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {

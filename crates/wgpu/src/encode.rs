@@ -20,6 +20,11 @@ struct Ready {
     workgroups: [u32; 2],
 }
 
+/// What has to live until the call is done: wgpu itself keeps the bind groups.
+fn params_of(ready: Vec<Ready>) -> Vec<Arc<ParamSlot>> {
+    ready.into_iter().map(|ready| ready.params).collect()
+}
+
 impl Plan {
     /// Records one call into `encoder`, as a compute pass of its own. It does not wait.
     ///
@@ -56,7 +61,8 @@ impl Plan {
     ) -> Result<(), Error> {
         let ready = self.inner.prepare(args)?;
         self.inner.record(pass, &ready);
-        pass.on_submitted_work_done(move || drop(ready));
+        let params = params_of(ready);
+        pass.on_submitted_work_done(move || drop(params));
         Ok(())
     }
 
@@ -123,7 +129,8 @@ impl PlanInner {
         let label = Some("flashtile");
         let descriptor = wgpu::ComputePassDescriptor { label, timestamp_writes };
         self.record(&mut encoder.begin_compute_pass(&descriptor), &ready);
-        encoder.on_submitted_work_done(move || drop(ready));
+        let params = params_of(ready);
+        encoder.on_submitted_work_done(move || drop(params));
     }
 
     fn record(&self, pass: &mut wgpu::ComputePass<'_>, ready: &[Ready]) {
@@ -147,7 +154,12 @@ impl PlanInner {
                 continue;
             };
             let params = inner.params.get(&inner.queue, &params)?;
-            let wanted = Wanted { step: n, params: &params, bound: &bound };
+            let wanted = Wanted {
+                step: n,
+                params: &inner.params,
+                params_buffer: params.buffer,
+                bound: &bound,
+            };
             let group = self.bind_cache.get(&inner.device, &self.pipelines[n].layout, &wanted)?;
             ready.push(Ready { step: n, group, params, workgroups });
         }

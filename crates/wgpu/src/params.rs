@@ -33,11 +33,13 @@ struct State {
 type Words = [u32; size_of::<Params>() / 4];
 
 /// Where one dispatch finds its parameters. While a reference to it exists, its contents stay.
+///
+/// It names its buffer by index, not by a handle: callbacks that hold a slot must be `Send`, and a
+/// buffer in a browser is not.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    /// Which buffer: part of a bind group's identity.
-    pub(crate) buffer_index: usize,
-    pub(crate) buffer: wgpu::Buffer,
+    /// Which of the context's parameter buffers.
+    pub(crate) buffer: usize,
     /// The dynamic offset, in bytes.
     pub(crate) offset: u32,
 }
@@ -78,13 +80,20 @@ impl ParamSlots {
             state.add(buffer, self.stride);
         }
         let slot = state.free.pop().expect("a buffer was added if there was none");
+        let buffer = &state.buffers[slot.buffer];
         let write = || {
-            queue.write_buffer(&slot.buffer, slot.offset.into(), bytemuck::bytes_of(params));
+            queue.write_buffer(buffer, slot.offset.into(), bytemuck::bytes_of(params));
         };
         catch_now(&self.device, write)
             .map_err(|caught| caught.about(&self.device, || "the parameters".into()))?;
         state.by_content.insert(words, slot.clone());
         Ok(slot)
+    }
+
+    /// The buffer of that index.
+    pub(crate) fn buffer(&self, index: usize) -> wgpu::Buffer {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.buffers[index].clone()
     }
 
     fn new_buffer(&self) -> Result<wgpu::Buffer, Error> {
@@ -116,22 +125,11 @@ impl State {
     }
 
     fn add(&mut self, buffer: wgpu::Buffer, stride: u32) {
-        let buffer_index = self.buffers.len();
+        let index = self.buffers.len();
         let slots = (0..ParamSlots::PER_BUFFER)
             .rev()
-            .map(|n| Arc::new(Slot { buffer_index, buffer: buffer.clone(), offset: n * stride }));
+            .map(|n| Arc::new(Slot { buffer: index, offset: n * stride }));
         self.free.extend(slots);
         self.buffers.push(buffer);
-    }
-}
-
-impl Slot {
-    /// The binding that the slot's dynamic offset moves.
-    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.buffer,
-            offset: 0,
-            size: wgpu::BufferSize::new(size_of::<Params>() as u64),
-        })
     }
 }
