@@ -1,0 +1,16 @@
+//! What the kernels of flashtile-wgpu take on GPUs, read from their machine code.
+//!
+//! `scripts/with-gpu-compiler` runs a program with the Vulkan driver of a GPU that the machine does
+//! not have. Under it, this crate opens the adapter as an application would, plans problems, and
+//! reports what the driver says of each pipeline: registers, occupancy, spills, memory,
+//! instructions.
+#![cfg(target_os = "linux")]
+
+pub mod capture;
+mod cases;
+mod gpu;
+mod usage;
+
+pub use cases::{Case, tuned};
+pub use gpu::{Gpu, Kernel, Source};
+pub use usage::Usage;
