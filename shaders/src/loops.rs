@@ -5,7 +5,7 @@
 //! They follow the kernels loop by loop; the conformance test "loop iterations are counted as
 //! kernels run them" compares them with kernels that count their own iterations.
 
-use crate::{Operation, Variant};
+use crate::{BlockTiles, Operation, RowTiles, Tiles, Variant};
 
 /// The values that determine how often the loops of a kernel run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,10 @@ impl Variant {
     /// The largest number of loop iterations of one invocation.
     pub fn loop_iterations(&self, shape: &LoopShape) -> u64 {
         let count = match self.operation {
-            Operation::FlashForward if self.tiles.lanes > 0 => self.flash_rows(shape),
-            Operation::FlashForward => self.flash(shape),
+            Operation::FlashForward => match &self.tiles {
+                Tiles::Block(_) => self.flash(shape),
+                Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
+            },
             Operation::UnfusedScores => self.unfused_scores(shape),
             Operation::UnfusedSoftmax => self.unfused_softmax(shape),
             Operation::UnfusedValues => self.unfused_values(shape),
@@ -61,11 +63,11 @@ impl Variant {
     }
 
     /// flash_forward_rows.wgsl.
-    fn flash_rows(&self, shape: &LoopShape) -> f64 {
+    fn flash_rows(&self, tiles: &RowTiles, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
         let [d4, d4_v] = [shape.head_dim, shape.head_dim_v].map(|d| (d as f64 / 4.0).ceil());
         // Without subgroups, the inner products are loops over the keys of the tile.
-        let over_keys = if self.tiles.lanes == 1 { repeat(t.keys, 0.0) } else { 0.0 };
+        let over_keys = if tiles.lanes == 1 { repeat(t.keys, 0.0) } else { 0.0 };
         let load = repeat((t.keys * t.kc / 4.0 / t.threads).ceil(), repeat(4.0, 0.0));
         let per_column = repeat(4.0, 0.0) + over_keys;
         let scores = repeat(t.d_chunks, load + 1.0) + d4 * (1.0 + per_column);
@@ -123,7 +125,14 @@ struct Shape {
 impl Shape {
     fn new(variant: &Variant, shape: &LoopShape) -> Self {
         let tiles = &variant.tiles;
-        let [tx, kc, qw4, ot] = [tiles.tx, tiles.kc, tiles.qw4, tiles.ot].map(f64::from);
+        let block = match *tiles {
+            Tiles::Block(block) => block,
+            // Only the widths of chunks are of interest.
+            Tiles::Rows(RowTiles { width, .. }) => {
+                BlockTiles { tx: 0, ty: 0, kc: RowTiles::KC, qw4: 0, ot: width / 4 }
+            }
+        };
+        let [tx, kc, qw4, ot] = [block.tx, block.kc, block.qw4, block.ot].map(f64::from);
         let [keys, rows, threads] = [tiles.keys(), tiles.rows(), tiles.threads()].map(f64::from);
         Self {
             keys,

@@ -1,9 +1,18 @@
 use std::fmt;
 
-/// The tile shape of a kernel: `tx` x `ty` threads with 4 queries and 4 keys each. If `lanes` is
-/// not 0: `tx` threads with one query each.
+/// The tile shape of a kernel. Each kind of shape belongs to a kernel source of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tiles {
+#[non_exhaustive]
+pub enum Tiles {
+    /// `flash_forward.wgsl`, the portable kernel, and the unfused kernels.
+    Block(BlockTiles),
+    /// `flash_forward_rows.wgsl`, for software adapters.
+    Rows(RowTiles),
+}
+
+/// A tile shape of the portable kernels: `tx` x `ty` threads with 4 queries and 4 keys each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockTiles {
     /// Threads along keys and along columns of V.
     pub tx: u32,
     /// Threads along queries.
@@ -16,9 +25,24 @@ pub struct Tiles {
     /// Blocks of four columns of O that a thread holds for each of its queries. The largest
     /// head_dim_v is `4 * tx * ot`.
     pub ot: u32,
-    /// 0 for the shapes for GPUs. Otherwise a shape for software adapters, with one query per
-    /// thread: the number of subgroup lanes that share keys by broadcast (1: no broadcast).
+}
+
+/// A tile shape for software adapters: 64 x 32, with one query per thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowTiles {
+    /// The largest head_dim_v, a multiple of 4.
+    pub width: u32,
+    /// The number of subgroup lanes that share keys by broadcast (1: no broadcast).
     pub lanes: u32,
+}
+
+impl RowTiles {
+    /// Threads per workgroup, and queries.
+    pub const THREADS: u32 = 64;
+    /// Keys per tile.
+    pub const KEYS: u32 = 32;
+    /// KC: the columns of K or V that are in workgroup memory at once.
+    pub const KC: u32 = 64;
 }
 
 /// The bytes of workgroup memory that every WebGPU device has.
@@ -28,10 +52,10 @@ pub const BASELINE_WORKGROUP_BYTES: u32 = 16 * 1024;
 pub const MAX_HEAD_DIM: usize = 512;
 
 const fn tiles(tx: u32, ty: u32, kc: u32, qw4: u32, ot: u32) -> Tiles {
-    Tiles { tx, ty, kc, qw4, ot, lanes: 0 }
+    Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot })
 }
 
-/// Every tile shape of the flash kernel for GPUs. Among those that fit the head dimensions and the
+/// Every tile shape of the portable flash kernel. Among those that fit the head dimensions and the
 /// device, a plan prefers the fewest unused registers.
 ///
 /// All but the last three fit WebGPU's baseline of 16 KiB. Shapes with more threads share K and V
@@ -58,11 +82,11 @@ pub const FLASH_TILES: [Tiles; 10] = [
 /// devices without subgroups.
 pub const ROW_LANES: [u32; 4] = [1, 4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`: 64 x 32, with one query per thread.
-/// They differ in the largest head_dim_v: 32, 64, 128, 256 or 512.
+/// Tile shapes for software adapters with subgroups of `lanes`. They differ in the largest
+/// head_dim_v: 32, 64, 128, 256 or 512.
 pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     const fn rows(lanes: u32, width: u32) -> Tiles {
-        Tiles { tx: 64, ty: 1, kc: 64, qw4: 1, ot: width / 4, lanes }
+        Tiles::Rows(RowTiles { width, lanes })
     }
     [rows(lanes, 32), rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
 }
@@ -76,35 +100,74 @@ pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
 impl Tiles {
     /// Br: queries per workgroup.
     pub const fn rows(&self) -> u32 {
-        if self.lanes > 0 { self.tx } else { 4 * self.ty }
+        match self {
+            Tiles::Block(t) => 4 * t.ty,
+            Tiles::Rows(_) => RowTiles::THREADS,
+        }
     }
 
     /// Bc: keys per tile.
     pub const fn keys(&self) -> u32 {
-        if self.lanes > 0 { 32 } else { 4 * self.tx }
+        match self {
+            Tiles::Block(t) => 4 * t.tx,
+            Tiles::Rows(_) => RowTiles::KEYS,
+        }
     }
 
     /// Threads per workgroup.
     pub const fn threads(&self) -> u32 {
-        self.tx * self.ty
+        match self {
+            Tiles::Block(t) => t.tx * t.ty,
+            Tiles::Rows(_) => RowTiles::THREADS,
+        }
+    }
+
+    /// The largest head_dim whose kernel this is; `u32::MAX` for any.
+    pub const fn max_head_dim(&self) -> u32 {
+        match self {
+            Tiles::Block(_) | Tiles::Rows(_) => u32::MAX,
+        }
     }
 
     /// The largest head_dim_v whose O stays in registers.
     pub const fn max_head_dim_v(&self) -> u32 {
-        if self.lanes > 0 { 4 * self.ot } else { 4 * self.tx * self.ot }
+        match self {
+            Tiles::Block(t) => 4 * t.tx * t.ot,
+            Tiles::Rows(t) => t.width,
+        }
     }
 
-    /// Bytes of workgroup memory of the flash kernel: Q tile, K or V chunk, weights, row reductions
-    /// and a flag.
+    /// Bytes of workgroup memory of the flash kernel.
     pub const fn flash_workgroup_bytes(&self) -> u32 {
-        if self.lanes > 0 {
-            return 4 * self.keys() * self.kc + 4;
+        match self {
+            Tiles::Block(BlockTiles { tx, kc, qw4, .. }) => {
+                // Q tile, K or V chunk, weights, row reductions and a flag.
+                let q_tile = 16 * self.rows() * *qw4;
+                let kv_tile = 16 * *kc * *tx;
+                let p_tile = 16 * self.rows() * *tx;
+                let row_part = 4 * self.rows() * *tx;
+                q_tile + kv_tile + p_tile + row_part + 4
+            }
+            Tiles::Rows(_) => 4 * RowTiles::KEYS * RowTiles::KC + 4,
         }
-        let q_tile = 16 * self.rows() * self.qw4;
-        let kv_tile = 16 * self.kc * self.tx;
-        let p_tile = 16 * self.rows() * self.tx;
-        let row_part = 4 * self.rows() * self.tx;
-        q_tile + kv_tile + p_tile + row_part + 4
+    }
+
+    /// Whether the kernel uses subgroup operations.
+    pub const fn uses_subgroups(&self) -> bool {
+        match self {
+            Tiles::Block(_) => false,
+            Tiles::Rows(t) => t.lanes > 1,
+        }
+    }
+
+    /// The distinguishing part of a variant's name.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
+                format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")
+            }
+            Tiles::Rows(RowTiles { width, lanes }) => format!("rows w{width} lanes{lanes}"),
+        }
     }
 }
 
@@ -132,11 +195,10 @@ mod tests {
 
     #[test]
     fn chunks_divide_tiles() {
-        for t in FLASH_TILES {
-            assert!(
-                t.keys().is_multiple_of(t.kc) && t.kc.is_multiple_of(4),
-                "{t:?}: keys in chunks"
-            );
+        for tiles in FLASH_TILES {
+            let Tiles::Block(t) = tiles else { panic!("{tiles:?} is not a block") };
+            let keys = tiles.keys();
+            assert!(keys.is_multiple_of(t.kc) && t.kc.is_multiple_of(4), "{t:?}: keys in chunks");
             assert!((4 * t.qw4).is_multiple_of(t.kc) && 4 * t.qw4 >= t.kc, "{t:?}: Q in chunks");
         }
     }

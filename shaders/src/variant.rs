@@ -225,7 +225,6 @@ impl Variant {
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tiles { tx, ty, kc, qw4, ot, lanes } = self.tiles;
         write!(f, "{} {}", self.operation, self.dtype)?;
         if let Some(mask) = self.mask {
             write!(f, " {mask} mask")?;
@@ -236,7 +235,6 @@ impl fmt::Display for Variant {
         if self.lse {
             f.write_str(" lse")?;
         }
-        write!(f, " {tx}x{ty} kc{kc} qw{qw4} ot{ot}")?;
-        if lanes > 0 { write!(f, " lanes{lanes}") } else { Ok(()) }
+        write!(f, " {}", self.tiles.name())
     }
 }

@@ -1,6 +1,6 @@
 //! Assembles a variant's source: the prelude, then the parts that its operation calls.
 
-use crate::{Access, Operation, Slot, Tiles, Variant};
+use crate::{Access, BlockTiles, Operation, RowTiles, Slot, Tiles, Variant};
 use flashtile_core::{DType, MaskKind};
 
 const NUMERICS: &str = include_str!("../wgsl/numerics.wgsl");
@@ -32,8 +32,8 @@ impl Variant {
 fn assemble(variant: &Variant) -> String {
     let mut parts = vec![constants(variant), bindings(variant), NUMERICS.into(), PARAMS.into()];
     parts.push(valid_keys(variant).into());
-    let rows = variant.tiles.lanes > 0;
-    let loads = |tensor, width| [load(variant.dtype, tensor), load4(rows, tensor, width)];
+    let rolled = matches!(variant.tiles, Tiles::Rows(_));
+    let loads = |tensor, width| [load(variant.dtype, tensor), load4(rolled, tensor, width)];
     let (q, k, v) = (
         loads("q", "params.head_dim"),
         loads("k", "params.head_dim"),
@@ -48,10 +48,10 @@ fn assemble(variant: &Variant) -> String {
                 store(variant.dtype),
             ]);
             parts.extend(q.into_iter().chain(k).chain(v));
-            if rows {
-                parts.extend([spread(&variant.tiles), rows_kernel(&variant.tiles)]);
-            } else {
-                parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
+            match &variant.tiles {
+                Tiles::Block(_) => parts
+                    .extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from)),
+                Tiles::Rows(tiles) => parts.extend([spread(tiles), rows_kernel(tiles)]),
             }
         }
         Operation::UnfusedScores => {
@@ -74,18 +74,16 @@ fn assemble(variant: &Variant) -> String {
 }
 
 fn constants(variant: &Variant) -> String {
-    let Tiles { tx, ty, kc, qw4, ot, lanes: _ } = variant.tiles;
+    let tiles = &variant.tiles;
     let mut source = format!("// {variant}\n");
-    for (name, value) in [
-        ("TX", tx),
-        ("TY", ty),
-        ("THREADS", variant.tiles.threads()),
-        ("BR", variant.tiles.rows()),
-        ("BC", variant.tiles.keys()),
-        ("KC", kc),
-        ("QW4", qw4),
-        ("OT", ot),
-    ] {
+    let common = [("THREADS", tiles.threads()), ("BR", tiles.rows()), ("BC", tiles.keys())];
+    let own = match *tiles {
+        Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
+            vec![("TX", tx), ("TY", ty), ("KC", kc), ("QW4", qw4), ("OT", ot)]
+        }
+        Tiles::Rows(RowTiles { width, lanes: _ }) => vec![("KC", RowTiles::KC), ("OT", width / 4)],
+    };
+    for (name, value) in common.into_iter().chain(own) {
         source += &format!("const {name}: u32 = {value}u;\n");
     }
     source += &format!("const HAS_MASK: bool = {};\n", variant.mask.is_some());
@@ -161,7 +159,7 @@ fn load4(rolled: bool, tensor: &str, width: &str) -> String {
 }
 
 /// The kernel with one query per thread. Without subgroups, every lane reads every key.
-fn rows_kernel(tiles: &Tiles) -> String {
+fn rows_kernel(tiles: &RowTiles) -> String {
     if tiles.lanes > 1 {
         return FLASH_FORWARD_ROWS.into();
     }
@@ -172,7 +170,7 @@ fn rows_kernel(tiles: &Tiles) -> String {
 
 /// The two inner products of that kernel, unrolled, because the lane of a broadcast must be
 /// constant.
-fn spread(tiles: &Tiles) -> String {
+fn spread(tiles: &RowTiles) -> String {
     let mut scores = String::new();
     let mut values = String::new();
     if tiles.lanes == 1 {
@@ -189,7 +187,7 @@ fn spread(tiles: &Tiles) -> String {
     }
 ";
     } else {
-        for key in 0..tiles.keys() {
+        for key in 0..RowTiles::KEYS {
             let lane = key % tiles.lanes;
             if lane == 0 {
                 let load = format!("    x = kv_tile[at + {key}u];\n");

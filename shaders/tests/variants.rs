@@ -18,7 +18,7 @@ fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
     let source = variant.wgsl();
     let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    if variant.tiles.lanes > 1 {
+    if variant.tiles.uses_subgroups() {
         capabilities |= Capabilities::SUBGROUP;
     }
     let info = Validator::new(ValidationFlags::all(), capabilities)
@@ -78,7 +78,7 @@ fn every_variant_translates_for_every_graphics_api() {
             .write(&module, &info, None)
             .map_err(|e| format!("HLSL: {e}"))?;
         // GLSL ES has no subgroup operations.
-        if variant.tiles.lanes > 1 {
+        if variant.tiles.uses_subgroups() {
             return Ok(());
         }
         naga::back::glsl::Writer::new(

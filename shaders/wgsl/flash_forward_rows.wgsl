@@ -40,7 +40,7 @@ fn load_v_tile(item: Item, j_begin: u32, d_begin: u32, thread: u32) -> bool {
     return !finite;
 }
 
-@compute @workgroup_size(TX)
+@compute @workgroup_size(THREADS)
 fn flash_forward(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,

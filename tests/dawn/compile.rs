@@ -31,7 +31,7 @@ pub(crate) fn trials() -> Vec<(String, Test)> {
 /// The variants that every WebGPU device can run.
 fn baseline() -> impl Iterator<Item = Variant> {
     let fits = |tiles: &Tiles| {
-        tiles.lanes <= 1 && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES
+        !tiles.uses_subgroups() && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES
     };
     Variant::all()
         .filter(move |variant| variant.operation != Operation::FlashForward || fits(&variant.tiles))

@@ -189,7 +189,7 @@ fn constant_params(problem: &Problem) -> Params {
 mod tests {
     use super::*;
     use flashtile_core::{Call, DType};
-    use flashtile_shaders::FLASH_TILES;
+    use flashtile_shaders::{BlockTiles, FLASH_TILES};
 
     const AUTO: PlanOptions<Tiles> = PlanOptions::new();
 
@@ -265,7 +265,10 @@ mod tests {
         assert!(matches!(narrow[..], [Reason::Tiles { .. }]), "{narrow:?}");
         let unfused = refusal(KernelKind::Unfused, FLASH_TILES[2]);
         assert!(matches!(unfused[..], [Reason::Tiles { .. }]), "{unfused:?}");
-        let unknown = refusal(KernelKind::Flash, Tiles { tx: 3, ..FLASH_TILES[2] });
+        let unknown = refusal(
+            KernelKind::Flash,
+            Tiles::Block(BlockTiles { tx: 3, ty: 8, kc: 16, qw4: 16, ot: 1 }),
+        );
         assert!(matches!(unknown[..], [Reason::Tiles { .. }]), "{unknown:?}");
     }
 

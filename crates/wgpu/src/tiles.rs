@@ -3,7 +3,7 @@
 use crate::machine::Machine;
 use flashtile_core::{Band, PlanOptions, Problem, Reason};
 use flashtile_shaders::{
-    FLASH_TILES, LoopShape, MAX_HEAD_DIM, Operation, ROW_LANES, Tiles, Variant, row_tiles,
+    FLASH_TILES, LoopShape, MAX_HEAD_DIM, Operation, ROW_LANES, RowTiles, Tiles, Variant, row_tiles,
 };
 
 /// The variant of `operation` that computes `problem` with `tiles`.
@@ -64,10 +64,13 @@ fn forced(problem: &Problem, machine: &Machine, tiles: Tiles) -> Result<(), Vec<
             problem.head_dim_v()
         ));
     }
-    if tiles.lanes > 1 && tiles.lanes != machine.lanes {
+    if let Tiles::Rows(RowTiles { lanes, .. }) = tiles
+        && lanes > 1
+        && lanes != machine.lanes
+    {
         return refuse(format!(
-            "it needs subgroups of {} lanes; the device has {}",
-            tiles.lanes, machine.lanes
+            "it needs subgroups of {lanes} lanes; the device has {}",
+            machine.lanes
         ));
     }
     let obstacles = obstacles(problem, machine, &tiles);
@@ -83,7 +86,7 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
         // have are wasted.
         let rows = if few_queries { tiles.rows() } else { u32::MAX - tiles.rows() };
         let threads = if machine.software { tiles.threads() } else { u32::MAX - tiles.threads() };
-        (rows, threads, tiles.ot, tiles.max_head_dim_v())
+        (rows, threads, tiles.max_head_dim_v())
     };
     let mut blocks: Vec<_> = FLASH_TILES.into_iter().filter(reaches).collect();
     blocks.sort_by_key(preference);
@@ -158,8 +161,8 @@ pub(crate) fn loop_shape(problem: &Problem, variant: &Variant) -> LoopShape {
 
 fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
     let Machine { workgroup_bytes, lanes, .. } = machine;
-    if tiles.lanes > 0 {
-        return match tiles.lanes {
+    if let Tiles::Rows(rows) = tiles {
+        return match rows.lanes {
             1 => format!("{tiles}, one query per thread: a software adapter without subgroups"),
             _ => format!(
                 "{tiles}, one query per thread: a software adapter; K and V broadcast across \
