@@ -1,4 +1,7 @@
-use crate::capture::{self, Compiled};
+use crate::{
+    capture::{self, Compiled},
+    rdna::Generation,
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use flashtile_core::Problem;
 use flashtile_wgpu::{
@@ -57,6 +60,15 @@ impl Gpu {
     /// The adapter.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         self.context.adapter_info()
+    }
+
+    /// The generation of an AMD GPU, whose hot loops can be counted.
+    pub fn generation(&self) -> Option<Generation> {
+        let name = &self.info().name;
+        [("NAVI2", Generation::Rdna2), ("NAVI3", Generation::Rdna3), ("GFX12", Generation::Rdna4)]
+            .into_iter()
+            .find(|(chip, _)| name.contains(chip))
+            .map(|(_, generation)| generation)
     }
 
     /// Plans a problem, and reads what each of its kernels takes.

@@ -9,6 +9,7 @@
 pub mod capture;
 mod cases;
 mod gpu;
+pub mod rdna;
 mod usage;
 
 pub use cases::{Case, tuned};

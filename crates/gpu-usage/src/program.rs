@@ -1,7 +1,9 @@
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use flashtile_core::{DType, KernelKind};
-use flashtile_gpu_usage::{Case, Gpu, Kernel, Source, Usage, capture::Compiled, tuned};
+use flashtile_gpu_usage::{
+    Case, Gpu, Kernel, Source, Usage, capture::Compiled, rdna::hot_loops, tuned,
+};
 use flashtile_wgpu::{PlanOptions, Tiles, wgpu};
 use std::{env, fs, path::PathBuf};
 
@@ -89,7 +91,7 @@ pub(crate) fn run() -> Result<()> {
             println!("{plan}");
         }
         for Kernel { variant, compiled, .. } in kernels {
-            print(&arguments, &format!("{name} {case}, {variant}"), &compiled)?;
+            print(&arguments, &gpu, &format!("{name} {case}, {variant}"), &compiled)?;
         }
     }
     Ok(())
@@ -112,7 +114,7 @@ fn compile_file(arguments: &Arguments, file: &PathBuf) -> Result<()> {
         checked: arguments.checked,
     })?;
     let file = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
-    print(arguments, &format!("{} {file}, {entry_point}", gpu_name(&gpu)), &compiled)
+    print(arguments, &gpu, &format!("{} {file}, {entry_point}", gpu_name(&gpu)), &compiled)
 }
 
 /// The short name that scripts/with-gpu-compiler was given, or the driver's own.
@@ -120,10 +122,15 @@ fn gpu_name(gpu: &Gpu) -> String {
     env::var("FLASHTILE_GPU_COMPILER").unwrap_or_else(|_| gpu.info().name.clone())
 }
 
-fn print(arguments: &Arguments, what: &str, compiled: &Compiled) -> Result<()> {
+fn print(arguments: &Arguments, gpu: &Gpu, what: &str, compiled: &Compiled) -> Result<()> {
     match Usage::of(compiled).map_err(anyhow::Error::msg)? {
         Some(usage) => println!("{what}: {usage}"),
         None => println!("{what}: the driver gives no statistics"),
+    }
+    if let (Some(generation), Some(listing)) = (gpu.generation(), compiled.listing()) {
+        for (n, hot) in hot_loops(listing, compiled.subgroup_size, generation).iter().enumerate() {
+            println!("{what}, loop {}: {hot}", n + 1);
+        }
     }
     if arguments.statistics {
         for (name, value) in &compiled.statistics {
