@@ -21,7 +21,7 @@ use std::{
     mem::transmute,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -50,6 +50,11 @@ impl Compiled {
     }
 }
 
+/// Asks no driver for statistics from now on. Devices that are already open keep asking.
+pub fn disable() {
+    DISABLED.store(true, Ordering::Release);
+}
+
 /// The pipelines created since the last call, in order.
 pub fn take() -> Vec<Compiled> {
     std::mem::take(&mut *lock(&COMPILED))
@@ -60,6 +65,7 @@ static DRIVER: OnceLock<ash::Instance> = OnceLock::new();
 /// The functions of the device that was opened last.
 static DEVICE: Mutex<Option<DeviceFunctions>> = Mutex::new(None);
 static COMPILED: Mutex<Vec<Compiled>> = Mutex::new(Vec::new());
+static DISABLED: AtomicBool = AtomicBool::new(false);
 /// The largest value of wgpu's timeline semaphore that a submission should signal.
 static FINISHED: AtomicU64 = AtomicU64::new(0);
 
@@ -169,8 +175,8 @@ unsafe extern "system" fn get_device_proc_addr(
     device: vk::Device,
     name: *const c_char,
 ) -> vk::PFN_vkVoidFunction {
-    // SAFETY: Vulkan asks callers for a C string, and the caller casts what it gets to the type that
-    // belongs to the name.
+    // SAFETY: Vulkan asks callers for a C string, and the caller casts what it gets to the type
+    // that belongs to the name.
     unsafe {
         match CStr::from_ptr(name).to_bytes() {
             b"vkCreateComputePipelines" => {

@@ -8,6 +8,7 @@ use flashtile_wgpu::{
     Context, Plan, PlanOptions,
     wgpu::{self, naga},
 };
+use std::env;
 
 /// The adapter whose driver the process runs with, opened as an application opens it.
 pub struct Gpu {
@@ -16,7 +17,6 @@ pub struct Gpu {
 
 /// One kernel of a plan, as the driver compiled it.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct Kernel {
     /// The name of its variant.
     pub variant: String,
@@ -60,6 +60,11 @@ impl Gpu {
     /// The adapter.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         self.context.adapter_info()
+    }
+
+    /// The name that scripts/with-gpu-compiler was given, else the driver's own.
+    pub fn name(&self) -> String {
+        env::var("FLASHTILE_GPU_COMPILER").unwrap_or_else(|_| self.info().name.clone())
     }
 
     /// The generation of an AMD GPU, whose hot loops can be counted.

@@ -6,12 +6,15 @@
 //! instructions.
 #![cfg(target_os = "linux")]
 
+mod bars;
 pub mod capture;
 mod cases;
 mod gpu;
 pub mod rdna;
+mod report;
 mod usage;
 
 pub use cases::{Case, tuned};
 pub use gpu::{Gpu, Kernel, Source};
+pub use report::{KernelReport, Report};
 pub use usage::Usage;

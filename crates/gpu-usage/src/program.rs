@@ -1,11 +1,12 @@
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use flashtile_core::{DType, KernelKind};
-use flashtile_gpu_usage::{
-    Case, Gpu, Kernel, Source, Usage, capture::Compiled, rdna::hot_loops, tuned,
-};
+use flashtile_gpu_usage::{Case, Gpu, Kernel, KernelReport, Report, Source, capture, tuned};
 use flashtile_wgpu::{PlanOptions, Tiles, wgpu};
-use std::{env, fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Prints what kernels take on the GPU whose driver it runs with, one line per kernel.
 ///
@@ -48,6 +49,16 @@ struct Arguments {
     /// Keep wgpu's runtime checks in the file's kernel
     #[arg(long)]
     checked: bool,
+    /// Print also the bars that a kernel misses, in lines that start with `bar:`
+    #[arg(long)]
+    bars: bool,
+    /// Print only the version of the driver
+    #[arg(long)]
+    driver: bool,
+    /// Do not ask the driver for statistics. With RADV_DEBUG=shaderstats it prints them by itself,
+    /// which shows that asking changes nothing
+    #[arg(long)]
+    uncaptured: bool,
     /// Print every statistic of the driver
     #[arg(long)]
     statistics: bool,
@@ -67,8 +78,16 @@ pub(crate) fn run() -> Result<()> {
         }
         return Ok(());
     }
+    if arguments.uncaptured {
+        capture::disable();
+    }
     if let Some(file) = &arguments.wgsl {
         return compile_file(&arguments, file);
+    }
+    let gpu = Gpu::open(wgpu::Features::empty())?;
+    if arguments.driver {
+        println!("{}", gpu.info().driver_info);
+        return Ok(());
     }
     let cases = match arguments.shape {
         Some(shape) => {
@@ -83,21 +102,27 @@ pub(crate) fn run() -> Result<()> {
     if let Some(name) = &arguments.tiles {
         options = options.tiles(tiles(name)?);
     }
-    let gpu = Gpu::open(wgpu::Features::empty())?;
-    let name = gpu_name(&gpu);
     for case in cases {
-        let (plan, kernels) = gpu.plan(&case.problem()?, &options)?;
+        let (report, plan, kernels) = Report::new(&gpu, case, &options)?;
         if arguments.plan {
             println!("{plan}");
         }
-        for Kernel { variant, compiled, .. } in kernels {
-            print(&arguments, &gpu, &format!("{name} {case}, {variant}"), &compiled)?;
+        for line in report.lines() {
+            println!("{line}");
+        }
+        if arguments.bars {
+            for line in report.violations() {
+                println!("bar: {line}");
+            }
+        }
+        for kernel in kernels {
+            print_details(&arguments, &kernel)?;
         }
     }
     Ok(())
 }
 
-fn compile_file(arguments: &Arguments, file: &PathBuf) -> Result<()> {
+fn compile_file(arguments: &Arguments, file: &Path) -> Result<()> {
     let wgsl = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let constants: Vec<_> =
         arguments.constants.iter().map(|(name, value)| (name.as_str(), *value)).collect();
@@ -113,32 +138,22 @@ fn compile_file(arguments: &Arguments, file: &PathBuf) -> Result<()> {
         constants: &constants,
         checked: arguments.checked,
     })?;
+    let kernel = Kernel { variant: entry_point.to_owned(), compiled };
     let file = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
-    print(arguments, &gpu, &format!("{} {file}, {entry_point}", gpu_name(&gpu)), &compiled)
+    for line in KernelReport::new(&gpu, &kernel)?.lines(&format!("{} {file}", gpu.name())) {
+        println!("{line}");
+    }
+    print_details(arguments, &kernel)
 }
 
-/// The short name that scripts/with-gpu-compiler was given, or the driver's own.
-fn gpu_name(gpu: &Gpu) -> String {
-    env::var("FLASHTILE_GPU_COMPILER").unwrap_or_else(|_| gpu.info().name.clone())
-}
-
-fn print(arguments: &Arguments, gpu: &Gpu, what: &str, compiled: &Compiled) -> Result<()> {
-    match Usage::of(compiled).map_err(anyhow::Error::msg)? {
-        Some(usage) => println!("{what}: {usage}"),
-        None => println!("{what}: the driver gives no statistics"),
-    }
-    if let (Some(generation), Some(listing)) = (gpu.generation(), compiled.listing()) {
-        for (n, hot) in hot_loops(listing, compiled.subgroup_size, generation).iter().enumerate() {
-            println!("{what}, loop {}: {hot}", n + 1);
-        }
-    }
+fn print_details(arguments: &Arguments, kernel: &Kernel) -> Result<()> {
     if arguments.statistics {
-        for (name, value) in &compiled.statistics {
+        for (name, value) in &kernel.compiled.statistics {
             println!("    {name}: {value}");
         }
     }
     if arguments.listing {
-        match compiled.listing() {
+        match kernel.compiled.listing() {
             Some(listing) => println!("{listing}"),
             None => bail!("the driver gives no listing"),
         }

@@ -3,7 +3,6 @@ use std::fmt;
 
 /// What a pipeline takes on one GPU, in terms that are the same for every driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Usage {
     /// Registers per thread: vector registers of 32 bits on AMD, registers of 32 bits on NVIDIA,
     /// halves of 16 bits on Apple, registers of four components on Adreno.

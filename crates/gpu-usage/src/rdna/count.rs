@@ -4,7 +4,6 @@ use std::ops::AddAssign;
 /// How many instructions of each kind a piece of code has. Bytes and FMA are those of one lane,
 /// except where said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Counts {
     /// Fused multiply-adds. A packed or a dot-product instruction does two, a pair of instructions
     /// as many as its halves.

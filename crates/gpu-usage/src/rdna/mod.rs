@@ -4,6 +4,8 @@ mod count;
 mod flow;
 mod listing;
 mod model;
+mod roof;
 
 pub use count::Counts;
 pub use model::{Generation, HotLoop, hot_loops};
+pub use roof::Roof;

@@ -12,9 +12,19 @@ pub enum Generation {
     Rdna4,
 }
 
+impl Generation {
+    /// The rate of matrix instructions with 16-bit inputs, per SIMD: 128 and 256 FMA per clock.
+    pub(crate) fn matrix_fma_per_clock(self) -> f64 {
+        match self {
+            // RDNA 2 has none.
+            Generation::Rdna2 | Generation::Rdna3 => 128.0,
+            Generation::Rdna4 => 256.0,
+        }
+    }
+}
+
 /// One iteration of a loop that holds FMA or matrix instructions, and no such loop inside it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct HotLoop {
     /// The common path.
     pub common: Counts,
@@ -79,7 +89,7 @@ impl HotLoop {
     ///
     /// The ceiling is the clocks of the useful work over those of the busiest unit. Useful are the
     /// matrix instructions if there are any, else the FMA, at one per lane and clock: pairs may
-    /// raise the ceiling above 1. Latencies, caches, bank conflicts and broadcasts are not modelled.
+    /// raise the ceiling above 1. Latencies, caches, bank conflicts and broadcasts are left out.
     pub fn ceiling(&self) -> f64 {
         let clocks = self.clocks();
         let useful = match self.common.matrix {
@@ -116,10 +126,7 @@ impl HotLoop {
     }
 
     fn clocks_per_matrix(&self) -> f64 {
-        match self.generation {
-            Generation::Rdna2 | Generation::Rdna3 => 32.0,
-            Generation::Rdna4 => 16.0,
-        }
+        f64::from(MATRIX_FMA) / self.generation.matrix_fma_per_clock()
     }
 }
 
