@@ -244,7 +244,7 @@ mod tests {
             s_load_dwordx4 s[0:3], s[4:5], null
             s_buffer_load_dword s0, s[4:7], null
             s_add_u32 s0, s1, s2
-            s_delay_alu instid0(VALU_DEP_1)
+            s_delay_alu 0x1
             s_waitcnt lgkmcnt(0)
             s_wait_kmcnt 0x0
             s_clause 0x3
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn memory_and_unknown_words() {
         let code = "
-            buffer_load_b128 v[0:3], v4, s[0:3], 0 offen
+            buffer_load_b128 v[0:3], v4, s[0:3], 0
             global_store_b32 v0, v1, s[0:1]
             scratch_load_b32 v1, off, s32
             (invalid instruction)";
