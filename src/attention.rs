@@ -1,6 +1,7 @@
 use crate::{Error, Report, session::Session};
 use flashtile_core::{
-    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, Problem, Reason, Verdict,
+    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, MatrixUnits,
+    PlanOptions, Problem, Reason, Verdict,
 };
 use std::{
     sync::{Arc, LazyLock},
@@ -15,11 +16,14 @@ pub struct Choice {
     pub backend: Option<BackendKind>,
     /// This kernel and no other.
     pub kernel: Option<KernelKind>,
+    /// Whether kernels may, must not or must use matrix units.
+    pub matrix_units: MatrixUnits,
 }
 
 impl Choice {
     /// The first that runs.
-    pub const AUTO: Choice = Choice { backend: None, kernel: None };
+    pub const AUTO: Choice =
+        Choice { backend: None, kernel: None, matrix_units: MatrixUnits::Auto };
 
     /// The first kernel of `backend` that runs.
     pub const fn backend(backend: BackendKind) -> Self {
@@ -33,7 +37,14 @@ impl Choice {
 
     /// `kernel` of `backend`, and nothing else.
     pub const fn exactly(backend: BackendKind, kernel: KernelKind) -> Self {
-        Choice { backend: Some(backend), kernel: Some(kernel) }
+        Choice { backend: Some(backend), kernel: Some(kernel), ..Self::AUTO }
+    }
+
+    /// The same choice, where kernels may, must not or must use matrix units.
+    #[must_use]
+    pub const fn matrix_units(mut self, matrix_units: MatrixUnits) -> Self {
+        self.matrix_units = matrix_units;
+        self
     }
 
     fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {
@@ -122,7 +133,7 @@ impl Attention {
         let pairs = self.sessions.iter().flat_map(|s| KernelKind::ALL.iter().map(move |&k| (s, k)));
         let asked = pairs.filter(|(session, kernel)| choice.allows(session.kind(), *kernel));
         let verdict = |(session, kernel): (&Session, KernelKind)| {
-            (session.kind(), kernel, session.verdict(problem, kernel))
+            (session.kind(), kernel, session.verdict(problem, kernel, choice.matrix_units))
         };
         Explanation::new(asked.map(verdict).collect())
     }
@@ -149,7 +160,10 @@ impl Attention {
             .iter()
             .find(|session| session.kind() == backend)
             .expect("only sessions were asked");
-        let mut report = session.run(problem, args, kernel, choice.kernel.is_some())?;
+        let options = PlanOptions::new()
+            .kernel(choice.kernel.is_some().then_some(kernel))
+            .matrix_units(choice.matrix_units);
+        let mut report = session.run(problem, args, kernel, &options)?;
         report.why = why(&explanation, choice, backend, kernel);
         report.first = start.elapsed();
         Ok(report)

@@ -1,7 +1,7 @@
 use crate::{Error, Report, backends};
 use flashtile_core::{
-    Backend, BackendKind, BackendPlan, DeviceChoice, Explanation, HostArgs, KernelKind, PlanCache,
-    PlanOptions, Problem, Reason, Verdict,
+    Backend, BackendKind, BackendPlan, DeviceChoice, Explanation, HostArgs, KernelKind,
+    MatrixUnits, PlanCache, PlanOptions, Problem, Reason, Verdict,
 };
 use std::{
     fmt,
@@ -65,29 +65,35 @@ impl Session {
         }
     }
 
-    pub(crate) fn verdict(&self, problem: &Problem, kernel: KernelKind) -> Verdict {
+    pub(crate) fn verdict(
+        &self,
+        problem: &Problem,
+        kernel: KernelKind,
+        matrix_units: MatrixUnits,
+    ) -> Verdict {
+        let options = PlanOptions::new().kernel(kernel).matrix_units(matrix_units);
         match self.device() {
-            Ok(device) => device.verdict(problem, &PlanOptions::new().kernel(kernel)),
+            Ok(device) => device.verdict(problem, &options),
             Err(why) => Verdict::Refused(vec![why]),
         }
     }
 
-    /// Runs with `kernel`, which [`verdict`](Self::verdict) allowed. `forced`: the caller named it.
+    /// Runs with `kernel`, which [`verdict`](Self::verdict) allowed. `options` name it if the
+    /// caller did.
     pub(crate) fn run(
         &self,
         problem: &Problem,
         args: HostArgs<'_>,
         kernel: KernelKind,
-        forced: bool,
+        options: &PlanOptions,
     ) -> Result<Report, Error> {
         let device = self.device().map_err(|why| {
             let refused = Verdict::Refused(vec![why]);
             Error::Refused(Explanation::new(vec![(self.kind, kernel, refused)]))
         })?;
-        let options = PlanOptions::new().kernel(forced.then_some(kernel));
         let run = || {
             let plan =
-                self.plans.get_or_plan(problem, &options, || device.plan(problem, &options))?;
+                self.plans.get_or_plan(problem, options, || device.plan(problem, options))?;
             let stats = plan.run(args)?;
             Ok((plan, stats))
         };

@@ -1,5 +1,5 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flashtile::{Align, BackendKind, Choice, DType, KernelKind, Layout};
+use flashtile::{Align, BackendKind, Choice, DType, KernelKind, Layout, MatrixUnits};
 use std::path::PathBuf;
 
 /// Attention on any GPU, verified against a float64 oracle
@@ -147,6 +147,9 @@ pub(crate) struct ChoiceArgs {
     /// Kernel. flash is fused and tiled, unfused stores the score matrix; auto is as for --backend
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
     pub(crate) kernel: KernelArg,
+    /// Tensor cores, cooperative matrices, simdgroup matrices: require refuses what cannot use them
+    #[arg(long, value_enum, default_value_t = MatrixUnitsArg::Auto)]
+    pub(crate) matrix_units: MatrixUnitsArg,
     /// Device: its number in the list of `flashtile devices`, or part of its name. It is an adapter
     /// of wgpu, or with `--backend cuda` an NVIDIA GPU
     #[arg(long, value_name = "NUMBER or NAME")]
@@ -169,7 +172,15 @@ impl ChoiceArgs {
             KernelArg::Flash => Some(KernelKind::Flash),
             KernelArg::Unfused => Some(KernelKind::Unfused),
         };
-        choice
+        choice.matrix_units(self.matrix_units())
+    }
+
+    pub(crate) fn matrix_units(&self) -> MatrixUnits {
+        match self.matrix_units {
+            MatrixUnitsArg::Auto => MatrixUnits::Auto,
+            MatrixUnitsArg::Off => MatrixUnits::Off,
+            MatrixUnitsArg::Require => MatrixUnits::Require,
+        }
     }
 }
 
@@ -187,6 +198,13 @@ pub(crate) enum KernelArg {
     Auto,
     Flash,
     Unfused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum MatrixUnitsArg {
+    Auto,
+    Off,
+    Require,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

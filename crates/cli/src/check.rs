@@ -4,7 +4,8 @@ use crate::{args::CheckArgs, open, progress, text};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use flashtile::{
-    Attention, Backend, BackendKind, DType, KernelKind, PlanOptions, Problem, TensorView,
+    Attention, Backend, BackendKind, DType, KernelKind, MatrixUnits, PlanOptions, Problem,
+    TensorView,
 };
 use flashtile_testkit::{Case, Failure, Prepared, Wrong, catalogue};
 use serde_json::json;
@@ -96,7 +97,10 @@ fn cases(args: &CheckArgs) -> Result<Vec<(&'static str, Case)>> {
 /// All reasons, where no kernel runs even the smallest problem.
 fn tallies(args: &CheckArgs) -> Result<Vec<Tally>> {
     let choice = args.choice.choice();
-    let x = TensorView::bshd(DType::F32, [1; 4])?;
+    // Matrix units multiply f16, wherever there are any.
+    let required = choice.matrix_units == MatrixUnits::Require;
+    let dtype = if required { DType::F16 } else { DType::F32 };
+    let x = TensorView::bshd(dtype, [1; 4])?;
     let problem = Problem::builder(x, x, x).build()?;
     let mut tallies = Vec::new();
     for device in open::devices(&args.choice, args.baseline)? {

@@ -1,6 +1,6 @@
 use crate::{args::ExplainArgs, input, open};
 use anyhow::Result;
-use flashtile::{Reason, Verdict};
+use flashtile::{Choice, Reason, Verdict};
 use serde_json::json;
 use std::io::Write;
 
@@ -8,8 +8,9 @@ use std::io::Write;
 pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
     let bytes = input::load(&args.input)?;
     let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
-    let explanation = open::session(&args.choice).explain(&input.problem);
     let choice = args.choice.choice();
+    let everything = Choice::AUTO.matrix_units(choice.matrix_units);
+    let explanation = open::session(&args.choice).explain_within(&input.problem, everything);
     let chosen = explanation.choose(choice.backend, choice.kernel).ok();
     if !args.json {
         writeln!(out, "{}", input.problem)?;

@@ -2,7 +2,10 @@
 
 use crate::{args::ChoiceArgs, complain};
 use anyhow::Result;
-use flashtile::{Attention, Backend, BackendKind, DeviceChoice, cuda, reference::Reference, wgpu};
+use flashtile::{
+    Attention, Backend, BackendError, BackendKind, BackendPlan, DeviceChoice, MatrixUnits,
+    PlanOptions, Problem, Verdict, cuda, reference::Reference, wgpu,
+};
 use std::{fmt::Display, sync::Arc};
 
 /// The device that `--adapter` names. A number is an index in the list of `flashtile devices`;
@@ -45,7 +48,46 @@ pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn
     if allowed(BackendKind::Reference) {
         devices.push(Arc::new(Reference));
     }
+    if choice.matrix_units() != MatrixUnits::Auto {
+        let forced = |device| -> Arc<dyn Backend> {
+            Arc::new(Forced { device, matrix_units: choice.matrix_units() })
+        };
+        devices = devices.into_iter().map(forced).collect();
+    }
     Ok(devices)
+}
+
+/// A device whose plans may not, or must, use matrix units, whatever they are asked for.
+#[derive(Debug)]
+struct Forced {
+    device: Arc<dyn Backend>,
+    matrix_units: MatrixUnits,
+}
+
+impl Backend for Forced {
+    fn kind(&self) -> BackendKind {
+        self.device.kind()
+    }
+
+    fn device_name(&self) -> String {
+        format!("{}, matrix units {}", self.device.device_name(), self.matrix_units)
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        self.device.verdict(problem, &options.matrix_units(self.matrix_units))
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        self.device.plan(problem, &options.matrix_units(self.matrix_units))
+    }
+
+    fn release_kernels(&self) {
+        self.device.release_kernels();
+    }
 }
 
 /// The requested NVIDIA GPU, or all of them. A machine without a driver has none.

@@ -134,7 +134,7 @@ impl<P, T> fmt::Debug for PlanCache<P, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, KernelKind, TensorView};
+    use crate::{DType, KernelKind, MatrixUnits, TensorView};
     use std::convert::Infallible;
 
     #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +168,8 @@ mod tests {
         assert_eq!(plan(&cache, 4, 2), (Fake(2), true));
         let flash = PlanOptions::new().kernel(KernelKind::Flash);
         assert_eq!(cache.get(&problem(3), &flash), None);
+        let no_units = PlanOptions::new().matrix_units(MatrixUnits::Off);
+        assert_eq!(cache.get(&problem(3), &no_units), None);
         assert_eq!(cache.insert(&problem(3), &PlanOptions::new(), Fake(9)), Fake(1));
         cache.clear();
         assert!(cache.is_empty());

@@ -1,4 +1,4 @@
-use crate::Argument;
+use crate::{Argument, NoMatrixUnits};
 use std::fmt;
 
 /// A backend.
@@ -184,6 +184,9 @@ pub enum Reason {
         /// What is needed, in the same form.
         needed: u32,
     },
+    /// Matrix units are required, and cannot be used.
+    #[error("matrix units are required: {0}")]
+    MatrixUnits(NoMatrixUnits),
     /// The tile shape that was requested cannot be used.
     #[error("the requested tiles ({tiles}) cannot be used: {because}")]
     Tiles {

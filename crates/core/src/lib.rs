@@ -44,6 +44,7 @@ mod host;
 mod layout;
 mod mask;
 mod merge;
+mod no_matrix_units;
 mod options;
 pub mod planning;
 mod problem;
@@ -68,7 +69,8 @@ pub use host::{
 pub use layout::Layout;
 pub use mask::{Mask, MaskKind};
 pub use merge::{Partial, merge};
-pub use options::{AnyTiles, PlanOptions};
+pub use no_matrix_units::NoMatrixUnits;
+pub use options::{AnyTiles, MatrixUnits, PlanOptions};
 pub use problem::{Problem, ProblemBuilder};
 pub use tiles::{KeyTiles, Tile, TileKind, key_range};
 pub use timing::{HostStats, Timing};

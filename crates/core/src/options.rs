@@ -1,4 +1,5 @@
 use crate::KernelKind;
+use std::fmt;
 
 /// What a plan is asked for. The default leaves every choice to the planner.
 ///
@@ -18,6 +19,48 @@ pub struct PlanOptions<T = AnyTiles> {
     /// Forces a tile shape of the flash kernel, for measuring. Default: the planner's choice.
     /// Together with the unfused kernel it is refused.
     pub tiles: Option<T>,
+    /// Whether kernels may, must not or must use matrix units. Default:
+    /// [`Auto`](MatrixUnits::Auto).
+    pub matrix_units: MatrixUnits,
+}
+
+/// Whether a plan uses units that multiply small matrices: NVIDIA's tensor cores, cooperative
+/// matrices of Vulkan, simdgroup matrices of Metal.
+///
+/// All sums stay f32, and the error bound is the same. Matrix units round each weight once to the
+/// storage type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MatrixUnits {
+    /// Uses them where the device and the problem allow it and they are the faster choice. The plan
+    /// states why it does not.
+    #[default]
+    Auto,
+    /// Never uses them.
+    Off,
+    /// Uses them, or refuses the problem with the reason
+    /// ([`Reason::MatrixUnits`](crate::Reason::MatrixUnits)).
+    Require,
+}
+
+impl MatrixUnits {
+    /// Every choice.
+    pub const ALL: &'static [MatrixUnits] =
+        &[MatrixUnits::Auto, MatrixUnits::Off, MatrixUnits::Require];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MatrixUnits::Auto => "auto",
+            MatrixUnits::Off => "off",
+            MatrixUnits::Require => "require",
+        }
+    }
+}
+
+impl fmt::Display for MatrixUnits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// No tile shape: the planner chooses. There are no values of this type.
@@ -33,7 +76,7 @@ impl<T> Default for PlanOptions<T> {
 impl<T> PlanOptions<T> {
     /// Leaves every choice to the planner.
     pub const fn new() -> Self {
-        Self { kernel: None, tiles: None }
+        Self { kernel: None, tiles: None, matrix_units: MatrixUnits::Auto }
     }
 
     /// Forces a kernel; `None` leaves the choice to the planner.
@@ -49,11 +92,18 @@ impl<T> PlanOptions<T> {
         self.tiles = tiles.into();
         self
     }
+
+    /// Whether kernels may, must not or must use matrix units.
+    #[must_use]
+    pub const fn matrix_units(mut self, matrix_units: MatrixUnits) -> Self {
+        self.matrix_units = matrix_units;
+        self
+    }
 }
 
 impl PlanOptions {
     /// The same options for a backend with tile shapes of type `T`, none of them forced.
     pub const fn for_tiles<T>(&self) -> PlanOptions<T> {
-        PlanOptions { kernel: self.kernel, tiles: None }
+        PlanOptions { kernel: self.kernel, tiles: None, matrix_units: self.matrix_units }
     }
 }

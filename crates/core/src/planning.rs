@@ -1,7 +1,10 @@
 //! What the planners of several backends share: budgets, size limits, the choice of a kernel, and
 //! how a plan is displayed. Applications do not need it.
 
-use crate::{Argument, KernelKind, Mask, PlanOptions, Problem, Reason, TensorView};
+use crate::{
+    Argument, KernelKind, Mask, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    TensorView,
+};
 use std::fmt;
 
 /// Bytes of scores that an unfused kernel keeps at once. A larger problem is cut into parts.
@@ -60,6 +63,16 @@ pub fn tiles_without_flash<T: fmt::Display>(
     let because =
         format!("the {kernel} kernel has one tile shape; only flash can be given another");
     Some(Reason::Tiles { tiles: tiles.to_string(), because })
+}
+
+/// A refusal where `options` require matrix units of a kernel that does not use them.
+pub fn matrix_units_without_flash<T>(
+    kernel: KernelKind,
+    options: &PlanOptions<T>,
+) -> Option<Reason> {
+    let required = options.matrix_units == MatrixUnits::Require;
+    (required && kernel != KernelKind::Flash)
+        .then_some(Reason::MatrixUnits(NoMatrixUnits::Kernel { kernel }))
 }
 
 /// The schedule of the kernel that `wanted` names, or else of the first kernel that `schedule` does

@@ -9,7 +9,8 @@ use flashtile_core::{
     Argument, Band, DType, KernelKind, MaskKind, PlanOptions, Problem, Reason, ResolvedCall,
     TensorView,
     planning::{
-        MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, oversized, tiles_without_flash,
+        MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, matrix_units_without_flash, oversized,
+        tiles_without_flash,
     },
 };
 use flashtile_shaders::{
@@ -90,12 +91,13 @@ pub fn schedule(
     let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
     reasons.extend(tiles_without_flash(kernel, options));
+    reasons.extend(matrix_units_without_flash(kernel, options));
     if machine.arch < MIN_ARCH {
         reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
     }
     let mut why = Vec::new();
     let tiles = match kernel {
-        KernelKind::Flash => choose_tiles(problem, machine, options.tiles, &mut why),
+        KernelKind::Flash => choose_tiles(problem, machine, options, &mut why),
         KernelKind::Unfused => Ok(CUDA_UNFUSED_TILES),
     };
     let tiles = tiles.map_err(|reason| reasons.push(reason)).unwrap_or(CUDA_UNFUSED_TILES);

@@ -4,7 +4,7 @@
 //! batch entries. So the bits of a row do not depend on the rest of the batch.
 
 use crate::Machine;
-use flashtile_core::{DType, Problem, Reason};
+use flashtile_core::{DType, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason};
 use flashtile_shaders::{
     Operation,
     cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant, Engine},
@@ -29,11 +29,11 @@ pub(crate) fn is_general(problem: &Problem) -> bool {
     problem.mask().is_some() || problem.softcap().is_some() || problem.dropout().is_some()
 }
 
-/// The tile shape for `problem`, or `forced`. Adds its reasons to `why`.
+/// The tile shape for `problem`, or the one that `options` force. Adds its reasons to `why`.
 pub(crate) fn choose_tiles(
     problem: &Problem,
     machine: &Machine,
-    forced: Option<CudaTiles>,
+    options: &PlanOptions<CudaTiles>,
     why: &mut Vec<String>,
 ) -> Result<CudaTiles, Reason> {
     if problem.head_dim_v() > MAX_HEAD_DIM_V {
@@ -43,8 +43,13 @@ pub(crate) fn choose_tiles(
             max: MAX_HEAD_DIM_V,
         });
     }
-    if let Some(tiles) = forced {
-        return match refuse(problem, machine, &tiles) {
+    if let Some(tiles) = options.tiles {
+        if options.matrix_units == MatrixUnits::Require && tiles.engine != Engine::Mma {
+            return Err(Reason::MatrixUnits(NoMatrixUnits::Tiles));
+        }
+        let off = options.matrix_units == MatrixUnits::Off && tiles.engine == Engine::Mma;
+        let off = off.then(|| "matrix units are switched off".to_owned());
+        return match off.or_else(|| refuse(problem, machine, &tiles)) {
             None => {
                 why.push(format!("{tiles}: requested by name"));
                 Ok(tiles)
@@ -55,8 +60,12 @@ pub(crate) fn choose_tiles(
     let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles).is_none();
     let mma = CUDA_MMA_TILES
         .into_iter()
+        .filter(|_| options.matrix_units != MatrixUnits::Off)
         .filter(serves)
         .min_by_key(|tiles| mma_preference(problem, tiles));
+    if mma.is_none() && options.matrix_units == MatrixUnits::Require {
+        return Err(Reason::MatrixUnits(why_no_tensor_cores(problem, machine)));
+    }
     let tiles = mma.or_else(|| {
         CUDA_SIMT_TILES
             .into_iter()
@@ -82,7 +91,11 @@ pub(crate) fn choose_tiles(
         machine.shared_limit
     ));
     if tiles.engine == Engine::Simt {
-        why.push(why_no_tensor_cores(problem, machine));
+        let reason = match options.matrix_units {
+            MatrixUnits::Off => NoMatrixUnits::Off,
+            MatrixUnits::Auto | MatrixUnits::Require => why_no_tensor_cores(problem, machine),
+        };
+        why.push(format!("f32 units, and not tensor cores: {reason}"));
     }
     Ok(tiles)
 }
@@ -152,23 +165,28 @@ fn simt_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32, u32
     (few != (problem.seq_q() <= FEW_QUERIES), work, padded_rows(problem, tiles), tiles.columns)
 }
 
-fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> String {
-    let needed = match problem.dtype() {
-        DType::F32 => return "f32 units: tensor cores multiply 16-bit numbers only".into(),
+fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> NoMatrixUnits {
+    let dtype = problem.dtype();
+    let needed = match dtype {
+        DType::F32 => return NoMatrixUnits::DType { given: dtype },
         DType::F16 => 75,
         DType::BF16 => 80,
     };
-    let widest = CUDA_MMA_TILES.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0);
-    if problem.head_dim() > widest as usize {
-        return format!("f32 units: tiles for tensor cores support a head_dim of {widest} at most");
+    let widest = CUDA_MMA_TILES.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0) as usize;
+    if problem.head_dim() > widest {
+        return NoMatrixUnits::Axis { axis: "head_dim", given: problem.head_dim(), max: widest };
     }
     if machine.arch < needed {
-        return format!(
-            "f32 units: tensor cores for {} need compute capability {}.{}",
-            problem.dtype(),
-            needed / 10,
-            needed % 10
-        );
+        return NoMatrixUnits::ComputeCapability { dtype, given: machine.arch, needed };
     }
-    "f32 units: tiles for tensor cores do not fit the shared memory".into()
+    let smallest = CUDA_MMA_TILES
+        .iter()
+        .filter(|tiles| tiles.head_dim as usize >= problem.head_dim())
+        .map(CudaTiles::flash_shared_bytes)
+        .min();
+    NoMatrixUnits::DeviceLimit {
+        limit: "shared memory of a block",
+        given: machine.shared_limit.into(),
+        needed: smallest.unwrap_or(u32::MAX).into(),
+    }
 }

@@ -1,8 +1,8 @@
 use crate::attention;
 use flashtile_core::{
     Backend, BackendError, BackendKind, BackendPlan, BackendRun, HostArgs, HostStats, KernelKind,
-    PlanOptions, Problem, ProblemError, Reason, Timing, Verdict, check_host_args,
-    check_host_outputs,
+    MatrixUnits, NoMatrixUnits, PlanOptions, Problem, ProblemError, Reason, Timing, Verdict,
+    check_host_args, check_host_outputs,
 };
 use std::{
     fmt,
@@ -56,6 +56,11 @@ impl Backend for Reference {
     }
 
     fn verdict(&self, _: &Problem, options: &PlanOptions) -> Verdict {
+        if options.matrix_units == MatrixUnits::Require {
+            let backend = BackendKind::Reference;
+            let reason = Reason::MatrixUnits(NoMatrixUnits::Backend { backend });
+            return Verdict::Refused(vec![reason]);
+        }
         match options.kernel {
             None | Some(KernelKind::Unfused) => Verdict::Runs(HOW.to_owned()),
             Some(kernel @ KernelKind::Flash) => {

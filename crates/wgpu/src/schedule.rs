@@ -6,7 +6,7 @@ use crate::parts::{Part, Work, score_stride, split, tiles_per_head};
 use crate::tiles::{choose_tiles, over_loop_budget, variant};
 use flashtile_core::{
     KernelKind, PlanOptions, Problem, Reason, ResolvedCall, TensorView,
-    planning::{SizeLimits, oversized, tiles_without_flash},
+    planning::{SizeLimits, matrix_units_without_flash, oversized, tiles_without_flash},
 };
 use flashtile_shaders::{
     Constants, Operation, Params, SOFTMAX_TILES, Slot, Tiles, UNFUSED_TILES, Variant,
@@ -44,6 +44,7 @@ pub(crate) fn schedule(
     let limits = SizeLimits { buffer_bytes: machine.buffer_size, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
     reasons.extend(tiles_without_flash(kernel, options));
+    reasons.extend(matrix_units_without_flash(kernel, options));
     if !reasons.is_empty() {
         // Splitting what no buffer holds may take long.
         return Err(reasons);

@@ -1,7 +1,7 @@
 //! Chooses the tile shape of the flash kernel.
 
 use crate::machine::Machine;
-use flashtile_core::{Band, PlanOptions, Problem, Reason};
+use flashtile_core::{BackendKind, Band, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason};
 use flashtile_shaders::{
     FLASH_TILES, LoopShape, MAX_HEAD_DIM, Operation, ROW_LANES, RowTiles, Tiles, Variant, row_tiles,
 };
@@ -26,6 +26,10 @@ pub(crate) fn choose_tiles(
     if problem.head_dim_v() > MAX_HEAD_DIM {
         let (given, max) = (problem.head_dim_v(), MAX_HEAD_DIM);
         return Err(vec![Reason::Axis { axis: "head_dim_v", given, max }]);
+    }
+    if options.matrix_units == MatrixUnits::Require {
+        let backend = BackendKind::Wgpu;
+        return Err(vec![Reason::MatrixUnits(NoMatrixUnits::Backend { backend })]);
     }
     if let Some(tiles) = options.tiles {
         return forced(problem, machine, tiles).map(|()| {

@@ -6,7 +6,7 @@ use super::{
     measure::{Prepared, measure},
     target::Target,
 };
-use crate::args::{BenchArgs, ChoiceArgs, KernelArg};
+use crate::args::{BenchArgs, ChoiceArgs, KernelArg, MatrixUnitsArg};
 use crate::{args, open};
 use anyhow::{Error, Result, bail, ensure};
 use clap::ValueEnum as _;
@@ -55,6 +55,7 @@ pub(super) type Open<'a> = dyn Fn(&ChoiceArgs) -> Result<Vec<Arc<dyn Backend>>> 
 pub(super) struct Answerer<'a> {
     open: &'a Open<'a>,
     adapter: Option<String>,
+    matrix_units: MatrixUnitsArg,
     seconds: f64,
     devices: Vec<(BackendKind, Vec<Arc<dyn Backend>>)>,
     /// The same case often follows for another backend.
@@ -71,6 +72,7 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
     let open = |choice: &ChoiceArgs| open::devices(choice, false);
     let adapter = args.choice.adapter.clone();
     let mut answerer = Answerer::new(&open, adapter, args.seconds);
+    answerer.matrix_units = args.choice.matrix_units;
     if path == Path::new("-") {
         answerer.answer_lines(io::stdin().lock(), out)
     } else {
@@ -82,7 +84,9 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
 
 impl<'a> Answerer<'a> {
     pub(super) fn new(open: &'a Open<'a>, adapter: Option<String>, seconds: f64) -> Self {
-        Self { open, adapter, seconds, devices: Vec::new(), prepared: None, failures: 0 }
+        let matrix_units = MatrixUnitsArg::Auto;
+        let (devices, prepared) = (Vec::new(), None);
+        Self { open, adapter, matrix_units, seconds, devices, prepared, failures: 0 }
     }
 
     pub(super) fn answer_lines(&mut self, input: impl BufRead, out: &mut dyn Write) -> Result<()> {
@@ -142,6 +146,7 @@ impl<'a> Answerer<'a> {
         let choice = ChoiceArgs {
             backend: question.backend,
             kernel: question.kernel,
+            matrix_units: self.matrix_units,
             adapter: self.adapter.clone(),
         };
         let Choice { backend, kernel, .. } = choice.choice();

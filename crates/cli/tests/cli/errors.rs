@@ -54,6 +54,11 @@ fn arguments() {
         (&["--backend", "cuda", "--adapter", "99"], "no CUDA"),
         (&["--backend", "cpu"], "the cpu backend is not part of this version"),
         (&["--backend=reference", "--kernel=flash"], "the reference backend has no flash kernel"),
+        (&["--matrix-units", "on"], "invalid value 'on' for '--matrix-units <MATRIX_UNITS>'"),
+        (
+            &["--backend=reference", "--matrix-units=require"],
+            "matrix units are required: the reference backend has no kernel for them",
+        ),
         (&["--adapter=no such GPU"], "no graphics adapter with a name like `no such GPU`"),
         (&["--adapter", "1000"], "no graphics adapter number 1000"),
     ];

@@ -1,5 +1,5 @@
 use super::*;
-use flashtile_core::{Call, Layout, Mask, ProblemBuilder};
+use flashtile_core::{Call, Layout, Mask, MatrixUnits, NoMatrixUnits, ProblemBuilder};
 use flashtile_shaders::cuda::Engine;
 
 const ARCHS: [u32; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
@@ -80,6 +80,33 @@ fn tensor_cores_are_used_if_the_gpu_has_them() {
 }
 
 /// Guarantee 4: the rest of the batch does not change a row's arithmetic.
+#[test]
+fn matrix_units_are_required_or_left_out_by_name() {
+    let with = |dtype, arch, dim, units| {
+        let options = PlanOptions::new().matrix_units(units);
+        let problem = problem(dtype, [1, 2, 256, dim]);
+        schedule(&problem, KernelKind::Flash, &options, &Machine::of_arch(arch))
+    };
+    let engine = |units| with(DType::F16, 80, 64, units).expect("runs").tiles.engine;
+    assert_eq!(engine(MatrixUnits::Require), Engine::Mma);
+    assert_eq!(engine(MatrixUnits::Off), Engine::Simt);
+    let refused = |dtype, arch, dim| {
+        with(dtype, arch, dim, MatrixUnits::Require).expect_err("has no tensor cores for it")
+    };
+    let reason = |reason| vec![Reason::MatrixUnits(reason)];
+    assert_eq!(refused(DType::F32, 80, 64), reason(NoMatrixUnits::DType { given: DType::F32 }));
+    let old = NoMatrixUnits::ComputeCapability { dtype: DType::BF16, given: 75, needed: 80 };
+    assert_eq!(refused(DType::BF16, 75, 64), reason(old));
+    let unfused = schedule(
+        &problem(DType::F16, [1, 2, 256, 64]),
+        KernelKind::Unfused,
+        &PlanOptions::new().matrix_units(MatrixUnits::Require),
+        &Machine::of_arch(80),
+    );
+    let kernel = NoMatrixUnits::Kernel { kernel: KernelKind::Unfused };
+    assert_eq!(unfused.expect_err("does not use them"), reason(kernel));
+}
+
 #[test]
 fn tiles_do_not_depend_on_batch_and_heads() {
     for &dtype in DType::ALL {
