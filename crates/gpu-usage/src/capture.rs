@@ -362,6 +362,6 @@ unsafe fn internal_representations(
 /// The text of a fixed array that ends at the first zero.
 fn text(characters: &[c_char]) -> String {
     let bytes: Vec<u8> =
-        characters.iter().take_while(|&&c| c != 0).map(|&c| c.cast_unsigned()).collect();
+        characters.iter().take_while(|&&c| c != 0).map(|&c| c.to_ne_bytes()[0]).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }

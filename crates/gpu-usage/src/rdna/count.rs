@@ -14,6 +14,8 @@ pub struct Counts {
     pub vector: u32,
     /// Those of the vector instructions that run at a quarter of the rate: exp, log, rcp, sqrt.
     pub transcendental: u32,
+    /// Those of the transcendental instructions that compute exp.
+    pub exp: u32,
     /// Scalar instructions. Waits, hints, barriers, branches and loads are none.
     pub scalar: u32,
     /// Branches.
@@ -54,6 +56,7 @@ impl Counts {
             counts.vector = 1;
             counts.fma = fma(name) + instruction.second.as_deref().map_or(0, fma);
             counts.transcendental = u32::from(is_transcendental(name));
+            counts.exp = u32::from(name.starts_with("v_exp_"));
         } else if name.starts_with("ds_") {
             counts.of_shared_memory(name);
         } else if name.starts_with("scratch_") {
@@ -149,6 +152,7 @@ impl AddAssign for Counts {
         self.matrix += other.matrix;
         self.vector += other.vector;
         self.transcendental += other.transcendental;
+        self.exp += other.exp;
         self.scalar += other.scalar;
         self.branches += other.branches;
         self.shared_loads += other.shared_loads;
@@ -213,8 +217,11 @@ mod tests {
     fn matrix_instructions_stand_apart() {
         let code =
             "v_wmma_f32_16x16x16_f16 v[0:7], v[8:15], v[16:23], v[0:7]\n v_exp_f32_e32 v1, v2";
-        let expected = Counts { matrix: 1, vector: 1, transcendental: 1, ..Counts::default() };
+        let expected =
+            Counts { matrix: 1, vector: 1, transcendental: 1, exp: 1, ..Counts::default() };
         assert_eq!(counts(code), expected);
+        let other = Counts { vector: 1, transcendental: 1, ..Counts::default() };
+        assert_eq!(counts("v_rcp_f32_e32 v1, v2"), other);
     }
 
     #[test]

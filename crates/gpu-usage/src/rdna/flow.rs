@@ -33,6 +33,12 @@ pub(crate) struct Loop {
     body: BTreeSet<usize>,
 }
 
+impl Loop {
+    pub(crate) fn is(&self, other: &Loop) -> bool {
+        self.head == other.head
+    }
+}
+
 impl Flow {
     pub(crate) fn new(lines: &[Line]) -> Self {
         let blocks = blocks(lines);
@@ -104,9 +110,36 @@ impl Flow {
         all.fma + all.matrix == 0 && (multiplies || memory == 0)
     }
 
+    /// What a loop does with all loops inside it, each counted once.
+    pub(crate) fn everything(&self, one: &Loop) -> Counts {
+        let mut all = Counts::default();
+        for &block in &one.body {
+            all += self.blocks[block].counts;
+        }
+        all
+    }
+
     /// Whether `inner` lies inside `outer`.
     pub(crate) fn contains(&self, outer: &Loop, inner: &Loop) -> bool {
         outer.head != inner.head && outer.body.contains(&inner.head)
+    }
+
+    /// Whether an iteration of `around`, which holds both loops, takes one or the other, and never
+    /// both.
+    pub(crate) fn are_alternatives(&self, around: &Loop, a: &Loop, b: &Loop) -> bool {
+        let leads_to = |from: &Loop, to: &Loop| {
+            let mut seen = BTreeSet::from([around.head]);
+            let mut open = vec![from.head];
+            while let Some(block) = open.pop() {
+                if block == to.head {
+                    return true;
+                }
+                let next = self.blocks[block].successors.iter().copied();
+                open.extend(next.filter(|next| around.body.contains(next) && seen.insert(*next)));
+            }
+            false
+        };
+        !leads_to(a, b) && !leads_to(b, a)
     }
 }
 
@@ -165,12 +198,18 @@ fn multiplies(instruction: &Instruction) -> bool {
     })
 }
 
-/// The usual iteration, to a fixed point.
+/// The usual iteration, to a fixed point. Blocks that nothing leads to, such as the padding after a
+/// jump, are no predecessors.
 fn dominators(blocks: &[Block]) -> Vec<BTreeSet<usize>> {
     let mut predecessors = vec![Vec::new(); blocks.len()];
-    for (from, block) in blocks.iter().enumerate() {
-        for &to in &block.successors {
+    let mut reached = BTreeSet::from([0]);
+    let mut open = vec![0];
+    while let Some(from) = open.pop() {
+        for &to in &blocks[from].successors {
             predecessors[to].push(from);
+            if reached.insert(to) {
+                open.push(to);
+            }
         }
     }
     let all: BTreeSet<usize> = (0..blocks.len()).collect();
@@ -257,10 +296,11 @@ mod tests {
 
     #[test]
     fn a_loop_that_is_entered_in_its_middle() {
-        // The test stands at BB3, and the body before it.
+        // The test stands at BB3, and the body before it, after padding.
         let flow = flow(
             "BB0:
              s_branch BB3
+             s_nop 0
              BB2:
              v_fmac_f32_e32 v1, v2, v3
              BB3:
@@ -342,6 +382,32 @@ mod tests {
             with_region("BB2:\n v_mov_b32_e32 v1, v2\n buffer_load_b32 v1, v2, s[0:3], 0"),
             [2, 3, 0]
         );
+    }
+
+    #[test]
+    fn loops_that_may_be_skipped_are_not_alternatives() {
+        let alternatives = |between: &str| {
+            let flow = flow(&format!(
+                "BB1:
+                 s_cbranch_scc0 BB4
+                 BB2:
+                 v_fmac_f32_e32 v1, v2, v3
+                 s_cbranch_scc1 BB2
+                 BB3:
+                 {between}
+                 BB4:
+                 v_fmac_f32_e32 v1, v2, v3
+                 s_cbranch_scc1 BB4
+                 BB5:
+                 s_cbranch_scc1 BB1
+                 BB6:
+                 s_endpgm"
+            ));
+            assert_eq!(flow.loops.len(), 3);
+            flow.are_alternatives(&flow.loops[0], &flow.loops[1], &flow.loops[2])
+        };
+        assert!(!alternatives("s_nop 0"));
+        assert!(alternatives("s_branch BB5"));
     }
 
     #[test]

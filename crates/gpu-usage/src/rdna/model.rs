@@ -1,4 +1,8 @@
-use super::{count::Counts, flow::Flow, listing};
+use super::{
+    count::Counts,
+    flow::{Flow, Loop},
+    listing,
+};
 use std::fmt;
 
 /// A generation of AMD's GPUs.
@@ -23,7 +27,7 @@ impl Generation {
     }
 }
 
-/// One iteration of a loop that holds FMA or matrix instructions, and no such loop inside it.
+/// One iteration of a loop that holds FMA or matrix instructions, without the loops inside it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HotLoop {
     /// The common path.
@@ -34,6 +38,8 @@ pub struct HotLoop {
     pub lanes: u32,
     /// What the ceiling is modelled for.
     pub generation: Generation,
+    /// Whether it is for edge tiles. Another loop does the same for full tiles.
+    pub edge: bool,
 }
 
 /// Loops with fewer FMA than this, and no matrix instruction, are not worth a line.
@@ -48,16 +54,71 @@ const SHARED_BYTES_PER_CLOCK: f64 = 64.0;
 /// Lanes of a SIMD.
 const SIMD_LANES: f64 = 32.0;
 
-/// The hot loops of a listing, in its order.
+/// The hot loops of a listing, in its order: those with FMA or matrix instructions. Of a loop with
+/// hot loops inside it, the code around these counts only if it has at least as many FMA, as an
+/// unrolled product has.
+///
+/// If there is a loop over keys, which is a loop that computes exp, only loops inside it are hot:
+/// others run once per workgroup. Of several loops over keys, the one with the highest ceiling is
+/// for full tiles, and the others for edge tiles. The same holds for alternatives inside a loop
+/// over keys that have equally many FMA.
 pub fn hot_loops(listing: &str, lanes: u32, generation: Generation) -> Vec<HotLoop> {
     let flow = Flow::new(&listing::parse(listing));
-    let is_hot = |counts: &Counts| counts.fma >= FEWEST_FMA || counts.matrix > 0;
-    let counted: Vec<_> = flow.loops.iter().map(|one| (one, flow.iteration(one))).collect();
-    let hot = counted.iter().filter(|(_, (common, _))| is_hot(common));
-    hot.clone()
-        .filter(|(outer, _)| !hot.clone().any(|(inner, _)| flow.contains(outer, inner)))
-        .map(|&(_, (common, rare))| HotLoop { common, rare, lanes, generation })
-        .collect()
+    let mut hot: Vec<(&Loop, HotLoop)> = Vec::new();
+    for one in &flow.loops {
+        let (common, rare) = flow.iteration(one);
+        if common.fma >= FEWEST_FMA || common.matrix > 0 {
+            hot.push((one, HotLoop { common, rare, lanes, generation, edge: false }));
+        }
+    }
+    let all = hot.clone();
+    hot.retain(|(outer, own)| {
+        let more = |inner: &HotLoop| inner.all_fma() > own.all_fma();
+        !all.iter().any(|(one, inner)| flow.contains(outer, one) && more(inner))
+    });
+
+    let inside = |keys: &Loop, one: &Loop| keys.is(one) || flow.contains(keys, one);
+    let over_keys: Vec<&Loop> = flow
+        .loops
+        .iter()
+        .filter(|keys| hot.iter().any(|(one, _)| inside(keys, one)))
+        .filter(|keys| flow.everything(keys).exp > 0)
+        .collect();
+    let innermost: Vec<&Loop> = over_keys
+        .iter()
+        .copied()
+        .filter(|outer| !over_keys.iter().any(|inner| flow.contains(outer, inner)))
+        .collect();
+    if !innermost.is_empty() {
+        hot.retain(|(one, _)| innermost.iter().any(|keys| inside(keys, one)));
+        let ceiling = |keys: &Loop| {
+            let loops = hot.iter().filter(|(one, _)| inside(keys, one));
+            mean_ceiling(loops.map(|(_, hot)| hot))
+        };
+        let best = innermost
+            .iter()
+            .copied()
+            .reduce(|best, keys| if ceiling(keys) > ceiling(best) { keys } else { best });
+        for (one, hot) in &mut hot {
+            hot.edge = !best.is_some_and(|keys| inside(keys, one));
+        }
+    }
+    let all = hot.clone();
+    for (one, hot) in &mut hot {
+        hot.edge |= all.iter().any(|(other, better)| {
+            let around = innermost.iter().find(|keys| inside(keys, one) && inside(keys, other));
+            (better.common.fma, better.common.matrix) == (hot.common.fma, hot.common.matrix)
+                && better.ceiling() > hot.ceiling()
+                && around.is_some_and(|keys| flow.are_alternatives(keys, one, other))
+        });
+    }
+    hot.into_iter().map(|(_, hot)| hot).collect()
+}
+
+/// The ceiling of loops that share the work equally: the harmonic mean of theirs.
+pub(crate) fn mean_ceiling<'a>(loops: impl Iterator<Item = &'a HotLoop> + Clone) -> f64 {
+    let sum: f64 = loops.clone().map(|hot| 1.0 / hot.ceiling()).sum();
+    loops.count() as f64 / sum
 }
 
 impl HotLoop {
@@ -155,6 +216,9 @@ impl fmt::Display for HotLoop {
                 write!(f, ", {count} {what}")?;
             }
         }
+        if self.edge {
+            f.write_str(", for edge tiles")?;
+        }
         write!(f, ": ceiling {:.0}% ({})", 100.0 * self.ceiling(), self.limit())
     }
 }
@@ -164,7 +228,7 @@ mod tests {
     use super::*;
 
     fn of(common: Counts, lanes: u32, generation: Generation) -> HotLoop {
-        HotLoop { common, rare: Counts::default(), lanes, generation }
+        HotLoop { common, rare: Counts::default(), lanes, generation, edge: false }
     }
 
     fn repeat(code: &str, count: usize) -> String {
@@ -254,6 +318,92 @@ mod tests {
     }
 
     #[test]
+    fn an_unrolled_product_around_a_loop_is_hot() {
+        let fma = |count| repeat("v_fmac_f32_e32 v1, v2, v3", count);
+        let listing = |around| {
+            format!(
+                "BB1:
+                 v_exp_f32_e32 v1, v2
+                 {}
+                 BB2:
+                 {}
+                 s_cbranch_scc1 BB2
+                 BB3:
+                 s_cbranch_scc0 BB1
+                 BB4:
+                 s_endpgm",
+                fma(around),
+                fma(32)
+            )
+        };
+        assert_eq!(found(&listing(32)), [(32, 33, false), (32, 32, false)]);
+        assert_eq!(found(&listing(31)), [(32, 32, false)]);
+    }
+
+    /// FMA, vector instructions and whether it is for edge tiles, of each hot loop.
+    fn found(listing: &str) -> Vec<(u32, u32, bool)> {
+        hot_loops(listing, 64, Generation::Rdna3)
+            .iter()
+            .map(|hot| (hot.common.fma, hot.common.vector, hot.edge))
+            .collect()
+    }
+
+    #[test]
+    fn the_better_loop_over_keys_is_for_full_tiles() {
+        let fma = repeat("v_fmac_f32_e32 v1, v2, v3", 32);
+        let selects = repeat("v_cndmask_b32_e32 v1, v2, v3, vcc", 8);
+        let listing = format!(
+            "BB0:
+             {fma}
+             s_cbranch_scc1 BB0
+             BB1:
+             {fma}
+             {selects}
+             v_exp_f32_e32 v1, v2
+             s_cbranch_scc1 BB1
+             BB2:
+             {fma}
+             v_exp_f32_e32 v1, v2
+             s_cbranch_scc1 BB2
+             BB3:
+             s_endpgm"
+        );
+        // The first loop computes no exp: it runs once.
+        assert_eq!(found(&listing), [(32, 41, true), (32, 33, false)]);
+    }
+
+    #[test]
+    fn of_alternatives_in_a_loop_over_keys_the_better_is_for_full_tiles() {
+        let fma = repeat("v_fmac_f32_e32 v1, v2, v3", 32);
+        let selects = repeat("v_cndmask_b32_e32 v1, v2, v3, vcc", 8);
+        // Scores in BB2; then P V in BB4 or, with masks, in BB6.
+        let listing = format!(
+            "BB1:
+             v_exp_f32_e32 v1, v2
+             BB2:
+             {fma}
+             v_mov_b32_e32 v1, v2
+             s_cbranch_scc1 BB2
+             BB3:
+             s_cbranch_scc0 BB6
+             BB4:
+             {fma}
+             s_cbranch_scc1 BB4
+             BB5:
+             s_branch BB7
+             BB6:
+             {fma}
+             {selects}
+             s_cbranch_scc1 BB6
+             BB7:
+             s_cbranch_scc0 BB1
+             BB8:
+             s_endpgm"
+        );
+        assert_eq!(found(&listing), [(32, 33, false), (32, 32, false), (32, 40, true)]);
+    }
+
+    #[test]
     fn the_line_shows_what_matters() {
         let counts = Counts {
             fma: 512,
@@ -265,7 +415,7 @@ mod tests {
             ..Counts::default()
         };
         let rare = Counts { vector: 64, ..Counts::default() };
-        let hot = HotLoop { common: counts, rare, lanes: 64, generation: Generation::Rdna3 };
+        let hot = HotLoop { rare, ..of(counts, 64, Generation::Rdna3) };
         assert_eq!(
             hot.to_string(),
             "512 FMA, 540 vector (0.95), 60 scalar, 1.00 bytes shared per FMA, 3 scalar loads, \

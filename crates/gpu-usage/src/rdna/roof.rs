@@ -1,4 +1,4 @@
-use super::model::{Generation, HotLoop};
+use super::model::{Generation, HotLoop, mean_ceiling};
 use flashtile_core::{Call, Cost, Problem};
 use std::fmt;
 
@@ -54,10 +54,11 @@ impl Roof {
     }
 
     fn of(generation: Generation, loops: &[HotLoop], flops_per_byte: f64) -> Option<Self> {
-        let slowest = loops.iter().min_by(|a, b| a.ceiling().total_cmp(&b.ceiling()))?;
-        let share = loops.len() as f64 / loops.iter().map(|hot| 1.0 / hot.ceiling()).sum::<f64>();
+        let loops = loops.iter().filter(|hot| !hot.edge);
+        let slowest = loops.clone().min_by(|a, b| a.ceiling().total_cmp(&b.ceiling()))?;
+        let share = mean_ceiling(loops.clone());
         let product = generation.product();
-        let matrix = loops.iter().all(|hot| hot.common.matrix > 0);
+        let matrix = loops.clone().all(|hot| hot.common.matrix > 0);
         let fma_per_clock = if matrix { generation.matrix_fma_per_clock() } else { 32.0 };
         let peak = 2.0 * fma_per_clock * product.simds * product.ghz / 1000.0;
         let memory = flops_per_byte * product.gbps / 1000.0;
@@ -84,7 +85,13 @@ mod tests {
 
     fn hot(fma: u32, vector: u32, matrix: u32) -> HotLoop {
         let common = Counts { fma, vector, matrix, ..Counts::default() };
-        HotLoop { common, rare: Counts::default(), lanes: 32, generation: Generation::Rdna3 }
+        HotLoop {
+            common,
+            rare: Counts::default(),
+            lanes: 32,
+            generation: Generation::Rdna3,
+            edge: false,
+        }
     }
 
     #[test]
@@ -104,6 +111,10 @@ mod tests {
         let loops = [hot(90, 90, 0), hot(30, 90, 0)];
         let roof = Roof::of(Generation::Rdna3, &loops, 1e6).expect("loops");
         assert!((roof.ceiling / roof.peak - 0.5).abs() < 1e-12, "{roof}");
+        // A loop for edge tiles does not count.
+        let loops = [loops[0], HotLoop { edge: true, ..loops[1] }];
+        let roof = Roof::of(Generation::Rdna3, &loops, 1e6).expect("loops");
+        assert_eq!(roof.ceiling, roof.peak);
     }
 
     #[test]
