@@ -22,7 +22,12 @@ pub struct Usage {
     pub shared: Option<u64>,
     /// Instructions of the whole program.
     pub instructions: u64,
+    /// Matrix instructions among them, where the driver prints the machine code (AMD, NVIDIA).
+    pub matrix: u64,
 }
+
+/// The starts of the names of matrix instructions: AMD's, then NVIDIA's.
+const MATRIX: [&str; 4] = ["v_wmma", "v_swmmac", "hmma.", "imma."];
 
 /// The names that one driver gives to its statistics.
 struct Names {
@@ -106,8 +111,15 @@ impl Usage {
             scratch: names.scratch.map_or(Ok(0), get)?,
             shared: names.shared.map(get).transpose()?,
             instructions: get(names.instructions)?,
+            matrix: matrix_instructions(compiled.listing().unwrap_or_default()),
         }))
     }
+}
+
+/// Each instruction is on a line of its own, after the registers that it writes or before them.
+fn matrix_instructions(listing: &str) -> u64 {
+    let is_matrix = |word: &str| MATRIX.iter().any(|name| word.starts_with(name));
+    listing.lines().filter(|line| line.split_whitespace().any(is_matrix)).count() as u64
 }
 
 impl fmt::Display for Usage {
@@ -121,7 +133,11 @@ impl fmt::Display for Usage {
         if let Some(shared) = self.shared {
             write!(f, "{shared} bytes shared, ")?;
         }
-        write!(f, "{instructions} instructions")
+        write!(f, "{instructions} instructions")?;
+        match self.matrix {
+            0 => Ok(()),
+            count => write!(f, ", {count} of them matrix"),
+        }
     }
 }
 
@@ -200,6 +216,21 @@ mod tests {
             Usage::of(&adreno).unwrap().unwrap().to_string(),
             "48 registers, 2 subgroups of 64, 11 spills, 0 bytes scratch, 12 instructions"
         );
+    }
+
+    #[test]
+    fn matrix_instructions_are_counted_in_the_listing() {
+        let amd = "BB0:
+            v_wmma_f32_16x16x16_f16 v[0:7], v[8:15], v[16:23], v[0:7]
+            v_fmac_f32_e32 v1, v2, v3
+            v_wmma_f32_16x16x16_f16 v[0:7], v[8:15], v[16:23], v[0:7]";
+        assert_eq!(matrix_instructions(amd), 2);
+        let nvidia = "block 0 L2 [] -> {
+            r88..92   = hmma.m16n8k16.f32 r84..88 r80..82 r88..92   // delay=1
+            r1        = ffma r1 r2 r3                               // delay=1";
+        assert_eq!(matrix_instructions(nvidia), 1);
+        let usage = Usage { instructions: 9, matrix: 2, ..Usage::default() };
+        assert!(usage.to_string().ends_with(" 9 instructions, 2 of them matrix"), "{usage}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::ops::AddAssign;
 /// except where said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// All instructions, with waits, hints and branches. A pair that is issued at once is one.
+    pub instructions: u32,
     /// Fused multiply-adds. A packed or a dot-product instruction does two, a pair of instructions
     /// as many as its halves.
     pub fma: u32,
@@ -47,7 +49,7 @@ impl Counts {
     /// What one instruction adds.
     pub(crate) fn of(instruction: &Instruction) -> Self {
         let name = instruction.name.as_str();
-        let mut counts = Self::default();
+        let mut counts = Self { instructions: 1, ..Self::default() };
         if name == "?" {
             counts.unknown = 1;
         } else if name.starts_with("v_wmma") || name.starts_with("v_swmmac") {
@@ -148,6 +150,7 @@ fn width(name: &str) -> u32 {
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
+        self.instructions += other.instructions;
         self.fma += other.fma;
         self.matrix += other.matrix;
         self.vector += other.vector;
@@ -173,6 +176,7 @@ mod tests {
     use super::*;
     use crate::rdna::listing::{Line, parse};
 
+    /// Every line is one instruction, which the other counts need not repeat.
     fn counts(code: &str) -> Counts {
         let mut all = Counts::default();
         for line in parse(code) {
@@ -181,7 +185,9 @@ mod tests {
                 Line::Label(_) => {}
             }
         }
-        all
+        let lines = code.lines().filter(|line| !line.trim().is_empty()).count();
+        assert_eq!(all.instructions as usize, lines, "{code}");
+        Counts { instructions: 0, ..all }
     }
 
     #[test]

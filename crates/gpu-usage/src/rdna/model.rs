@@ -128,6 +128,11 @@ impl HotLoop {
         f64::from(self.common.fma) + matrix
     }
 
+    /// FMA per instruction of any kind, matrix instructions aside.
+    pub fn fma_per_instruction(&self) -> f64 {
+        f64::from(self.common.fma) / f64::from(self.common.instructions.max(1))
+    }
+
     /// FMA per vector instruction, matrix instructions aside. Pairs may raise it above 1.
     pub fn fma_per_vector(&self) -> f64 {
         f64::from(self.common.fma) / f64::from(self.common.vector.max(1))
@@ -193,11 +198,15 @@ impl HotLoop {
 
 impl fmt::Display for HotLoop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { fma, matrix, vector, scalar, .. } = self.common;
+        let Counts { instructions, fma, matrix, vector, scalar, .. } = self.common;
         if matrix > 0 {
             write!(f, "{matrix} matrix, ")?;
         }
-        write!(f, "{fma} FMA, {vector} vector")?;
+        write!(f, "{fma} FMA in {instructions} instructions")?;
+        if matrix == 0 {
+            write!(f, " ({:.2})", self.fma_per_instruction())?;
+        }
+        write!(f, ", {vector} vector")?;
         if matrix == 0 {
             write!(f, " ({:.2})", self.fma_per_vector())?;
         }
@@ -406,6 +415,7 @@ mod tests {
     #[test]
     fn the_line_shows_what_matters() {
         let counts = Counts {
+            instructions: 640,
             fma: 512,
             vector: 540,
             scalar: 60,
@@ -418,8 +428,8 @@ mod tests {
         let hot = HotLoop { rare, ..of(counts, 64, Generation::Rdna3) };
         assert_eq!(
             hot.to_string(),
-            "512 FMA, 540 vector (0.95), 60 scalar, 1.00 bytes shared per FMA, 3 scalar loads, \
-             64 vector rarely: ceiling 95% (vector)"
+            "512 FMA in 640 instructions (0.80), 540 vector (0.95), 60 scalar, 1.00 bytes shared \
+             per FMA, 3 scalar loads, 64 vector rarely: ceiling 95% (vector)"
         );
     }
 }
