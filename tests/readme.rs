@@ -292,7 +292,7 @@ fn the_binding_table_is_what_variants_bind() {
         (Slot::Aux, "aux: small integer inputs (kv_lens)"),
         (Slot::Out, "out"),
         (Slot::Lse, "lse"),
-        (Slot::Scores, "scores: workspace of the unfused kernels"),
+        (Slot::Workspace, "workspace: scores, or partial results of a split"),
     ];
     let mut table = String::from("| binding | what |");
     Operation::ALL.iter().for_each(|operation| table += &format!(" {operation} |"));

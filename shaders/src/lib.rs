@@ -15,8 +15,8 @@ mod wgsl;
 pub use loops::LoopShape;
 pub use params::Params;
 pub use tiles::{
-    BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, MAX_HEAD_DIM, ROW_LANES, RowTiles,
-    SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles,
+    BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, MAX_HEAD_DIM, MERGE_TILES, ROW_LANES,
+    RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles,
 };
 pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};
 

@@ -12,6 +12,8 @@ use crate::{BlockTiles, Operation, RowTiles, Tiles, Variant};
 pub struct LoopShape {
     /// The largest number of keys that one workgroup visits.
     pub keys: usize,
+    /// The largest number of chunks of keys that one row has; only the merge counts them.
+    pub chunks: usize,
     /// The largest number of key tiles whose V may need careful sums, because masked or dropped
     /// keys hold NaN.
     pub careful_tiles: u64,
@@ -33,10 +35,11 @@ impl Variant {
     /// The largest number of loop iterations of one invocation.
     pub fn loop_iterations(&self, shape: &LoopShape) -> u64 {
         let count = match self.operation {
-            Operation::FlashForward => match &self.tiles {
+            Operation::FlashForward | Operation::FlashSplit => match &self.tiles {
                 Tiles::Block(_) => self.flash(shape),
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
             },
+            Operation::FlashMerge => self.flash_merge(shape),
             Operation::UnfusedScores => self.unfused_scores(shape),
             Operation::UnfusedSoftmax => self.unfused_softmax(shape),
             Operation::UnfusedValues => self.unfused_values(shape),
@@ -78,6 +81,13 @@ impl Variant {
         let tiles = repeat(t.tiles, repeat(t.keys, 0.0) + scores + softmax + values);
         let careful = (shape.careful_tiles as f64).min(t.tiles) * (careful);
         tiles + careful + repeat(d4_v, repeat(4.0, 0.0))
+    }
+
+    /// flash_merge.wgsl.
+    fn flash_merge(&self, shape: &LoopShape) -> f64 {
+        let over_chunks = repeat(shape.chunks as f64, 0.0);
+        let columns = (shape.head_dim_v as f64 / 4.0 / f64::from(self.tiles.threads())).ceil();
+        2.0 * over_chunks + repeat(columns, over_chunks + repeat(4.0, 0.0))
     }
 
     /// unfused_scores.wgsl.
@@ -170,8 +180,14 @@ mod tests {
                 Variant::new(Operation::FlashForward, DType::F32, None, false, false, tiles);
             let count = |keys| {
                 let (head_dim, head_dim_v) = (dim as usize, dim as usize);
-                let shape =
-                    LoopShape { keys, careful_tiles: 3, head_dim, head_dim_v, dropout: false };
+                let shape = LoopShape {
+                    keys,
+                    chunks: 0,
+                    careful_tiles: 3,
+                    head_dim,
+                    head_dim_v,
+                    dropout: false,
+                };
                 variant.loop_iterations(&shape)
             };
             assert!(count(wrong) > budget, "head_dim {dim}: {}", count(wrong));
@@ -183,6 +199,7 @@ mod tests {
     fn absurd_sizes_saturate() {
         let shape = LoopShape {
             keys: usize::MAX,
+            chunks: usize::MAX,
             careful_tiles: u64::MAX,
             head_dim: usize::MAX,
             head_dim_v: usize::MAX,

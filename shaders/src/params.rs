@@ -13,6 +13,7 @@ pub struct Params {
     pub v_strides: [u32; 4],
     pub out_strides: [u32; 4],
     pub mask_strides: [u32; 4],
+    pub seed: [u32; 2],
     pub q_offset: u32,
     pub k_offset: u32,
     pub v_offset: u32,
@@ -29,8 +30,13 @@ pub struct Params {
     pub head_begin: u32,
     pub row_begin: u32,
     pub row_end: u32,
+    pub key_begin: u32,
     pub head_count: u32,
+    pub fold: u32,
     pub tile_count: u32,
+    pub chunk_count: u32,
+    pub chunk_keys: u32,
+    pub chunk_stride: u32,
     pub item_count: u32,
     pub grid_width: u32,
     pub band_lo: i32,
@@ -41,13 +47,17 @@ pub struct Params {
     pub softcap: f32,
     pub keep_scale: f32,
     pub dropout_offset: u32,
-    pub seed: [u32; 2],
     pub score_stride: u32,
     pub rolled: u32,
     pub head_dim: u32,
     pub head_dim_v: u32,
     /// Padding: the size of a uniform must be a multiple of 16.
-    pub pad: [u32; 2],
+    pub pad: u32,
+}
+
+impl Params {
+    /// `chunk_keys` where keys are not split: more than any sequence has.
+    pub const UNSPLIT: u32 = 1 << 30;
 }
 
 #[cfg(test)]
@@ -57,6 +67,6 @@ mod tests {
     /// The parameters fit one slot of a uniform buffer at the strictest alignment, 256 bytes.
     #[test]
     fn params_fit_one_slot() {
-        assert_eq!(size_of::<Params>(), 224);
+        assert_eq!(size_of::<Params>(), 240);
     }
 }

@@ -97,6 +97,9 @@ pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
 /// The unfused softmax: 64 threads per row.
 pub const SOFTMAX_TILES: Tiles = tiles(64, 1, 4, 1, 1);
 
+/// The merge of a split: 32 threads per row.
+pub const MERGE_TILES: Tiles = tiles(32, 1, 4, 1, 1);
+
 impl Tiles {
     /// Br: queries per workgroup.
     pub const fn rows(&self) -> u32 {

@@ -1,4 +1,4 @@
-use crate::{FLASH_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles};
+use crate::{FLASH_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles};
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
 
@@ -7,6 +7,10 @@ use std::fmt;
 pub enum Operation {
     /// Fused attention.
     FlashForward,
+    /// Fused attention over one chunk of keys: unnormalised rows of O, with m and l.
+    FlashSplit,
+    /// Merges the chunks of each row, and normalises.
+    FlashMerge,
     /// The score matrix, for the unfused kernels.
     UnfusedScores,
     /// Softmax of each row of the score matrix, and dropout.
@@ -26,7 +30,7 @@ impl Slot {
         Slot::Aux,
         Slot::Out,
         Slot::Lse,
-        Slot::Scores,
+        Slot::Workspace,
     ];
 }
 
@@ -34,15 +38,19 @@ impl Operation {
     /// Every operation.
     pub const ALL: &[Operation] = &[
         Operation::FlashForward,
+        Operation::FlashSplit,
+        Operation::FlashMerge,
         Operation::UnfusedScores,
         Operation::UnfusedSoftmax,
         Operation::UnfusedValues,
     ];
 
-    /// The name of the entry point, and of its file.
+    /// The name of the entry point.
     pub const fn name(self) -> &'static str {
         match self {
             Operation::FlashForward => "flash_forward",
+            Operation::FlashSplit => "flash_split",
+            Operation::FlashMerge => "flash_merge",
             Operation::UnfusedScores => "unfused_scores",
             Operation::UnfusedSoftmax => "unfused_softmax",
             Operation::UnfusedValues => "unfused_values",
@@ -75,8 +83,8 @@ pub enum Slot {
     Out = 6,
     /// Log-sum-exp.
     Lse = 7,
-    /// Workspace of the unfused kernels.
-    Scores = 8,
+    /// Workspace: scores of the unfused kernels, or partial results of a split.
+    Workspace = 8,
 }
 
 /// How a kernel uses a binding.
@@ -125,15 +133,18 @@ pub struct Constants {
     pub dropout: bool,
     /// Whether head_dim and head_dim_v are multiples of 4, so that loads of four need no guard.
     pub by_four: bool,
+    /// Whether the heads of a group fill the rows of a tile together.
+    pub folded: bool,
 }
 
 impl Constants {
     /// Names and values, as WebGPU pipelines take them.
-    pub fn entries(&self) -> [(&'static str, f64); 3] {
+    pub fn entries(&self) -> [(&'static str, f64); 4] {
         [
             ("SOFTCAP", u32::from(self.softcap).into()),
             ("DROPOUT", u32::from(self.dropout).into()),
             ("BY_FOUR", u32::from(self.by_four).into()),
+            ("FOLDED", u32::from(self.folded).into()),
         ]
     }
 }
@@ -151,7 +162,8 @@ impl Variant {
         let all = Self { operation, dtype, mask, kv_lens, lse, tiles };
         match operation {
             Operation::FlashForward => all,
-            Operation::UnfusedScores => Self { lse: false, ..all },
+            Operation::FlashSplit | Operation::UnfusedScores => Self { lse: false, ..all },
+            Operation::FlashMerge => Self { mask: None, ..all },
             Operation::UnfusedSoftmax => {
                 Self { dtype: DType::F32, mask: None, kv_lens: false, ..all }
             }
@@ -164,9 +176,10 @@ impl Variant {
         let flags = || [(false, false), (false, true), (true, false), (true, true)];
         let masks = || std::iter::once(None).chain(MaskKind::ALL.iter().copied().map(Some));
         let tiles = |operation| match operation {
-            Operation::FlashForward => {
+            Operation::FlashForward | Operation::FlashSplit => {
                 FLASH_TILES.into_iter().chain(ROW_LANES.into_iter().flat_map(row_tiles)).collect()
             }
+            Operation::FlashMerge => vec![MERGE_TILES],
             Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![UNFUSED_TILES],
         };
@@ -200,12 +213,16 @@ impl Variant {
             Operation::FlashForward => {
                 &[(Slot::Q, Read), (Slot::K, Read), (Slot::V, Read), (Slot::Out, ReadWrite)]
             }
-            Operation::UnfusedScores => {
-                &[(Slot::Q, Read), (Slot::K, Read), (Slot::Scores, ReadWrite)]
+            Operation::FlashSplit => {
+                &[(Slot::Q, Read), (Slot::K, Read), (Slot::V, Read), (Slot::Workspace, ReadWrite)]
             }
-            Operation::UnfusedSoftmax => &[(Slot::Scores, ReadWrite)],
+            Operation::FlashMerge => &[(Slot::Out, ReadWrite), (Slot::Workspace, Read)],
+            Operation::UnfusedScores => {
+                &[(Slot::Q, Read), (Slot::K, Read), (Slot::Workspace, ReadWrite)]
+            }
+            Operation::UnfusedSoftmax => &[(Slot::Workspace, ReadWrite)],
             Operation::UnfusedValues => {
-                &[(Slot::V, Read), (Slot::Out, ReadWrite), (Slot::Scores, ReadWrite)]
+                &[(Slot::V, Read), (Slot::Out, ReadWrite), (Slot::Workspace, ReadWrite)]
             }
         };
         // `new` has reset those that the operation does not use.

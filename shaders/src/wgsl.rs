@@ -18,6 +18,10 @@ const LOAD_V_CHUNK: &str = include_str!("../wgsl/load_v_chunk.wgsl");
 const FLASH_FORWARD: &str = include_str!("../wgsl/flash_forward.wgsl");
 const LOAD4_ROLLED: &str = include_str!("../wgsl/load4_rolled.wgsl");
 const FLASH_FORWARD_ROWS: &str = include_str!("../wgsl/flash_forward_rows.wgsl");
+const ROW_RESULT: &str = include_str!("../wgsl/row_result.wgsl");
+const ROW_PARTIAL: &str = include_str!("../wgsl/row_partial.wgsl");
+const PARTIAL: &str = include_str!("../wgsl/partial.wgsl");
+const FLASH_MERGE: &str = include_str!("../wgsl/flash_merge.wgsl");
 const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
 const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
 const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
@@ -41,18 +45,18 @@ fn assemble(variant: &Variant) -> String {
     );
     match variant.operation {
         Operation::FlashForward => {
-            parts.extend([
-                PHILOX.into(),
-                mask(variant.mask),
-                store_lse(variant.lse).into(),
-                store(variant.dtype),
-            ]);
-            parts.extend(q.into_iter().chain(k).chain(v));
-            match &variant.tiles {
-                Tiles::Block(_) => parts
-                    .extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from)),
-                Tiles::Rows(tiles) => parts.extend([spread(tiles), rows_kernel(tiles)]),
-            }
+            parts.extend([store_lse(variant.lse).into(), store(variant.dtype), ROW_RESULT.into()]);
+            parts.extend(flash(variant, [q, k, v]));
+        }
+        Operation::FlashSplit => {
+            parts.extend([PARTIAL, ROW_PARTIAL].map(String::from));
+            // The same kernel under another name: it differs in what a row stores.
+            let kernel = flash(variant, [q, k, v]).into_iter();
+            parts.extend(kernel.map(|part| part.replace("fn flash_forward(", "fn flash_split(")));
+        }
+        Operation::FlashMerge => {
+            parts.extend([store_lse(variant.lse).into(), store(variant.dtype)]);
+            parts.extend([ROW_RESULT, PARTIAL, FLASH_MERGE].map(String::from));
         }
         Operation::UnfusedScores => {
             parts.extend([mask(variant.mask), SCORE_ROW.into()]);
@@ -71,6 +75,19 @@ fn assemble(variant: &Variant) -> String {
         }
     }
     parts.join("\n")
+}
+
+/// The fused kernel with what it calls, except for how a row is stored.
+fn flash(variant: &Variant, loads: [[String; 2]; 3]) -> Vec<String> {
+    let mut parts = vec![PHILOX.into(), mask(variant.mask)];
+    parts.extend(loads.into_iter().flatten());
+    match &variant.tiles {
+        Tiles::Block(_) => {
+            parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
+        }
+        Tiles::Rows(tiles) => parts.extend([spread(tiles), rows_kernel(tiles)]),
+    }
+    parts
 }
 
 fn constants(variant: &Variant) -> String {
@@ -108,7 +125,7 @@ fn bindings(variant: &Variant) -> String {
             // Two rows may share one word.
             Slot::Out => ("out", "atomic<u32>"),
             Slot::Lse => ("lse", "u32"),
-            Slot::Scores => ("scores", "u32"),
+            Slot::Workspace => ("workspace", "u32"),
         };
         let access = match binding.access {
             Access::ReadWrite => "read_write",
@@ -239,11 +256,11 @@ fn store(dtype: DType) -> String {
 fn mask(kind: Option<MaskKind>) -> String {
     let bits = match kind {
         None => {
-            return "fn mask4(item: Item, i: u32, j: u32) -> vec4<u32> {
+            return "fn mask4(item: Item, r: u32, j: u32) -> vec4<u32> {
     return vec4<u32>(0u);
 }
 
-fn mask_at(item: Item, i: u32, j: u32) -> u32 {
+fn mask_at(item: Item, r: u32, j: u32) -> u32 {
     return 0u;
 }
 "

@@ -7,10 +7,11 @@
 #![allow(clippy::unwrap_used)]
 
 use flashtile_core::{DType, MaskKind};
-use flashtile_shaders::{Constants, Slot, Tiles, Variant};
+use flashtile_shaders::{Constants, Operation, Params, Slot, Tiles, Variant};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-const CONSTANTS: Constants = Constants { softcap: true, dropout: true, by_four: false };
+const CONSTANTS: Constants =
+    Constants { softcap: true, dropout: true, by_four: false, folded: true };
 
 /// Parses the source, validates it with only the capabilities of core WebGPU (which include
 /// unpack2x16float) and subgroups where the variant uses them, then sets the overridable constants.
@@ -114,7 +115,7 @@ fn workgroup_memory_is_what_the_plan_computes() {
             .map(|(_, var)| module.types[var.ty].inner.size(module.to_ctx()))
             .sum();
         let tiles: Tiles = variant.tiles;
-        if variant.operation == flashtile_shaders::Operation::FlashForward
+        if matches!(variant.operation, Operation::FlashForward | Operation::FlashSplit)
             && declared != tiles.flash_workgroup_bytes()
         {
             return Err(format!(
@@ -148,6 +149,19 @@ fn bindings_fit_webgpu() {
         }
         Ok(())
     });
+}
+
+/// Both languages lay the parameters out in the same way: WGSL aligns vectors.
+#[test]
+fn parameters_have_the_same_offsets_in_both_languages() {
+    let (module, _) = compile(&Variant::all().next().unwrap()).unwrap();
+    let params = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params")).unwrap();
+    let naga::TypeInner::Struct { members, span } = &params.1.inner else { panic!("no struct") };
+    let offset =
+        |name| members.iter().find(|m| m.name.as_deref() == Some(name)).unwrap().offset as usize;
+    assert_eq!(*span as usize, size_of::<Params>());
+    assert_eq!(offset("seed"), std::mem::offset_of!(Params, seed));
+    assert_eq!(offset("head_dim_v"), std::mem::offset_of!(Params, head_dim_v));
 }
 
 #[test]

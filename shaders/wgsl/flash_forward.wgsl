@@ -1,5 +1,6 @@
-// FlashAttention-2, forward. A workgroup holds BR queries and visits the keys that they see, BC at
-// a time. The score matrix never exists in memory.
+// FlashAttention-2, forward. A workgroup holds BR rows (queries) and visits the keys that they see
+// in its chunk, BC at a time. The score matrix never exists in memory. FlashForward has one chunk
+// and stores the output; FlashSplit stores O, m and l for flash_merge.wgsl.
 //
 // Each row keeps m, its largest score so far, and l, the sum of exp(s - m). O is rescaled when m
 // grows and divided by l at the end. The threads form TX columns by TY rows. Each holds 4 queries
@@ -18,10 +19,10 @@ fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
     for (var block = thread; block < BR * (KC / 4u); block += THREADS) {
         let d4 = block % (KC / 4u);
         let r = block / (KC / 4u);
-        let i = item.row_begin + r;
+        let row = item.row_begin + r;
         var x = vec4<f32>(0.0);
-        if (i < params.row_end) {
-            x = load4_q(q_row(item, i), d_begin + 4u * d4);
+        if (row < part_row_end()) {
+            x = load4_q(q_row(item, row), d_begin + 4u * d4);
         }
         q_tile[r * QW4 + q_place(d_begin) + d4] = x;
     }
@@ -48,7 +49,7 @@ fn flash_forward(
         return;
     }
     let item = work_item(index, BR);
-    let row_end = min(item.row_begin + BR, params.row_end);
+    let row_end = tile_row_end(item, BR);
     let range = kv_range(item, row_end);
     let tx = local.x;
     let ty = local.y;
@@ -92,11 +93,11 @@ fn flash_forward(
         let j = j_begin + 4u * tx;
         var absent = array<vec4<bool>, 4>();
         for (var r = 0u; r < 4u; r++) {
-            let i = item.row_begin + 4u * ty + r;
+            let row = item.row_begin + 4u * ty + r;
             var bias = vec4<u32>(NO_BIAS);
             if (edge) {
-                bias = mask4(item, i, j);
-                absent[r] = !allowed4(visible_keys(item, i), j, bias);
+                bias = mask4(item, row, j);
+                absent[r] = !allowed4(visible_keys(item, row), j, bias);
             }
             let x = s[r] * params.scale;
             s[r] = score4(x, bias);
@@ -162,31 +163,29 @@ fn flash_forward(
         }
     }
 
-    // O / l, and lse = m + ln l.
+    // O / l, and lse = m + ln l (of a chunk: O, m and l).
     for (var r = 0u; r < 4u; r++) {
         row_part[(4u * ty + r) * TX + tx] = l[r];
     }
     workgroupBarrier();
     for (var r = 0u; r < 4u; r++) {
-        let i = item.row_begin + 4u * ty + r;
-        if (i >= row_end) {
-            break;
+        let row = item.row_begin + 4u * ty + r;
+        if (!row_is_stored(item, row)) {
+            continue;
         }
         var sum = 0.0;
         for (var c = 0u; c < params.rolled / 4u; c++) {
             sum += row_part[(4u * ty + r) * TX + c];
         }
-        let empty = sum == 0.0; // a row that sees any key has sum >= 1
-        let factor = select(params.keep_scale / sum, 0.0, empty);
+        let factor = row_factor(sum);
         for (var t = 0u; t < OT; t++) {
             let d = 4u * (t * TX + tx);
             if (d < params.head_dim_v) {
-                store4_out(out_row(item, i), d, o[t][r] * factor);
+                store4_row(item, row, d, o[t][r] * factor);
             }
         }
         if (tx == 0u) {
-            let bits = select(bitcast<u32>(m[r] + ln(sum)), NEG_INF, empty);
-            store_lse(item.lse_base + i - params.row_begin, bits);
+            store_sums(item, row, m[r], sum);
         }
     }
 }

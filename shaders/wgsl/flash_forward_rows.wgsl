@@ -51,16 +51,16 @@ fn flash_forward(
         return;
     }
     let item = work_item(index, BR);
-    let row_end = min(item.row_begin + BR, params.row_end);
+    let row_end = tile_row_end(item, BR);
     let range = kv_range(item, row_end);
-    let i = item.row_begin + thread;
+    let row = item.row_begin + thread;
     if (thread == 0u) {
         atomicStore(&v_dirty, 0u); // before the first barrier
     }
 
     // Q is read from its buffer: a copy of the row in registers takes long to compile.
-    let q_base = q_row(item, min(i, row_end - 1u));
-    let visible = visible_keys(item, i);
+    let q_base = q_row(item, min(row, row_end - 1u));
+    let visible = visible_keys(item, row);
     var o: array<vec4<f32>, OT>;
     var m = LOWEST;
     var l = 0.0;
@@ -88,7 +88,7 @@ fn flash_forward(
         for (var c = 0u; c < params.rolled; c++) {
             var bias = 0u;
             if (HAS_MASK) {
-                bias = mask_at(item, i, j_begin + c);
+                bias = mask_at(item, row, j_begin + c);
             }
             let x = score(s[c] * params.scale, bias);
             s[c] = x;
@@ -107,7 +107,7 @@ fn flash_forward(
         var keep = vec4<bool>(true);
         for (var c = 0u; c < params.rolled; c++) {
             if (DROPOUT && c % 4u == 0u) {
-                keep = kept(item, i, j_begin + c);
+                keep = kept(item, row, j_begin + c);
             }
             let p = exp_nonpositive(s[c] - m);
             let missing = ((absent >> c) & 1u) != 0u;
@@ -151,14 +151,12 @@ fn flash_forward(
         }
     }
 
-    // O / l, and lse = m + ln l.
-    if (i < row_end) {
-        let empty = l == 0.0; // a row that sees any key has l >= 1
-        let factor = select(params.keep_scale / l, 0.0, empty);
+    // O / l, and lse = m + ln l (of a chunk: O, m and l).
+    if (row_is_stored(item, row)) {
+        let factor = row_factor(l);
         for (var d4 = 0u; 4u * d4 < params.head_dim_v; d4++) {
-            store4_out(out_row(item, i), 4u * d4, o[d4] * factor);
+            store4_row(item, row, 4u * d4, o[d4] * factor);
         }
-        let bits = select(bitcast<u32>(m + ln(l)), NEG_INF, empty);
-        store_lse(item.lse_base + i - params.row_begin, bits);
+        store_sums(item, row, m, l);
     }
 }

@@ -21,9 +21,10 @@ fn philox(start: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
     return counter;
 }
 
-// Which weights of query i and keys j ..= j + 3 are kept; j is a multiple of 4.
-fn kept(item: Item, i: u32, j: u32) -> vec4<bool> {
-    let head = item.b * params.heads + item.h;
-    let words = philox(vec4<u32>(j / 4u, i, head, params.dropout_offset), params.seed);
+// Which weights of row r and keys j ..= j + 3 are kept; j is a multiple of 4.
+fn kept(item: Item, r: u32, j: u32) -> vec4<bool> {
+    let head = item.b * params.heads + item.h + head_of(r);
+    let counter = vec4<u32>(j / 4u, query_of(r), head, params.dropout_offset);
+    let words = philox(counter, params.seed);
     return (words >= vec4<u32>(params.dropout_threshold)) & vec4<bool>(params.keep_scale > 0.0);
 }

@@ -4,7 +4,7 @@ var<workgroup> q_tile: array<vec4<f32>, BR * (KC / 4u)>;
 
 fn store_score(at: u32, j: u32, x: f32, seen: bool) {
     if (j < params.seq_kv) {
-        scores[at] = select(NEG_INF, bitcast<u32>(x), seen);
+        workspace[at] = select(NEG_INF, bitcast<u32>(x), seen);
     }
 }
 

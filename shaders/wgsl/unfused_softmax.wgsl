@@ -17,7 +17,7 @@ fn unfused_softmax(
 
     var m = LOWEST;
     for (var j = thread; j < params.seq_kv; j += THREADS) {
-        let bits = scores[row + j];
+        let bits = workspace[row + j];
         if (bits != NEG_INF) {
             m = max(m, bitcast<f32>(bits));
         }
@@ -31,7 +31,7 @@ fn unfused_softmax(
 
     var l = 0.0;
     for (var j = thread; j < params.seq_kv; j += THREADS) {
-        let bits = scores[row + j];
+        let bits = workspace[row + j];
         if (bits != NEG_INF) {
             l += exp_nonpositive(bitcast<f32>(bits) - m);
         }
@@ -44,16 +44,16 @@ fn unfused_softmax(
     }
 
     for (var j = thread; j < params.seq_kv; j += THREADS) {
-        let bits = scores[row + j];
+        let bits = workspace[row + j];
         var present = bits != NEG_INF;
         if (DROPOUT) {
             present = present && kept(item, i, j / 4u * 4u)[j % 4u];
         }
         let p = exp_nonpositive(bitcast<f32>(bits) - m) / sum * params.keep_scale;
-        scores[row + j] = select(ABSENT, bitcast<u32>(p), present);
+        workspace[row + j] = select(ABSENT, bitcast<u32>(p), present);
     }
     if (thread == 0u) {
         let bits = select(bitcast<u32>(m + ln(sum)), NEG_INF, sum == 0.0);
-        store_lse(item.lse_base + i - params.row_begin, bits);
+        store_lse(lse_row(item, i), bits);
     }
 }

@@ -4,7 +4,7 @@ var<workgroup> v_dirty: atomic<u32>;
 
 fn weight(at: u32, j: u32) -> u32 {
     if (j < params.seq_kv) {
-        return scores[at];
+        return workspace[at];
     }
     return ABSENT;
 }

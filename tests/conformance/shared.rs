@@ -62,13 +62,12 @@ pub(crate) fn same_bits(
     backend: &dyn Backend,
     check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
 ) -> Result<(), String> {
-    let cases: Vec<Case> = catalogue()
-        .into_iter()
-        .filter(|(g, _)| *g == "together")
-        .map(|(_, c)| c)
-        .step_by(6)
-        .collect();
-    assert!(!cases.is_empty());
+    let group = |name| catalogue().into_iter().filter(move |(g, _)| *g == name).map(|(_, c)| c);
+    let some = group("together").step_by(6);
+    // With two to three batch entries, whose keys are split into chunks.
+    let split = group("few queries").filter(|case| case.batch > 1).step_by(3);
+    let cases: Vec<Case> = some.chain(split).collect();
+    assert!(cases.len() > 6);
     report(
         KernelKind::ALL.iter().copied().flat_map(|kernel| {
             cases.iter().filter_map(move |case| check(backend, kernel, case).err())

@@ -99,7 +99,7 @@ pub(crate) fn request(call: &ExportedCall, args: &HostArgs<'_>) -> Value {
     }
     if call.workspace_bytes > 0 {
         buffers.insert(
-            name(Slot::Scores),
+            name(Slot::Workspace),
             json!({ "size": call.workspace_bytes.next_multiple_of(4) }),
         );
     }

@@ -195,6 +195,14 @@ pub enum Reason {
         /// Why not.
         because: String,
     },
+    /// The requested split of the keys cannot be used.
+    #[error("chunks of {keys} keys were requested: {because}")]
+    KeySplit {
+        /// Keys per chunk.
+        keys: usize,
+        /// Why not.
+        because: String,
+    },
 }
 
 /// Whether one kernel of one backend can run a problem.

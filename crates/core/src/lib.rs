@@ -22,7 +22,8 @@
 //! - [`Backend`] plans and runs problems on one device. [`PlanOptions`] force a kernel or a tile
 //!   shape; [`PlanCache`] keeps plans.
 //! - [`Verdict`], [`Reason`] and [`Explanation`] say what will run, and why the rest will not.
-//! - [`Band`] and [`KeyTiles`] decide which keys a query sees and which tiles a kernel visits.
+//! - [`Band`] and [`KeyTiles`] decide which keys a query sees and which tiles a kernel visits;
+//!   [`KeyChunks`] splits keys among workgroups.
 //! - [`bound`] is the error rule that every result is held to; [`Cost`] counts FLOPs and bytes.
 //! - [`planning`] is what the planners of several backends share.
 //!
@@ -48,6 +49,7 @@ mod no_matrix_units;
 mod options;
 pub mod planning;
 mod problem;
+mod split;
 mod tiles;
 mod timing;
 mod view;
@@ -72,6 +74,7 @@ pub use merge::{Partial, merge};
 pub use no_matrix_units::NoMatrixUnits;
 pub use options::{AnyTiles, MatrixUnits, PlanOptions};
 pub use problem::{Problem, ProblemBuilder};
+pub use split::{KeyChunks, KeySplit};
 pub use tiles::{KeyTiles, Tile, TileKind, key_range};
 pub use timing::{HostStats, Timing};
 pub use view::TensorView;

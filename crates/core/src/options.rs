@@ -1,4 +1,4 @@
-use crate::KernelKind;
+use crate::{KernelKind, KeySplit};
 use std::fmt;
 
 /// What a plan is asked for. The default leaves every choice to the planner.
@@ -22,6 +22,9 @@ pub struct PlanOptions<T = AnyTiles> {
     /// Whether kernels may, must not or must use matrix units. Default:
     /// [`Auto`](MatrixUnits::Auto).
     pub matrix_units: MatrixUnits,
+    /// Whether the flash kernel splits the keys of a row among workgroups, and how. Forced chunks
+    /// together with the unfused kernel are refused.
+    pub key_split: KeySplit,
 }
 
 /// Whether a plan uses units that multiply small matrices: NVIDIA's tensor cores, cooperative
@@ -76,7 +79,12 @@ impl<T> Default for PlanOptions<T> {
 impl<T> PlanOptions<T> {
     /// Leaves every choice to the planner.
     pub const fn new() -> Self {
-        Self { kernel: None, tiles: None, matrix_units: MatrixUnits::Auto }
+        Self {
+            kernel: None,
+            tiles: None,
+            matrix_units: MatrixUnits::Auto,
+            key_split: KeySplit::Auto,
+        }
     }
 
     /// Forces a kernel; `None` leaves the choice to the planner.
@@ -99,11 +107,32 @@ impl<T> PlanOptions<T> {
         self.matrix_units = matrix_units;
         self
     }
+
+    /// Forces or forbids that the keys of a row are split among workgroups.
+    #[must_use]
+    pub fn key_split(mut self, key_split: KeySplit) -> Self {
+        self.key_split = key_split;
+        self
+    }
+
+    /// The kernel that the options name, if only by an option that belongs to the flash kernel.
+    pub const fn named_kernel(&self) -> Option<KernelKind> {
+        match (self.kernel, &self.tiles, self.key_split) {
+            (Some(kernel), _, _) => Some(kernel),
+            (None, Some(_), _) | (None, None, KeySplit::Keys(_)) => Some(KernelKind::Flash),
+            (None, None, KeySplit::Auto | KeySplit::Off) => None,
+        }
+    }
 }
 
 impl PlanOptions {
     /// The same options for a backend with tile shapes of type `T`, none of them forced.
     pub const fn for_tiles<T>(&self) -> PlanOptions<T> {
-        PlanOptions { kernel: self.kernel, tiles: None, matrix_units: self.matrix_units }
+        PlanOptions {
+            kernel: self.kernel,
+            tiles: None,
+            matrix_units: self.matrix_units,
+            key_split: self.key_split,
+        }
     }
 }

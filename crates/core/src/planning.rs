@@ -2,8 +2,8 @@
 //! how a plan is displayed. Applications do not need it.
 
 use crate::{
-    Argument, KernelKind, Mask, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
-    TensorView,
+    Argument, KernelKind, KeyChunks, KeySplit, Mask, MatrixUnits, NoMatrixUnits, PlanOptions,
+    Problem, Reason, TensorView,
 };
 use std::fmt;
 
@@ -54,25 +54,52 @@ pub fn oversized(problem: &Problem, limits: &SizeLimits) -> Vec<Reason> {
     too_long.chain(too_big).collect()
 }
 
-/// A refusal where `options` force a tile shape on a kernel that has none to choose from.
-pub fn tiles_without_flash<T: fmt::Display>(
-    kernel: KernelKind,
-    options: &PlanOptions<T>,
-) -> Option<Reason> {
-    let tiles = options.tiles.as_ref().filter(|_| kernel != KernelKind::Flash)?;
-    let because =
-        format!("the {kernel} kernel has one tile shape; only flash can be given another");
-    Some(Reason::Tiles { tiles: tiles.to_string(), because })
+/// Refusals where `options` force on a kernel what only flash has: a tile shape, chunks of keys, or
+/// matrix units.
+pub fn flash_options<T: fmt::Display>(kernel: KernelKind, options: &PlanOptions<T>) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if kernel == KernelKind::Flash {
+        return reasons;
+    }
+    if let Some(tiles) = &options.tiles {
+        let because =
+            format!("the {kernel} kernel has one tile shape; only flash can be given another");
+        reasons.push(Reason::Tiles { tiles: tiles.to_string(), because });
+    }
+    if let KeySplit::Keys(keys) = options.key_split {
+        let because = format!("the {kernel} kernel does not split keys; only flash does");
+        reasons.push(Reason::KeySplit { keys, because });
+    }
+    if options.matrix_units == MatrixUnits::Require {
+        reasons.push(Reason::MatrixUnits(NoMatrixUnits::Kernel { kernel }));
+    }
+    reasons
 }
 
-/// A refusal where `options` require matrix units of a kernel that does not use them.
-pub fn matrix_units_without_flash<T>(
-    kernel: KernelKind,
+/// The query heads that fill the rows of a tile together: all heads of a group if one head has fewer
+/// queries than a tile of `tile_rows` rows, else 1.
+///
+/// With `n` heads, row `r` is query `r / n` of the `r % n`-th of them. They share K and V. The
+/// arithmetic of a row is the same either way.
+pub fn folded_heads(problem: &Problem, tile_rows: usize) -> usize {
+    if problem.seq_q() < tile_rows { problem.group_size() } else { 1 }
+}
+
+/// The ways to split the keys of `problem` that a plan of the flash kernel may use, preferred ones
+/// first: [`KeySplit::candidates`].
+///
+/// # Errors
+/// A chunk size that is not allowed.
+pub fn key_splits<T>(
+    problem: &Problem,
     options: &PlanOptions<T>,
-) -> Option<Reason> {
-    let required = options.matrix_units == MatrixUnits::Require;
-    (required && kernel != KernelKind::Flash)
-        .then_some(Reason::MatrixUnits(NoMatrixUnits::Kernel { kernel }))
+) -> Result<Vec<Option<KeyChunks>>, Reason> {
+    let candidates = options.key_split.candidates(problem.seq_q(), problem.seq_kv());
+    candidates.map_err(|keys| {
+        let least = KeyChunks::MIN_KEYS;
+        let because = format!("a chunk has a power of two of keys, at least {least}");
+        Reason::KeySplit { keys, because }
+    })
 }
 
 /// The schedule of the kernel that `wanted` names, or else of the first kernel that `schedule` does

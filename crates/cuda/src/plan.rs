@@ -64,10 +64,8 @@ impl Context {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Schedule, (KernelKind, Vec<Reason>)> {
-        // Only the flash kernel has tile shapes to choose from.
-        let kernel = options.kernel.or(options.tiles.map(|_| KernelKind::Flash));
         let one = |kernel| schedule(problem, kernel, options, self.machine());
-        let (mut schedule, why) = choose_kernel(kernel, one)?;
+        let (mut schedule, why) = choose_kernel(options.named_kernel(), one)?;
         schedule.rationale.insert(0, why);
         Ok(schedule)
     }

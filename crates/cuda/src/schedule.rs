@@ -8,10 +8,7 @@ use crate::{
 use flashtile_core::{
     Argument, Band, DType, KernelKind, MaskKind, PlanOptions, Problem, Reason, ResolvedCall,
     TensorView,
-    planning::{
-        MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, matrix_units_without_flash, oversized,
-        tiles_without_flash,
-    },
+    planning::{MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, flash_options, oversized},
 };
 use flashtile_shaders::{
     Operation,
@@ -90,8 +87,7 @@ pub fn schedule(
 ) -> Result<Schedule, Vec<Reason>> {
     let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
-    reasons.extend(tiles_without_flash(kernel, options));
-    reasons.extend(matrix_units_without_flash(kernel, options));
+    reasons.extend(flash_options(kernel, options));
     if machine.arch < MIN_ARCH {
         reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
     }
@@ -238,8 +234,8 @@ impl Schedule {
         let tile_count = rows.len().div_ceil(tiles.rows as usize) as u32;
         let across = match operation {
             Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys),
-            Operation::UnfusedSoftmax => 1,
-            Operation::FlashForward | Operation::UnfusedValues => {
+            Operation::UnfusedSoftmax | Operation::FlashMerge => 1,
+            Operation::FlashForward | Operation::FlashSplit | Operation::UnfusedValues => {
                 (problem.head_dim_v() as u32).div_ceil(tiles.columns)
             }
         };

@@ -182,10 +182,10 @@ impl PlanInner {
         let mut offsets: [(Slot, u32); Slot::ALL.len()] = [(Slot::Params, 0); Slot::ALL.len()];
         for binding in self.pipelines[n].bindings.iter().filter(|b| b.slot != Slot::Params) {
             let slot = binding.slot;
-            let window = self.schedule.parts[step.part].window(&self.problem, slot);
+            let window = self.schedule.window(&self.problem, step.part, slot);
             let (buffer, start) = match self.argument(args, slot) {
                 // The workspace is written, so nothing may stand in for it.
-                Some((_, region)) if window.len > 0 || slot == Slot::Scores => {
+                Some((_, region)) if window.len > 0 || slot == Slot::Workspace => {
                     (region.buffer, region.offset + window.start * window.size)
                 }
                 _ => (&inner.empty, 0),
@@ -214,7 +214,7 @@ impl PlanInner {
             Slot::Aux => args.kv_lens.map(|region| (Argument::KvLens, region)),
             Slot::Out => Some((Argument::Out, args.out)),
             Slot::Lse => args.lse.map(|region| (Argument::Lse, region)),
-            Slot::Scores => args.workspace.or_else(own).map(|r| (Argument::Workspace, r)),
+            Slot::Workspace => args.workspace.or_else(own).map(|r| (Argument::Workspace, r)),
         }
     }
 
@@ -258,7 +258,7 @@ impl PlanInner {
             }),
             Slot::Aux => (4 * problem.batch() as u64, 4),
             Slot::Lse => (problem.lse_bytes(), 4),
-            Slot::Scores => (self.schedule.workspace_bytes, 4),
+            Slot::Workspace => (self.schedule.workspace_bytes, 4),
         }
     }
 }

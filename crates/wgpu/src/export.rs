@@ -1,6 +1,6 @@
 use crate::machine::Machine;
 use crate::schedule::schedule;
-use flashtile_core::{Call, KernelKind, PlanOptions, Problem};
+use flashtile_core::{Call, KernelKind, KeyChunks, PlanOptions, Problem};
 use flashtile_shaders::{Access, Slot, Tiles, Variant};
 
 /// A call prepared for another WebGPU implementation: kernel sources, parameters and bindings. No
@@ -16,6 +16,8 @@ pub struct ExportedCall {
     pub variants: Vec<Variant>,
     /// Bytes of the workspace buffer; 0 for none.
     pub workspace_bytes: u64,
+    /// The chunks of keys, where the keys of a row are split.
+    pub chunks: Option<KeyChunks>,
 }
 
 /// One dispatch of an [`ExportedCall`].
@@ -66,8 +68,7 @@ pub fn export_baseline(
         .map_err(|reasons| crate::Error::Refused { kernel, reasons })?;
     let (mut dispatches, mut variants) = (Vec::new(), Vec::new());
     for step in &schedule.steps {
-        let part = &schedule.parts[step.part];
-        let offset = |slot| part.window(problem, slot).start as u32;
+        let offset = |slot| schedule.window(problem, step.part, slot).start as u32;
         let Some((params, workgroups)) = schedule.dispatch(problem, step, &call, offset) else {
             continue;
         };
@@ -90,5 +91,6 @@ pub fn export_baseline(
             workgroups,
         });
     }
-    Ok(ExportedCall { dispatches, variants, workspace_bytes: schedule.workspace_bytes })
+    let (workspace_bytes, chunks) = (schedule.workspace_bytes, schedule.chunks);
+    Ok(ExportedCall { dispatches, variants, workspace_bytes, chunks })
 }

@@ -32,7 +32,7 @@ pub(crate) struct PlanInner {
     pub(crate) schedule: Schedule,
     /// One per step.
     pub(crate) pipelines: Vec<Pipeline>,
-    /// Scores of the unfused kernels. Calls on one queue run one after the other, so they share it.
+    /// Scores of the unfused kernels, or the partial results of a split. Calls on one queue run one after the other, so they share it.
     pub(crate) workspace: Option<wgpu::Buffer>,
     pub(crate) bind_cache: BindCache,
 }
@@ -53,13 +53,18 @@ pub struct Dispatch {
     pub heads: Range<usize>,
     /// Its queries.
     pub rows: Range<usize>,
+    /// Its keys: all, or those of some chunks.
+    pub keys: Range<usize>,
 }
 
 impl Context {
     /// Whether `problem` runs here with `options`, without compiling anything.
     pub fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         match self.schedule(problem, options) {
-            Ok(schedule) => Verdict::Runs(format!("{}, {}", self.inner.info.name, schedule.tiles)),
+            Ok(schedule) => {
+                let chunks = schedule.chunks.map_or(String::new(), |c| format!(", {c}"));
+                Verdict::Runs(format!("{}, {}{chunks}", self.inner.info.name, schedule.tiles))
+            }
             Err((_, reasons)) => Verdict::Refused(reasons),
         }
     }
@@ -84,10 +89,8 @@ impl Context {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Schedule, (KernelKind, Vec<flashtile_core::Reason>)> {
-        // A tile shape belongs to the flash kernel.
-        let kernel = options.kernel.or(options.tiles.map(|_| KernelKind::Flash));
         let one = |kernel| schedule(problem, kernel, options, &self.inner.machine);
-        let (mut schedule, why) = choose_kernel(kernel, one)?;
+        let (mut schedule, why) = choose_kernel(options.named_kernel(), one)?;
         schedule.rationale.insert(0, why);
         Ok(schedule)
     }
@@ -173,6 +176,7 @@ impl Plan {
             batch: part.batch,
             heads: part.heads,
             rows: part.rows,
+            keys: part.keys,
         }
     }
 
@@ -202,8 +206,9 @@ impl fmt::Display for Plan {
         let PlanInner { context, problem, schedule, .. } = &*self.inner;
         let info = &context.inner.info;
         let dispatch = |n: usize| {
-            let Dispatch { variant, batch, heads, rows, .. } = self.dispatch(&schedule.steps[n]);
-            format!("{variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}")
+            let Dispatch { variant, batch, heads, rows, keys, .. } =
+                self.dispatch(&schedule.steps[n]);
+            format!("{variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}, keys {keys:?}")
         };
         let summary = PlanSummary {
             kernel: schedule.kernel,

@@ -2,14 +2,14 @@
 //! needed to ask.
 
 use crate::machine::Machine;
-use crate::parts::{Part, Work, score_stride, split, tiles_per_head};
-use crate::tiles::{choose_tiles, over_loop_budget, variant};
+use crate::parts::{Part, Window, Work, score_stride, split};
+use crate::tiles::{Choice, choose_tiles, over_loop_budget, variant};
 use flashtile_core::{
-    KernelKind, PlanOptions, Problem, Reason, ResolvedCall, TensorView,
-    planning::{SizeLimits, matrix_units_without_flash, oversized, tiles_without_flash},
+    KernelKind, KeyChunks, KeySplit, PlanOptions, Problem, Reason, ResolvedCall, TensorView,
+    planning::{SizeLimits, flash_options, folded_heads, oversized},
 };
 use flashtile_shaders::{
-    Constants, Operation, Params, SOFTMAX_TILES, Slot, Tiles, UNFUSED_TILES, Variant,
+    Constants, MERGE_TILES, Operation, Params, SOFTMAX_TILES, Slot, Tiles, UNFUSED_TILES, Variant,
 };
 
 /// How a problem is computed: the same dispatches for every call, whatever its buffers.
@@ -22,8 +22,12 @@ pub(crate) struct Schedule {
     pub(crate) steps: Vec<Step>,
     pub(crate) parts: Vec<Part>,
     pub(crate) workspace_bytes: u64,
+    /// The chunks of keys, where the keys of a row are split.
+    pub(crate) chunks: Option<KeyChunks>,
     /// Why it is as it is.
     pub(crate) rationale: Vec<String>,
+    operations: Vec<(Operation, Tiles)>,
+    fold: usize,
     grid: u32,
 }
 
@@ -43,67 +47,166 @@ pub(crate) fn schedule(
 ) -> Result<Schedule, Vec<Reason>> {
     let limits = SizeLimits { buffer_bytes: machine.buffer_size, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
-    reasons.extend(tiles_without_flash(kernel, options));
-    reasons.extend(matrix_units_without_flash(kernel, options));
+    reasons.extend(flash_options(kernel, options));
     if !reasons.is_empty() {
         // Splitting what no buffer holds may take long.
         return Err(reasons);
     }
+    match kernel {
+        KernelKind::Flash => flash(problem, options, machine),
+        KernelKind::Unfused => unfused(problem, machine),
+    }
+}
+
+/// Takes the first way to split the keys, and to fold heads, that fits the bindings.
+fn flash(
+    problem: &Problem,
+    options: &PlanOptions<Tiles>,
+    machine: &Machine,
+) -> Result<Schedule, Vec<Reason>> {
+    let Choice { tiles, splits, why } = choose_tiles(problem, machine, options)?;
+    let mut folds = vec![folded_heads(problem, tiles.rows() as usize), 1];
+    folds.dedup();
+    let mut refused = Vec::new();
+    for &chunks in &splits {
+        let operations = match chunks {
+            None => vec![(Operation::FlashForward, tiles)],
+            Some(_) => {
+                vec![(Operation::FlashSplit, tiles), (Operation::FlashMerge, MERGE_TILES)]
+            }
+        };
+        for &fold in &folds {
+            let kernel = KernelKind::Flash;
+            let work = Work { problem, kernel, operations: &operations, fold, chunks };
+            match parts_of(&work, machine) {
+                Ok(parts) => {
+                    let mut schedule = assemble(&work, tiles, parts, machine);
+                    let mut rationale = vec![why];
+                    rationale.extend(chunks.map(|chunks| why_split(problem, options, chunks)));
+                    if fold > 1 {
+                        rationale.push(format!("rows are those of {fold} heads of a group"));
+                    }
+                    rationale.append(&mut schedule.rationale);
+                    return Ok(Schedule { rationale, ..schedule });
+                }
+                Err(reasons) => {
+                    let size = |r: &Reason| {
+                        matches!(r, Reason::BindingSize { .. } | Reason::IndexRange { .. })
+                    };
+                    let final_answer = !reasons.iter().all(size);
+                    refused = reasons;
+                    if final_answer {
+                        return Err(refused);
+                    }
+                }
+            }
+        }
+    }
+    Err(refused)
+}
+
+fn why_split(problem: &Problem, options: &PlanOptions<Tiles>, chunks: KeyChunks) -> String {
+    let (seq_q, seq_kv) = (problem.seq_q(), problem.seq_kv());
+    let why = if options.key_split != KeySplit::Auto {
+        "requested".to_owned()
+    } else if KeyChunks::of_few_queries(seq_q, seq_kv) == Some(chunks) {
+        format!("few queries over many keys (seq_q {seq_q}, seq_kv {seq_kv})")
+    } else {
+        "a binding or the loop budget holds no larger ones".to_owned()
+    };
+    format!("{chunks}, merged in ascending order: {why}")
+}
+
+fn unfused(problem: &Problem, machine: &Machine) -> Result<Schedule, Vec<Reason>> {
+    let operations = [
+        (Operation::UnfusedScores, UNFUSED_TILES),
+        (Operation::UnfusedSoftmax, SOFTMAX_TILES),
+        (Operation::UnfusedValues, UNFUSED_TILES),
+    ];
+    let over_budget = operations.iter().filter_map(|&(operation, tiles)| {
+        over_loop_budget(problem, machine, &variant(problem, operation, tiles), None)
+    });
+    let reasons: Vec<_> = over_budget.collect();
+    let kernel = KernelKind::Unfused;
+    let work = Work { problem, kernel, operations: &operations, fold: 1, chunks: None };
+    match parts_of(&work, machine) {
+        Ok(parts) if reasons.is_empty() => Ok(assemble(&work, UNFUSED_TILES, parts, machine)),
+        Ok(_) => Err(reasons),
+        Err(more) => Err(reasons.into_iter().chain(more).collect()),
+    }
+}
+
+fn parts_of(work: &Work<'_>, machine: &Machine) -> Result<Vec<Vec<Part>>, Vec<Reason>> {
+    if work.problem.is_empty() { Ok(Vec::new()) } else { split(work, machine) }
+}
+
+/// The dispatches: for each part of the result every operation on its keys, and then the merge.
+fn assemble(
+    work: &Work<'_>,
+    tiles: Tiles,
+    split_parts: Vec<Vec<Part>>,
+    machine: &Machine,
+) -> Schedule {
+    let problem = work.problem;
+    let (mut steps, mut parts) = (Vec::new(), Vec::new());
+    for over_keys in split_parts {
+        let (first, count) = (parts.len(), over_keys.len());
+        let whole = Part { keys: 0..problem.seq_kv(), ..over_keys[0].clone() };
+        parts.extend(over_keys);
+        for &(operation, tiles) in work.operations {
+            let variant = variant(problem, operation, tiles);
+            if operation != Operation::FlashMerge || count == 1 {
+                steps.extend((first..first + count).map(|part| Step { variant, part }));
+            } else {
+                steps.push(Step { variant, part: parts.len() });
+                parts.push(whole.clone());
+            }
+        }
+    }
     let mut rationale = Vec::new();
-    let (tiles, operations) = match kernel {
-        KernelKind::Flash => {
-            let tiles = choose_tiles(problem, machine, options, &mut rationale)?;
-            (tiles, vec![(Operation::FlashForward, tiles)])
-        }
-        KernelKind::Unfused => {
-            let operations = vec![
-                (Operation::UnfusedScores, UNFUSED_TILES),
-                (Operation::UnfusedSoftmax, SOFTMAX_TILES),
-                (Operation::UnfusedValues, UNFUSED_TILES),
-            ];
-            (UNFUSED_TILES, operations)
-        }
-    };
-    let variants: Vec<_> =
-        operations.iter().map(|&(operation, tiles)| variant(problem, operation, tiles)).collect();
-    reasons.extend(variants.iter().filter_map(|v| over_loop_budget(problem, machine, v)));
-    let work = Work { problem, kernel, operations: &operations };
-    let parts = if problem.is_empty() { Ok(Vec::new()) } else { split(&work, machine) };
-    let parts = match parts {
-        Ok(parts) if reasons.is_empty() => parts,
-        Ok(_) => return Err(reasons),
-        Err(more) => return Err(reasons.into_iter().chain(more).collect()),
-    };
     if parts.len() > 1 {
         let watchdog = if machine.watchdog { ", and no dispatch may run long" } else { "" };
         let bytes = machine.binding_size;
         rationale.push(format!("{} parts: bindings hold {bytes} bytes{watchdog}", parts.len()));
     }
-    let steps = (0..parts.len())
-        .flat_map(|part| variants.iter().map(move |&variant| Step { variant, part }))
-        .collect();
-    let scores = |part: &Part| 4 * part.window(problem, Slot::Scores).len;
-    let workspace_bytes = match kernel {
-        KernelKind::Flash => 0,
-        KernelKind::Unfused => parts.iter().map(scores).max().unwrap_or(0).max(4),
+    let workspace = |part: &Part| 4 * work.window(part, Slot::Workspace).len;
+    let workspace_bytes = match (work.kernel, work.chunks) {
+        (KernelKind::Flash, None) => 0,
+        (KernelKind::Flash, Some(_)) | (KernelKind::Unfused, _) => {
+            parts.iter().map(workspace).max().unwrap_or(0).max(4)
+        }
     };
-    Ok(Schedule {
-        kernel,
+    Schedule {
+        kernel: work.kernel,
         tiles,
         constants: Constants {
             softcap: problem.softcap().is_some(),
             dropout: problem.dropout().is_some(),
             by_four: (problem.head_dim() | problem.head_dim_v()).is_multiple_of(4),
+            folded: work.fold > 1,
         },
         steps,
         parts,
         workspace_bytes,
+        chunks: work.chunks,
         rationale,
+        operations: work.operations.to_vec(),
+        fold: work.fold,
         grid: machine.grid,
-    })
+    }
 }
 
 impl Schedule {
+    /// What a part touches of the tensor behind `slot`.
+    pub(crate) fn window(&self, problem: &Problem, part: usize, slot: Slot) -> Window {
+        self.work(problem).window(&self.parts[part], slot)
+    }
+
+    fn work<'a>(&'a self, problem: &'a Problem) -> Work<'a> {
+        let Schedule { kernel, fold, chunks, .. } = *self;
+        Work { problem, kernel, operations: &self.operations, fold, chunks }
+    }
+
     /// Parameters and workgroups of one step; `None` where this call leaves nothing to do.
     /// `offset(slot)` is the distance in elements from the start of a binding to the first element
     /// of the tensor's part.
@@ -120,10 +223,9 @@ impl Schedule {
             return None;
         }
         let Variant { operation, tiles, .. } = step.variant;
-        let per_head = tiles_per_head(problem, operation, tiles, rows.len(), call.seq_kv);
-        let items = per_head * part.heads.len() as u64 * part.batch.len() as u64;
+        let grid = self.work(problem).grid(part, (operation, tiles), rows.len(), call.seq_kv);
         let count = |n: u64| u32::try_from(n).expect("parts are split to fit 32 bits");
-        let (tile_count, item_count) = (count(per_head), count(items));
+        let (tile_count, item_count) = (count(grid.tiles), count(grid.items));
         if item_count == 0 {
             return None;
         }
@@ -149,6 +251,11 @@ impl Schedule {
             batch_begin: part.batch.start as u32,
             head_begin: part.heads.start as u32,
             head_count: part.heads.len() as u32,
+            key_begin: if operation == Operation::FlashMerge { 0 } else { part.keys.start as u32 },
+            fold: if operation == Operation::FlashMerge { 1 } else { self.fold as u32 },
+            chunk_count: grid.chunks,
+            chunk_keys: self.chunks.map_or(Params::UNSPLIT, |chunks| chunks.keys() as u32),
+            chunk_stride: self.chunks.map_or(0, |chunks| chunks.count() as u32),
             row_begin: rows.start as u32,
             row_end: rows.end as u32,
             rolled: tiles.keys(),
@@ -189,6 +296,7 @@ fn constant_params(problem: &Problem) -> Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiles::loop_shape;
     use flashtile_core::{Call, DType};
     use flashtile_shaders::{BlockTiles, FLASH_TILES};
 
@@ -204,10 +312,10 @@ mod tests {
         schedule(&problem, KernelKind::Flash, &AUTO, machine).expect("runs")
     }
 
-    /// A decode step over `keys` keys.
-    fn decode(keys: usize, dim: usize) -> Problem {
+    /// `seq_q` queries over `keys` keys.
+    fn decode(seq_q: usize, keys: usize, dim: usize) -> Problem {
         let view = |seq| TensorView::bhsd(DType::F32, [1, 2, seq, dim]).expect("small");
-        Problem::builder(view(1), view(keys), view(keys)).build().expect("valid")
+        Problem::builder(view(seq_q), view(keys), view(keys)).build().expect("valid")
     }
 
     #[test]
@@ -325,8 +433,8 @@ mod tests {
         assert!(x <= 7 && x * y >= params.item_count && params.grid_width == x);
     }
 
-    /// llvmpipe of Mesa 22.3: whatever is scheduled stays within the budget, longer keys get
-    /// another variant, and what no variant can do is refused with that reason.
+    /// llvmpipe of Mesa 22.3: whatever is scheduled stays within the budget. Flash runs at every
+    /// length, in chunks where the keys are many.
     #[test]
     fn loop_budgets_are_kept() {
         let old = Machine {
@@ -337,41 +445,99 @@ mod tests {
             lanes: 8,
             ..Machine::baseline()
         };
-        let new = Machine { loop_budget: None, ..old.clone() };
         for dim in [32, 64, 128, 512] {
             for keys in [512, 2048, 4099, 8192, 16384, 65536, 1 << 18] {
-                let problem = decode(keys, dim);
-                assert!(schedule(&problem, KernelKind::Flash, &AUTO, &new).is_ok());
-                for &kernel in KernelKind::ALL {
-                    match schedule(&problem, kernel, &AUTO, &old) {
-                        Ok(plan) => {
-                            for step in &plan.steps {
-                                let shape = crate::tiles::loop_shape(&problem, &step.variant);
-                                assert!(step.variant.loop_iterations(&shape) <= 65_535);
-                            }
-                        }
-                        Err(reasons) => {
-                            let budget = |r: &Reason| matches!(r, Reason::LoopBudget { .. });
-                            assert!(
-                                reasons.iter().all(budget),
-                                "{keys} {dim} {kernel}: {reasons:?}"
-                            );
-                        }
+                for seq_q in [1, 100] {
+                    let problem = decode(seq_q, keys, dim);
+                    let plan = schedule(&problem, KernelKind::Flash, &AUTO, &old);
+                    for step in plan.iter().flat_map(|plan| &plan.steps) {
+                        let chunks = plan.as_ref().ok().and_then(|plan| plan.chunks);
+                        let shape = loop_shape(&problem, &step.variant, chunks);
+                        let count = step.variant.loop_iterations(&shape);
+                        assert!(count <= 65_535, "{}: {count}", step.variant);
+                    }
+                    assert!(plan.is_ok(), "{seq_q} {keys} {dim}: {plan:?}");
+                }
+                match schedule(&decode(1, keys, dim), KernelKind::Unfused, &AUTO, &old) {
+                    Ok(_) => {}
+                    Err(reasons) => {
+                        let budget = |r: &Reason| matches!(r, Reason::LoopBudget { .. });
+                        assert!(reasons.iter().all(budget), "{keys} {dim}: {reasons:?}");
                     }
                 }
             }
-            let short = schedule(&decode(1024, dim), KernelKind::Flash, &AUTO, &old);
-            assert!(short.is_ok(), "head_dim {dim}: {short:?}");
-            let unfused = schedule(&decode(16384, dim), KernelKind::Unfused, &AUTO, &old);
-            assert!(unfused.is_ok(), "head_dim {dim}: {unfused:?}");
         }
-        let long = schedule(&decode(1 << 20, 128), KernelKind::Flash, &AUTO, &old);
+        // Without a split, the loops are as long as the keys.
+        let whole = AUTO.key_split(KeySplit::Off);
+        let long = schedule(&decode(1, 1 << 18, 128), KernelKind::Flash, &whole, &old);
         assert!(matches!(long.expect_err("too long")[..], [Reason::LoopBudget { .. }]));
         // A window bounds the loops whatever the length.
         let view = |seq| TensorView::bhsd(DType::F32, [1, 1, seq, 64]).expect("small");
         let (q, kv) = (view(1), view(1 << 18));
         let window = Problem::builder(q, kv, kv).causal(true).window_left(1000).build();
         let window = window.expect("valid");
-        assert!(schedule(&window, KernelKind::Flash, &AUTO, &old).is_ok());
+        assert!(schedule(&window, KernelKind::Flash, &whole, &old).is_ok());
+    }
+
+    /// Chunks depend on neither the batch nor the heads, and merge in one dispatch.
+    #[test]
+    fn few_queries_split_their_keys_whatever_the_batch() {
+        let plan = |batch, kv_heads, options: &PlanOptions<Tiles>| {
+            let view = |heads, seq| TensorView::bhsd(DType::F16, [batch, heads, seq, 128]);
+            let (q, kv) = (view(32, 1).expect("small"), view(kv_heads, 32768).expect("small"));
+            let problem = Problem::builder(q, kv, kv).build().expect("valid");
+            let machine = Machine { binding_size: 1 << 30, ..Machine::baseline() };
+            let plan = schedule(&problem, KernelKind::Flash, options, &machine).expect("runs");
+            (problem, plan)
+        };
+        let (problem, one) = plan(1, 8, &AUTO);
+        let operations: Vec<_> = one.steps.iter().map(|step| step.variant.operation).collect();
+        assert_eq!(operations, [Operation::FlashSplit, Operation::FlashMerge]);
+        let call = Call::new().resolve(&problem).expect("valid");
+        let (params, [x, y]) = one.dispatch(&problem, &one.steps[0], &call, |_| 0).expect("work");
+        assert!(x * y >= 128 && params.item_count == 8 * 64, "{x} {y}");
+        assert_eq!((params.fold, params.chunk_keys), (4, 512));
+        assert_eq!(one.workspace_bytes, 32 * 64 * 130 * 4);
+        for (batch, kv_heads) in [(4, 8), (1, 32), (3, 1)] {
+            let (_, other) = plan(batch, kv_heads, &AUTO);
+            assert_eq!((other.tiles, other.chunks), (one.tiles, one.chunks));
+        }
+        let (_, off) = plan(1, 8, &AUTO.key_split(KeySplit::Off));
+        assert_eq!((off.chunks, off.workspace_bytes), (None, 0));
+        let (_, forced) = plan(1, 8, &AUTO.key_split(KeySplit::Keys(4096)));
+        assert_eq!(forced.chunks.map(KeyChunks::count), Some(8));
+        // A call with fewer keys takes fewer chunks of the same size.
+        let short = Call::new().seq_kv(1000).resolve(&problem).expect("valid");
+        let (params, _) = one.dispatch(&problem, &one.steps[0], &short, |_| 0).expect("work");
+        assert_eq!((params.chunk_count, params.chunk_stride), (2, 64));
+    }
+
+    /// Keys that no binding holds are split, also for many queries.
+    #[test]
+    fn keys_longer_than_a_binding_are_split() {
+        let small = Machine { binding_size: 1 << 20, ..Machine::baseline() };
+        for seq_q in [1, 100] {
+            let problem = decode(seq_q, 5000, 64);
+            let plan = schedule(&problem, KernelKind::Flash, &AUTO, &small).expect("runs");
+            assert!(plan.chunks.is_some() && plan.parts.len() > 2);
+            let last = plan.steps.last().expect("several");
+            assert_eq!(last.variant.operation, Operation::FlashMerge);
+            let whole = AUTO.key_split(KeySplit::Off);
+            let refused = schedule(&problem, KernelKind::Flash, &whole, &small);
+            assert!(matches!(refused.expect_err("too long")[..], [Reason::BindingSize { .. }]));
+        }
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_used_are_refused() {
+        let problem = decode(1, 5000, 64);
+        let refusal = |kernel, keys| {
+            let options = AUTO.key_split(KeySplit::Keys(keys));
+            schedule(&problem, kernel, &options, &Machine::baseline()).expect_err("refused")
+        };
+        for (kernel, keys) in [(KernelKind::Flash, 300), (KernelKind::Unfused, 512)] {
+            let refused = refusal(kernel, keys);
+            assert!(matches!(refused[..], [Reason::KeySplit { .. }]), "{refused:?}");
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! Chooses the tile shape of the flash kernel.
 
 use crate::machine::Machine;
-use flashtile_core::{BackendKind, Band, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason};
+use flashtile_core::{
+    BackendKind, Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    planning::key_splits,
+};
 use flashtile_shaders::{
-    FLASH_TILES, LoopShape, MAX_HEAD_DIM, Operation, ROW_LANES, RowTiles, Tiles, Variant, row_tiles,
+    FLASH_TILES, LoopShape, MAX_HEAD_DIM, MERGE_TILES, Operation, ROW_LANES, RowTiles, Tiles,
+    Variant, row_tiles,
 };
 
 /// The variant of `operation` that computes `problem` with `tiles`.
@@ -12,8 +16,15 @@ pub(crate) fn variant(problem: &Problem, operation: Operation, tiles: Tiles) -> 
     Variant::new(operation, problem.dtype(), mask, problem.kv_lens(), problem.lse(), tiles)
 }
 
-/// The preferred tile shape that fits the heads, the device's limits and its loop budget. The
-/// reason for it is added to `rationale`.
+/// A tile shape of the flash kernel.
+pub(crate) struct Choice {
+    pub(crate) tiles: Tiles,
+    /// The ways to split the keys that stay within the device's loop budget, preferred ones first.
+    pub(crate) splits: Vec<Option<KeyChunks>>,
+    pub(crate) why: String,
+}
+
+/// The preferred tile shape that fits the heads, the device's limits and its loop budget.
 ///
 /// # Errors
 /// Every limit that stands in the way, with what the least demanding shape needs.
@@ -21,8 +32,7 @@ pub(crate) fn choose_tiles(
     problem: &Problem,
     machine: &Machine,
     options: &PlanOptions<Tiles>,
-    rationale: &mut Vec<String>,
-) -> Result<Tiles, Vec<Reason>> {
+) -> Result<Choice, Vec<Reason>> {
     if problem.head_dim_v() > MAX_HEAD_DIM {
         let (given, max) = (problem.head_dim_v(), MAX_HEAD_DIM);
         return Err(vec![Reason::Axis { axis: "head_dim_v", given, max }]);
@@ -31,20 +41,23 @@ pub(crate) fn choose_tiles(
         let backend = BackendKind::Wgpu;
         return Err(vec![Reason::MatrixUnits(NoMatrixUnits::Backend { backend })]);
     }
+    let splits = key_splits(problem, options).map_err(|reason| vec![reason])?;
+    let suits = |tiles: &Tiles| suitable_splits(problem, machine, tiles, &splits);
     if let Some(tiles) = options.tiles {
-        return forced(problem, machine, tiles).map(|()| {
-            rationale.push(format!("{tiles}: requested"));
-            tiles
-        });
+        forced(problem, machine, tiles)?;
+        return Ok(Choice { tiles, splits: suits(&tiles)?, why: format!("{tiles}: requested") });
     }
     let candidates = candidates(problem, machine);
-    if let Some(&tiles) = candidates.iter().find(|t| obstacles(problem, machine, t).is_empty()) {
-        rationale.push(why(problem, machine, &tiles));
-        return Ok(tiles);
+    let mut refusals = Vec::new();
+    for tiles in candidates {
+        match suits(&tiles) {
+            Ok(splits) => return Ok(Choice { tiles, splits, why: why(problem, machine, &tiles) }),
+            Err(reasons) => refusals.push(reasons),
+        }
     }
     // The candidate with the fewest obstacles is the one that came closest.
-    let all = candidates.iter().map(|tiles| obstacles(problem, machine, tiles));
-    Err(all.min_by_key(|obstacles| (obstacles.len(), demand(obstacles))).unwrap_or_default())
+    let closest = refusals.into_iter().min_by_key(|reasons| (reasons.len(), demand(reasons)));
+    Err(closest.unwrap_or_default())
 }
 
 fn demand(obstacles: &[Reason]) -> u64 {
@@ -77,8 +90,7 @@ fn forced(problem: &Problem, machine: &Machine, tiles: Tiles) -> Result<(), Vec<
             machine.lanes
         ));
     }
-    let obstacles = obstacles(problem, machine, &tiles);
-    if obstacles.is_empty() { Ok(()) } else { Err(obstacles) }
+    Ok(())
 }
 
 /// Every shape whose registers hold the heads, best first.
@@ -101,8 +113,16 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     rows.into_iter().chain(blocks).collect()
 }
 
-/// The limits of the device that `tiles` exceed.
-fn obstacles(problem: &Problem, machine: &Machine, tiles: &Tiles) -> Vec<Reason> {
+/// Those of `splits` with which `tiles` stay within the limits of the device.
+///
+/// # Errors
+/// The limits that they exceed in any case.
+fn suitable_splits(
+    problem: &Problem,
+    machine: &Machine,
+    tiles: &Tiles,
+    splits: &[Option<KeyChunks>],
+) -> Result<Vec<Option<KeyChunks>>, Vec<Reason>> {
     let limits = [
         (
             "max_compute_workgroup_storage_size",
@@ -112,13 +132,45 @@ fn obstacles(problem: &Problem, machine: &Machine, tiles: &Tiles) -> Vec<Reason>
         ("max_compute_invocations_per_workgroup", machine.invocations, tiles.threads()),
     ];
     let exceeded = limits.into_iter().filter(|(_, given, needed)| needed > given);
-    let exceeded = exceeded.map(|(limit, given, needed)| Reason::DeviceLimit {
-        limit,
-        given: given.into(),
-        needed: needed.into(),
-    });
-    let variant = variant(problem, Operation::FlashForward, *tiles);
-    exceeded.chain(over_loop_budget(problem, machine, &variant)).collect()
+    let mut reasons: Vec<_> = exceeded
+        .map(|(limit, given, needed)| Reason::DeviceLimit {
+            limit,
+            given: given.into(),
+            needed: needed.into(),
+        })
+        .collect();
+    let mut over_budget = None;
+    let mut suitable = Vec::new();
+    for &chunks in splits {
+        match split_over_budget(problem, machine, *tiles, chunks) {
+            None => suitable.push(chunks),
+            // The last is the least demanding.
+            reason => over_budget = reason,
+        }
+    }
+    if suitable.is_empty() {
+        reasons.extend(over_budget);
+    }
+    if reasons.is_empty() { Ok(suitable) } else { Err(reasons) }
+}
+
+/// A refusal where the flash kernel over `chunks` needs more loop iterations than the driver does.
+fn split_over_budget(
+    problem: &Problem,
+    machine: &Machine,
+    tiles: Tiles,
+    chunks: Option<KeyChunks>,
+) -> Option<Reason> {
+    let over = |operation, tiles| {
+        over_loop_budget(problem, machine, &variant(problem, operation, tiles), chunks)
+    };
+    match chunks {
+        None => over(Operation::FlashForward, tiles),
+        Some(_) => {
+            let split = over(Operation::FlashSplit, tiles);
+            split.or_else(|| over(Operation::FlashMerge, MERGE_TILES))
+        }
+    }
 }
 
 /// A refusal where an invocation of `variant` may run more loop iterations than the driver does.
@@ -126,19 +178,23 @@ pub(crate) fn over_loop_budget(
     problem: &Problem,
     machine: &Machine,
     variant: &Variant,
+    chunks: Option<KeyChunks>,
 ) -> Option<Reason> {
     let limit = machine.loop_budget?;
-    let needed = variant.loop_iterations(&loop_shape(problem, variant));
+    let needed = variant.loop_iterations(&loop_shape(problem, variant, chunks));
     (needed > limit).then_some(Reason::LoopBudget { needed, limit })
 }
 
 /// The worst case of any workgroup and any call.
-pub(crate) fn loop_shape(problem: &Problem, variant: &Variant) -> LoopShape {
+pub(crate) fn loop_shape(
+    problem: &Problem,
+    variant: &Variant,
+    chunks: Option<KeyChunks>,
+) -> LoopShape {
     let [rows, keys] = [variant.tiles.rows(), variant.tiles.keys()].map(|n| n as usize);
     let band = problem.band();
-    let visits_all = variant.operation != Operation::FlashForward
-        || band.lo == -Band::UNBOUNDED
-        || band.hi == Band::UNBOUNDED;
+    let flash = matches!(variant.operation, Operation::FlashForward | Operation::FlashSplit);
+    let visits_all = !flash || band.lo == -Band::UNBOUNDED || band.hi == Band::UNBOUNDED;
     let visited = if visits_all {
         problem.seq_kv()
     } else {
@@ -154,8 +210,11 @@ pub(crate) fn loop_shape(problem: &Problem, variant: &Variant) -> LoopShape {
         // Only tiles at the two ends of the band, and the last one, are not full.
         2 * (rows.div_ceil(keys) as u64 + 1) + 1
     };
+    // A chunk is a whole number of tiles.
+    let in_chunk = chunks.filter(|_| flash).map_or(visited, |c| visited.min(c.keys()));
     LoopShape {
-        keys: visited,
+        keys: in_chunk,
+        chunks: chunks.map_or(0, |chunks| chunks.count()),
         careful_tiles,
         head_dim: problem.head_dim(),
         head_dim_v: problem.head_dim_v(),

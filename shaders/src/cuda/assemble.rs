@@ -23,6 +23,7 @@ pub(super) fn assemble(variant: &CudaVariant) -> String {
     let kernel: &[&str] = match (variant.operation, variant.tiles.engine) {
         (Operation::FlashForward, Engine::Simt) => &[STORE, TILE, FLASH_FORWARD],
         (Operation::FlashForward, Engine::Mma) => &[STORE, MMA_TILE, FLASH_FORWARD_MMA],
+        (Operation::FlashSplit | Operation::FlashMerge, _) => &[],
         (Operation::UnfusedScores, _) => &[TILE, UNFUSED_SCORES],
         (Operation::UnfusedSoftmax, _) => &[UNFUSED_SOFTMAX],
         (Operation::UnfusedValues, _) => &[STORE, TILE, UNFUSED_VALUES],

@@ -30,11 +30,13 @@ impl CudaVariant {
     /// kernel sources are equal variants.
     pub fn new(operation: Operation, dtype: DType, general: bool, tiles: CudaTiles) -> Self {
         match operation {
-            Operation::FlashForward | Operation::UnfusedScores => {
+            Operation::FlashForward | Operation::FlashSplit | Operation::UnfusedScores => {
                 Self { operation, dtype, general, tiles }
             }
             Operation::UnfusedSoftmax => Self { operation, dtype: DType::F32, general, tiles },
-            Operation::UnfusedValues => Self { operation, dtype, general: false, tiles },
+            Operation::FlashMerge | Operation::UnfusedValues => {
+                Self { operation, dtype, general: false, tiles }
+            }
         }
     }
 
@@ -42,6 +44,7 @@ impl CudaVariant {
     pub fn all() -> impl Iterator<Item = CudaVariant> {
         let tiles = |operation| match operation {
             Operation::FlashForward => CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).collect(),
+            Operation::FlashSplit | Operation::FlashMerge => vec![],
             Operation::UnfusedSoftmax => vec![CUDA_SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![CUDA_UNFUSED_TILES],
         };
@@ -77,7 +80,8 @@ impl CudaVariant {
     /// Bytes of dynamic shared memory per block.
     pub fn shared_bytes(&self) -> u32 {
         match self.operation {
-            Operation::FlashForward => self.tiles.flash_shared_bytes(),
+            Operation::FlashForward | Operation::FlashSplit => self.tiles.flash_shared_bytes(),
+            Operation::FlashMerge => 0,
             // Q and K, or P and V, with KV_WIDTH columns.
             Operation::UnfusedScores | Operation::UnfusedValues => {
                 4 * (self.tiles.rows * (CudaTiles::KV_WIDTH + 4) + self.tiles.kv_floats())

@@ -5,7 +5,7 @@ use super::{
     embedding::{buffer, read},
 };
 use crate::shared::text;
-use flashtile_core::{Call, DType, KernelKind, Problem, TensorView};
+use flashtile_core::{Call, DType, KernelKind, KeyChunks, Problem, TensorView};
 use flashtile_shaders::{LoopShape, Slot};
 use flashtile_testkit::{Case, Failure, Wrong, run_case};
 use flashtile_wgpu::{Context, ExportedDispatch, export_baseline, wgpu};
@@ -63,9 +63,15 @@ fn instrumented(wgsl: &str) -> String {
 /// `Variant::loop_iterations` never counts fewer iterations than a kernel runs, nor many more.
 pub(super) fn loop_iterations(context: &Context) -> Result<(), String> {
     let mut problems: Vec<Problem> = Vec::new();
-    for (seq_q, seq_kv, dim, dim_v) in
-        [(1, 700, 64, 64), (70, 300, 33, 40), (5, 515, 128, 17), (40, 97, 300, 512)]
-    {
+    for (seq_q, seq_kv, dim, dim_v) in [
+        (1, 700, 64, 64),
+        (70, 300, 33, 40),
+        (5, 515, 128, 17),
+        (40, 97, 300, 512),
+        // Split into chunks.
+        (1, 3000, 64, 64),
+        (3, 1025, 33, 200),
+    ] {
         let view = |seq, dim| TensorView::bhsd(DType::F32, [1, 2, seq, dim]).map_err(text);
         for dropout in [0.0, 0.5] {
             let (k, v) = (view(seq_kv, dim)?, view(seq_kv, dim_v)?);
@@ -79,7 +85,8 @@ pub(super) fn loop_iterations(context: &Context) -> Result<(), String> {
             for (dispatch, variant) in call.dispatches.iter().zip(&call.variants) {
                 let counted = count(context, problem, dispatch, call.workspace_bytes)?;
                 let predicted = variant.loop_iterations(&LoopShape {
-                    keys: problem.seq_kv(),
+                    keys: call.chunks.map_or(problem.seq_kv(), KeyChunks::keys),
+                    chunks: call.chunks.map_or(0, KeyChunks::count),
                     careful_tiles: 0,
                     head_dim: problem.head_dim(),
                     head_dim_v: problem.head_dim_v(),
@@ -129,7 +136,7 @@ fn count(
             Slot::K => span(problem.k()),
             Slot::V => span(problem.v()),
             Slot::Out => span(problem.out()),
-            Slot::Scores => workspace_bytes,
+            Slot::Workspace => workspace_bytes,
             other => return Err(format!("{other:?} is not part of these problems")),
         };
         buffers.push((binding.binding, tensor(bytes)));

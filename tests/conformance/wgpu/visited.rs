@@ -27,7 +27,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>) {
         return;
     }
     let item = work_item(index, BR);
-    let row_end = min(item.row_begin + BR, params.row_end);
+    let row_end = tile_row_end(item, BR);
     let range = kv_range(item, row_end);
     for (var j_begin = range.x / BC * BC; j_begin < range.y; j_begin += BC) {
         let full = tile_is_full(item, row_end, j_begin, j_begin + BC);

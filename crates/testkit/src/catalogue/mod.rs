@@ -2,6 +2,7 @@
 //!
 //! To add a case, add a line to the group it belongs to, or a group to [`catalogue`].
 
+mod few_queries;
 mod options;
 mod tensors;
 
@@ -27,6 +28,7 @@ pub fn catalogue() -> Vec<(&'static str, Case)> {
         ("empty", tensors::empty()),
         ("unseen", options::unseen()),
         ("not a number", options::not_a_number()),
+        ("few queries", few_queries::few_queries()),
         ("long", tensors::long()),
         ("long keys", tensors::long_keys()),
         ("together", options::together()),
