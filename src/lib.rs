@@ -143,10 +143,10 @@ pub use attention::{Attention, Choice};
 pub use error::Error;
 pub use flashtile_core::{
     Align, Argument, Backend, BackendError, BackendKind, BackendPlan, BackendRun, CachedPlan, Call,
-    Cost, DType, DeviceChoice, Explanation, HostArgs, HostInputs, HostStats, KernelKind, Layout,
-    MAX_SEQ, Mask, MaskKind, MatrixUnits, NoMatrixUnits, Partial, PlanCache, PlanOptions, Problem,
-    ProblemBuilder, ProblemError, Reason, TensorView, Timing, Verdict, bound, check_host_args,
-    merge,
+    Cost, DType, DeviceChoice, Explanation, HostArgs, HostInputs, HostStats, KernelKind, KeyChunks,
+    KeySplit, Layout, MAX_SEQ, Mask, MaskKind, MatrixUnits, NoMatrixUnits, Partial, PlanCache,
+    PlanOptions, Problem, ProblemBuilder, ProblemError, Reason, TensorView, Timing, Verdict, bound,
+    check_host_args, merge,
 };
 pub use past::concat_past;
 pub use report::Report;

@@ -51,7 +51,15 @@ fn compile_shape(
         .map(|(mask, n)| {
             let (kv_lens, lse) = (n % 2 == 1, n / 2 % 2 == 1);
             let variant = Variant::new(operation, DType::ALL[n % 3], mask, kv_lens, lse, tiles);
-            (variant, Constants { softcap: n % 3 != 0, dropout: n % 4 < 2, by_four: n % 2 == 0 })
+            (
+                variant,
+                Constants {
+                    softcap: n % 3 != 0,
+                    dropout: n % 4 < 2,
+                    by_four: n % 2 == 0,
+                    folded: n % 5 == 0,
+                },
+            )
         })
         .collect();
     let constants = |variant: &Variant| {

@@ -6,8 +6,8 @@ use crate::{
     tiles::{MIN_ARCH, choose_tiles, is_general},
 };
 use flashtile_core::{
-    Argument, Band, DType, KernelKind, MaskKind, PlanOptions, Problem, Reason, ResolvedCall,
-    TensorView,
+    Argument, Band, DType, KernelKind, KeySplit, MaskKind, PlanOptions, Problem, Reason,
+    ResolvedCall, TensorView,
     planning::{MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, flash_options, oversized},
 };
 use flashtile_shaders::{
@@ -88,6 +88,10 @@ pub fn schedule(
     let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
     reasons.extend(flash_options(kernel, options));
+    if let (KernelKind::Flash, KeySplit::Keys(keys)) = (kernel, options.key_split) {
+        let because = "the CUDA kernels do not split keys yet".to_owned();
+        reasons.push(Reason::KeySplit { keys, because });
+    }
     if machine.arch < MIN_ARCH {
         reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
     }

@@ -1,8 +1,8 @@
 use crate::attention;
 use flashtile_core::{
     Backend, BackendError, BackendKind, BackendPlan, BackendRun, HostArgs, HostStats, KernelKind,
-    MatrixUnits, NoMatrixUnits, PlanOptions, Problem, ProblemError, Reason, Timing, Verdict,
-    check_host_args, check_host_outputs,
+    KeySplit, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, ProblemError, Reason, Timing,
+    Verdict, check_host_args, check_host_outputs,
 };
 use std::{
     fmt,
@@ -60,6 +60,10 @@ impl Backend for Reference {
             let backend = BackendKind::Reference;
             let reason = Reason::MatrixUnits(NoMatrixUnits::Backend { backend });
             return Verdict::Refused(vec![reason]);
+        }
+        if let KeySplit::Keys(keys) = options.key_split {
+            let because = "the reference backend does not split keys".to_owned();
+            return Verdict::Refused(vec![Reason::KeySplit { keys, because }]);
         }
         match options.kernel {
             None | Some(KernelKind::Unfused) => Verdict::Runs(HOW.to_owned()),
