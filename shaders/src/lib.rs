@@ -15,8 +15,9 @@ mod wgsl;
 pub use loops::LoopShape;
 pub use params::Params;
 pub use tiles::{
-    BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, MAX_HEAD_DIM, MERGE_TILES, ROW_LANES,
-    RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles,
+    BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, LANE_TILES, LaneTiles, MAX_HEAD_DIM,
+    MERGE_TILES, ROW_LANES, RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES, UNIFORM_TILES,
+    UniformTiles, row_tiles,
 };
 pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};
 

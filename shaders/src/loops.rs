@@ -5,7 +5,7 @@
 //! They follow the kernels loop by loop; the conformance test "loop iterations are counted as
 //! kernels run them" compares them with kernels that count their own iterations.
 
-use crate::{BlockTiles, Operation, RowTiles, Tiles, Variant};
+use crate::{BlockTiles, LaneTiles, Operation, RowTiles, Tiles, UniformTiles, Variant};
 
 /// The values that determine how often the loops of a kernel run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ impl Variant {
             Operation::FlashForward | Operation::FlashSplit => match &self.tiles {
                 Tiles::Block(_) => self.flash(shape),
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
+                Tiles::Uniform(tiles) => self.flash_uniform(tiles, shape),
+                Tiles::Lanes(_) => self.flash_lanes(shape),
             },
             Operation::FlashMerge => self.flash_merge(shape),
             Operation::UnfusedScores => self.unfused_scores(shape),
@@ -90,6 +92,25 @@ impl Variant {
         2.0 * over_chunks + repeat(columns, over_chunks + repeat(4.0, 0.0))
     }
 
+    /// flash_forward_uniform.wgsl.
+    fn flash_uniform(&self, tiles: &UniformTiles, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let words = shape.head_dim_v as f64 / (16 / self.dtype.size()) as f64;
+        let scores =
+            if tiles.q_in_memory() { repeat(shape.head_dim as f64 / 16.0, 0.0) } else { 0.0 };
+        let edges = (shape.careful_tiles as f64).min(t.tiles);
+        let dirty = repeat((t.keys * words / t.threads).ceil(), 0.0);
+        let careful = shape.head_dim_v as f64 / 16.0 * repeat(t.keys, 0.0);
+        repeat(t.tiles, scores + t.keys / 4.0 * t.philox) + edges * (dirty + careful)
+    }
+
+    /// flash_forward_lanes.wgsl.
+    fn flash_lanes(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        // Blocks of 8 keys, with one or two calls of `kept` per row.
+        repeat(t.tiles, repeat(t.keys / 8.0, 4.0 * t.philox))
+    }
+
     /// unfused_scores.wgsl.
     fn unfused_scores(&self, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
@@ -140,6 +161,9 @@ impl Shape {
             // Only the widths of chunks are of interest.
             Tiles::Rows(RowTiles { width, .. }) => {
                 BlockTiles { tx: 0, ty: 0, kc: RowTiles::KC, qw4: 0, ot: width / 4 }
+            }
+            Tiles::Uniform(UniformTiles { width }) | Tiles::Lanes(LaneTiles { width, .. }) => {
+                BlockTiles { tx: 0, ty: 0, kc: 16, qw4: 0, ot: width / 4 }
             }
         };
         let [tx, kc, qw4, ot] = [block.tx, block.kc, block.qw4, block.ot].map(f64::from);

@@ -2,12 +2,15 @@ use std::fmt;
 
 /// The tile shape of a kernel. Each kind of shape belongs to a kernel source of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Tiles {
     /// `flash_forward.wgsl`, the portable kernel, and the unfused kernels.
     Block(BlockTiles),
     /// `flash_forward_rows.wgsl`, for software adapters.
     Rows(RowTiles),
+    /// `flash_forward_uniform.wgsl`, for GPUs with scalar loads.
+    Uniform(UniformTiles),
+    /// `flash_forward_lanes.wgsl`, for GPUs with subgroups.
+    Lanes(LaneTiles),
 }
 
 /// A tile shape of the portable kernels: `tx` x `ty` threads with 4 queries and 4 keys each.
@@ -43,6 +46,48 @@ impl RowTiles {
     pub const KEYS: u32 = 32;
     /// KC: the columns of K or V that are in workgroup memory at once.
     pub const KC: u32 = 64;
+}
+
+/// A tile shape of the kernel with one query per thread and uniform loads of K and V: 32 x 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UniformTiles {
+    /// head_dim and head_dim_v, a multiple of 16.
+    pub width: u32,
+}
+
+impl UniformTiles {
+    /// Threads per workgroup, and queries. AMD's compiler runs a workgroup of this size as one wave
+    /// of 32, which can issue two FMAs at once and leaves more registers to each thread.
+    pub const THREADS: u32 = 32;
+    /// Keys per tile.
+    pub const KEYS: u32 = 16;
+    /// Keys that are multiplied at a time.
+    pub(crate) const GROUP: usize = 2;
+
+    /// Whether the row of Q is read again for every tile of keys, because O takes the registers.
+    pub(crate) const fn q_in_memory(&self) -> bool {
+        self.width > 64
+    }
+}
+
+/// A tile shape of the kernel that keeps rows in registers, split over neighbouring lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaneTiles {
+    /// head_dim and head_dim_v, a multiple of `4 * lanes`.
+    pub width: u32,
+    /// Lanes that hold a row together: 4, 8 or 16.
+    pub lanes: u32,
+    /// Rows that they hold: 2 or 4.
+    pub rows: u32,
+    /// Whether a thread loads its part of the next tile while it computes.
+    pub prefetch: bool,
+}
+
+impl LaneTiles {
+    /// Threads per workgroup.
+    pub const THREADS: u32 = 128;
+    /// Keys per tile.
+    pub const KEYS: u32 = 16;
 }
 
 /// The bytes of workgroup memory that every WebGPU device has.
@@ -91,6 +136,31 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     [rows(lanes, 32), rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
 }
 
+/// Every tile shape of the kernel with uniform loads.
+pub const UNIFORM_TILES: [Tiles; 4] = {
+    const fn uniform(width: u32) -> Tiles {
+        Tiles::Uniform(UniformTiles { width })
+    }
+    [uniform(16), uniform(32), uniform(64), uniform(128)]
+};
+
+/// Every tile shape of the kernel with rows in registers. Those with 4 rows suit GPUs with 256
+/// registers per thread, those with 2 rows all others.
+pub const LANE_TILES: [Tiles; 7] = {
+    const fn lanes(width: u32, lanes: u32, rows: u32, prefetch: bool) -> Tiles {
+        Tiles::Lanes(LaneTiles { width, lanes, rows, prefetch })
+    }
+    [
+        lanes(16, 4, 2, false),
+        lanes(32, 4, 2, false),
+        lanes(64, 8, 2, false),
+        lanes(128, 16, 2, false),
+        lanes(32, 4, 4, true),
+        lanes(64, 4, 4, true),
+        lanes(128, 8, 4, false),
+    ]
+};
+
 /// Tiles of the unfused products: 32 x 32.
 pub const UNFUSED_TILES: Tiles = tiles(8, 8, 32, 8, 1);
 
@@ -106,6 +176,8 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.ty,
             Tiles::Rows(_) => RowTiles::THREADS,
+            Tiles::Uniform(_) => UniformTiles::THREADS,
+            Tiles::Lanes(t) => LaneTiles::THREADS / t.lanes * t.rows,
         }
     }
 
@@ -114,6 +186,8 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.tx,
             Tiles::Rows(_) => RowTiles::KEYS,
+            Tiles::Uniform(_) => UniformTiles::KEYS,
+            Tiles::Lanes(_) => LaneTiles::KEYS,
         }
     }
 
@@ -122,13 +196,18 @@ impl Tiles {
         match self {
             Tiles::Block(t) => t.tx * t.ty,
             Tiles::Rows(_) => RowTiles::THREADS,
+            Tiles::Uniform(_) => UniformTiles::THREADS,
+            Tiles::Lanes(_) => LaneTiles::THREADS,
         }
     }
 
-    /// The largest head_dim whose kernel this is; `u32::MAX` for any.
-    pub const fn max_head_dim(&self) -> u32 {
+    /// The one width of head_dim and head_dim_v that the kernel is made for, if it is so, and its
+    /// tensors are then read in words of 16 bytes.
+    pub const fn exact_width(&self) -> Option<u32> {
         match self {
-            Tiles::Block(_) | Tiles::Rows(_) => u32::MAX,
+            Tiles::Block(_) | Tiles::Rows(_) => None,
+            Tiles::Uniform(t) => Some(t.width),
+            Tiles::Lanes(t) => Some(t.width),
         }
     }
 
@@ -137,6 +216,8 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.tx * t.ot,
             Tiles::Rows(t) => t.width,
+            Tiles::Uniform(t) => t.width,
+            Tiles::Lanes(t) => t.width,
         }
     }
 
@@ -152,14 +233,17 @@ impl Tiles {
                 q_tile + kv_tile + p_tile + row_part + 4
             }
             Tiles::Rows(_) => 4 * RowTiles::KEYS * RowTiles::KC + 4,
+            Tiles::Uniform(_) => 4 * UniformTiles::KEYS * UniformTiles::THREADS + 4,
+            Tiles::Lanes(t) => 2 * 4 * LaneTiles::KEYS * t.width + 4,
         }
     }
 
     /// Whether the kernel uses subgroup operations.
     pub const fn uses_subgroups(&self) -> bool {
         match self {
-            Tiles::Block(_) => false,
+            Tiles::Block(_) | Tiles::Uniform(_) => false,
             Tiles::Rows(t) => t.lanes > 1,
+            Tiles::Lanes(_) => true,
         }
     }
 
@@ -170,6 +254,11 @@ impl Tiles {
                 format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")
             }
             Tiles::Rows(RowTiles { width, lanes }) => format!("rows w{width} lanes{lanes}"),
+            Tiles::Uniform(UniformTiles { width }) => format!("uniform w{width}"),
+            Tiles::Lanes(LaneTiles { width, lanes, rows, prefetch }) => {
+                let prefetch = if *prefetch { " prefetch" } else { "" };
+                format!("lanes{lanes} w{width} rows{rows}{prefetch}")
+            }
         }
     }
 }

@@ -1,4 +1,7 @@
-use crate::{FLASH_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES, row_tiles};
+use crate::{
+    FLASH_TILES, LANE_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES,
+    UNIFORM_TILES, row_tiles,
+};
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
 
@@ -177,7 +180,8 @@ impl Variant {
         let masks = || std::iter::once(None).chain(MaskKind::ALL.iter().copied().map(Some));
         let tiles = |operation| match operation {
             Operation::FlashForward | Operation::FlashSplit => {
-                FLASH_TILES.into_iter().chain(ROW_LANES.into_iter().flat_map(row_tiles)).collect()
+                let rows = ROW_LANES.into_iter().flat_map(row_tiles);
+                FLASH_TILES.into_iter().chain(rows).chain(UNIFORM_TILES).chain(LANE_TILES).collect()
             }
             Operation::FlashMerge => vec![MERGE_TILES],
             Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],

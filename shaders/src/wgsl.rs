@@ -1,6 +1,12 @@
 //! Assembles a variant's source: the prelude, then the parts that its operation calls.
 
-use crate::{Access, BlockTiles, Operation, RowTiles, Slot, Tiles, Variant};
+mod lanes;
+mod uniform;
+mod unroll;
+
+use crate::{
+    Access, BlockTiles, LaneTiles, Operation, RowTiles, Slot, Tiles, UniformTiles, Variant,
+};
 use flashtile_core::{DType, MaskKind};
 
 const NUMERICS: &str = include_str!("../wgsl/numerics.wgsl");
@@ -12,6 +18,9 @@ const LOAD_HALF: &str = include_str!("../wgsl/load_half.wgsl");
 const LOAD4: &str = include_str!("../wgsl/load4.wgsl");
 const STORE_F32: &str = include_str!("../wgsl/store_f32.wgsl");
 const STORE_HALF: &str = include_str!("../wgsl/store_half.wgsl");
+const WORDS: &str = include_str!("../wgsl/words.wgsl");
+const WORDS_F32: &str = include_str!("../wgsl/words_f32.wgsl");
+const WORDS_HALF: &str = include_str!("../wgsl/words_half.wgsl");
 const TILE: &str = include_str!("../wgsl/tile.wgsl");
 const LOAD_K_CHUNK: &str = include_str!("../wgsl/load_k_chunk.wgsl");
 const LOAD_V_CHUNK: &str = include_str!("../wgsl/load_v_chunk.wgsl");
@@ -45,7 +54,10 @@ fn assemble(variant: &Variant) -> String {
     );
     match variant.operation {
         Operation::FlashForward => {
-            parts.extend([store_lse(variant.lse).into(), store(variant.dtype), ROW_RESULT.into()]);
+            parts.extend([store_lse(variant.lse), ROW_RESULT].map(String::from));
+            if !wide(variant) {
+                parts.extend([store(variant.dtype), STORE4_ROW.into()]);
+            }
             parts.extend(flash(variant, [q, k, v]));
         }
         Operation::FlashSplit => {
@@ -56,7 +68,7 @@ fn assemble(variant: &Variant) -> String {
         }
         Operation::FlashMerge => {
             parts.extend([store_lse(variant.lse).into(), store(variant.dtype)]);
-            parts.extend([ROW_RESULT, PARTIAL, FLASH_MERGE].map(String::from));
+            parts.extend([STORE4_ROW, ROW_RESULT, PARTIAL, FLASH_MERGE].map(String::from));
         }
         Operation::UnfusedScores => {
             parts.extend([mask(variant.mask), SCORE_ROW.into()]);
@@ -80,8 +92,14 @@ fn assemble(variant: &Variant) -> String {
 /// The fused kernel with what it calls, except for how a row is stored.
 fn flash(variant: &Variant, loads: [[String; 2]; 3]) -> Vec<String> {
     let mut parts = vec![PHILOX.into(), mask(variant.mask)];
-    parts.extend(loads.into_iter().flatten());
+    if wide(variant) {
+        parts.push(words(variant.dtype));
+    } else {
+        parts.extend(loads.into_iter().flatten());
+    }
     match &variant.tiles {
+        Tiles::Uniform(tiles) => parts.push(uniform::kernel(variant, tiles)),
+        Tiles::Lanes(tiles) => parts.push(lanes::kernel(variant, tiles)),
         Tiles::Block(_) => {
             parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
         }
@@ -98,6 +116,20 @@ fn constants(variant: &Variant) -> String {
         Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
             vec![("TX", tx), ("TY", ty), ("KC", kc), ("QW4", qw4), ("OT", ot)]
         }
+        Tiles::Uniform(UniformTiles { width }) => {
+            let step = 16 / variant.dtype.size() as u32;
+            vec![("STEP", step), ("WORDS_V", width / step)]
+        }
+        Tiles::Lanes(LaneTiles { width, lanes, rows, prefetch: _ }) => {
+            let step = 16 / variant.dtype.size() as u32;
+            vec![
+                ("STEP", step),
+                ("WIDTH4", width / 4),
+                ("LANES", lanes),
+                ("ROWS", rows),
+                ("KEYS", lanes::KEYS),
+            ]
+        }
         Tiles::Rows(RowTiles { width, lanes: _ }) => vec![("KC", RowTiles::KC), ("OT", width / 4)],
     };
     for (name, value) in common.into_iter().chain(own) {
@@ -111,11 +143,41 @@ fn constants(variant: &Variant) -> String {
         )
 }
 
+/// Whether q, k, v and out are read and written in words of 16 bytes.
+fn wide(variant: &Variant) -> bool {
+    match variant.operation {
+        Operation::FlashForward | Operation::FlashSplit => variant.tiles.exact_width().is_some(),
+        Operation::FlashMerge
+        | Operation::UnfusedScores
+        | Operation::UnfusedSoftmax
+        | Operation::UnfusedValues => false,
+    }
+}
+
+/// What kernels with such tensors share.
+fn words(dtype: DType) -> String {
+    let finite = match dtype {
+        DType::F32 => WORDS_F32.into(),
+        DType::F16 => WORDS_HALF.replace("EXPONENT", "0x7c00u"),
+        DType::BF16 => WORDS_HALF.replace("EXPONENT", "0x7f80u"),
+    };
+    format!("{WORDS}\n{finite}")
+}
+
 fn bindings(variant: &Variant) -> String {
     let mut source = String::new();
+    // Lanes hold blocks of four columns.
+    let row_element = match (&variant.tiles, variant.dtype) {
+        (Tiles::Lanes(_), DType::F16 | DType::BF16) => "vec2<u32>",
+        _ => "vec4<u32>",
+    };
     for binding in variant.bindings() {
         let (name, element) = match binding.slot {
             Slot::Params => continue, // beside its struct, in params.wgsl
+            Slot::Q if wide(variant) => ("q", row_element),
+            Slot::K if wide(variant) => ("k", "vec4<u32>"),
+            Slot::V if wide(variant) => ("v", "vec4<u32>"),
+            Slot::Out if wide(variant) => ("out", row_element),
             Slot::Q => ("q", "u32"),
             Slot::K => ("k", "u32"),
             Slot::V => ("v", "u32"),
@@ -294,6 +356,11 @@ fn store_lse(lse: bool) -> &'static str {
         "fn store_lse(index: u32, bits: u32) {}\n"
     }
 }
+
+const STORE4_ROW: &str = "fn store4_row(item: Item, r: u32, d: u32, x: vec4<f32>) {
+    store4_out(out_row(item, r), d, x);
+}
+";
 
 const SCORE_ROW: &str =
     "// The index of the scores of query i in the workspace. `head` counts within the part.

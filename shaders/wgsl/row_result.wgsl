@@ -8,10 +8,6 @@ fn row_factor(l: f32) -> f32 {
     return select(params.keep_scale / l, 0.0, l == 0.0);
 }
 
-fn store4_row(item: Item, r: u32, d: u32, x: vec4<f32>) {
-    store4_out(out_row(item, r), d, x);
-}
-
 fn store_sums(item: Item, r: u32, m: f32, l: f32) {
     store_lse(lse_row(item, r), select(bitcast<u32>(m + ln(l)), NEG_INF, l == 0.0));
 }

@@ -5,6 +5,7 @@ mod calls;
 mod devices;
 mod embedding;
 mod long;
+mod registers;
 mod stress;
 mod visited;
 
@@ -14,6 +15,7 @@ use crate::{
 };
 use backend::WgpuBackend;
 use flashtile_core::KernelKind;
+use flashtile_shaders::{LANE_TILES, UNIFORM_TILES};
 use flashtile_testkit::{check_neighbours, check_repeats};
 use flashtile_wgpu::{Context, FLASH_TILES, Tiles};
 
@@ -71,12 +73,14 @@ fn tests() -> Vec<Test<Devices>> {
     if chosen.replay {
         return tests;
     }
-    tests.extend(FLASH_TILES.map(|tiles| {
+    let tiles = FLASH_TILES.into_iter().chain(UNIFORM_TILES).chain(LANE_TILES);
+    tests.extend(tiles.map(|tiles| {
         Test::new(format!("tiles: {tiles:?}"), move |d: &Devices| run_tiles(d, tiles))
     }));
     let check = |name, check: Check| Test::new(name, move |d: &Devices| check(d.full.context()));
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
     tests.extend(calls::CHECKS.map(|(name, run)| check(format!("calls: {name}"), run)));
+    tests.extend(registers::CHECKS.map(|(name, run)| check(format!("registers: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
     tests.push(check(
         "kernels visit the key tiles of core's visitor".into(),
@@ -104,6 +108,9 @@ fn tests() -> Vec<Test<Devices>> {
 /// Each tile shape with its largest head dimension and with an odd one, over several tiles of
 /// queries and keys, with edge tiles.
 fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
+    if let Some(width) = tiles.exact_width() {
+        return registers::run_shape(devices, tiles, width);
+    }
     let wide = tiles.max_head_dim_v();
     let backend =
         if tiles.flash_workgroup_bytes() <= 16 << 10 { &devices.baseline } else { &devices.full };

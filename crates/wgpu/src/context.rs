@@ -33,6 +33,8 @@ pub(crate) struct Inner {
     pub(crate) params: ParamSlots,
     /// Stands in for an input without elements, because no binding may be empty.
     pub(crate) empty: wgpu::Buffer,
+    /// Whether kernels are compiled with wgpu's runtime checks.
+    checked: bool,
     pipelines: Mutex<HashMap<(Variant, Constants), Pipeline>>,
     modules: Mutex<HashMap<Variant, wgpu::ShaderModule>>,
 }
@@ -73,10 +75,32 @@ impl Context {
             queue,
             info,
             empty,
+            checked: false,
             pipelines: Mutex::default(),
             modules: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A context on the same device whose kernels test every index and bound every loop, as wgpu
+    /// does by default. They are slower and give the same bits: for debugging.
+    ///
+    /// Without it, kernels run unchecked, because every index is in range and every loop ends for
+    /// all parameters that a plan computes (docs/ARCHITECTURE.md, "Indices are in range").
+    pub fn with_runtime_checks(&self) -> Self {
+        let Inner { device, queue, info, machine, empty, .. } = &*self.inner;
+        let inner = Inner {
+            machine: machine.clone(),
+            params: ParamSlots::new(device),
+            device: device.clone(),
+            queue: queue.clone(),
+            info: info.clone(),
+            empty: empty.clone(),
+            checked: true,
+            pipelines: Mutex::default(),
+            modules: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// As [`new`](Self::new), blocking.
@@ -178,10 +202,23 @@ impl Context {
         modules
             .entry(*variant)
             .or_insert_with(|| {
-                self.inner.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                let device = &self.inner.device;
+                let descriptor = wgpu::ShaderModuleDescriptor {
                     label: Some(name),
                     source: wgpu::ShaderSource::Wgsl(variant.wgsl().into()),
-                })
+                };
+                if self.inner.checked {
+                    return device.create_shader_module(descriptor);
+                }
+                // SAFETY: the kernels have no undefined behaviour that these checks would prevent.
+                // Every index is in range and every loop ends, for all parameters that a schedule
+                // computes: docs/ARCHITECTURE.md, "Indices are in range".
+                unsafe {
+                    device.create_shader_module_trusted(
+                        descriptor,
+                        wgpu::ShaderRuntimeChecks::unchecked(),
+                    )
+                }
             })
             .clone()
     }

@@ -44,8 +44,9 @@ impl Plan {
     /// wgpu itself may panic on a buffer of another `wgpu::Instance`, or confuse it with one of its
     /// own: it finds resources in tables that belong to an instance.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, args: &Args<'_>) -> Result<(), Error> {
-        let ready = self.inner.prepare(args)?;
-        self.inner.record_pass(encoder, ready, None);
+        let inner = self.inner.for_call(args)?;
+        let ready = inner.prepare(args)?;
+        inner.record_pass(encoder, ready, None);
         Ok(())
     }
 
@@ -59,8 +60,9 @@ impl Plan {
         pass: &mut wgpu::ComputePass<'_>,
         args: &Args<'_>,
     ) -> Result<(), Error> {
-        let ready = self.inner.prepare(args)?;
-        self.inner.record(pass, &ready);
+        let inner = self.inner.for_call(args)?;
+        let ready = inner.prepare(args)?;
+        inner.record(pass, &ready);
         let params = params_of(ready);
         pass.on_submitted_work_done(move || drop(params));
         Ok(())
@@ -84,9 +86,10 @@ impl Plan {
         args: &Args<'_>,
         stopwatch: Option<&Stopwatch>,
     ) -> Result<bool, Error> {
-        let PlanInner { context, schedule, .. } = &*self.inner;
+        let inner = self.inner.for_call(args)?;
+        let PlanInner { context, schedule, .. } = inner;
         let device = context.device();
-        let ready = self.inner.prepare(args)?;
+        let ready = inner.prepare(args)?;
         let mut parts: Vec<Vec<Ready>> = Vec::new();
         for dispatch in ready {
             let part = |ready: &Ready| schedule.steps[ready.step].part;
@@ -103,7 +106,7 @@ impl Plan {
                 });
                 let (first, last) = (n == 0, n + 1 == count);
                 let writes = stopwatch.and_then(|stopwatch| stopwatch.writes(first, last));
-                self.inner.record_pass(&mut encoder, part, writes);
+                inner.record_pass(&mut encoder, part, writes);
                 if let Some(stopwatch) = stopwatch.filter(|_| last) {
                     stopwatch.resolve(&mut encoder);
                 }

@@ -12,6 +12,13 @@ pub(crate) struct Machine {
     pub(crate) software: bool,
     /// Lanes of every subgroup, where kernels may use subgroups and their size is fixed; else 1.
     pub(crate) lanes: u32,
+    /// The fewest lanes of any subgroup, where kernels may use subgroups; else 1.
+    pub(crate) subgroup: u32,
+    /// Whether a thread may use 256 registers of 32 bits.
+    pub(crate) many_registers: bool,
+    /// Whether values that are the same for all threads of a subgroup are loaded once, into scalar
+    /// registers.
+    pub(crate) scalar_loads: bool,
     /// Whether a display may time out while a dispatch runs.
     pub(crate) watchdog: bool,
     /// Iterations after which the driver ends an invocation's loops; `None` where it never does.
@@ -25,8 +32,8 @@ impl Machine {
         info: &wgpu::AdapterInfo,
     ) -> Self {
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let fixed = info.subgroup_min_size == info.subgroup_max_size
-            && features.contains(wgpu::Features::SUBGROUP);
+        let subgroups = features.contains(wgpu::Features::SUBGROUP);
+        let fixed = info.subgroup_min_size == info.subgroup_max_size && subgroups;
         Self {
             binding_size: limits.max_storage_buffer_binding_size,
             buffer_size: limits.max_buffer_size,
@@ -39,9 +46,18 @@ impl Machine {
             grid: limits.max_compute_workgroups_per_dimension,
             software,
             lanes: if fixed { info.subgroup_min_size } else { 1 },
+            subgroup: if subgroups { info.subgroup_min_size } else { 1 },
+            // No API reports these two.
+            many_registers: matches!(info.vendor, AMD | NVIDIA) && !software,
+            scalar_loads: info.vendor == AMD && !software,
             watchdog: !software,
             loop_budget: loop_budget(info),
         }
+    }
+
+    /// The same device, for plans that leave it at the kernels that take any tensor.
+    pub(crate) fn portable(&self) -> Self {
+        Self { scalar_loads: false, subgroup: 1, ..self.clone() }
     }
 
     /// WebGPU's default limits, and no features.
@@ -56,11 +72,18 @@ impl Machine {
             grid: limits.max_compute_workgroups_per_dimension,
             software: false,
             lanes: 1,
+            subgroup: 1,
+            many_registers: false,
+            scalar_loads: false,
             watchdog: true,
             loop_budget: None,
         }
     }
 }
+
+/// PCI vendor numbers.
+const AMD: u32 = 0x1002;
+const NVIDIA: u32 = 0x10de;
 
 /// llvmpipe's limit (`LP_MAX_TGSI_LOOP_ITERATIONS`) before it was removed.
 const LLVMPIPE_LOOP_BUDGET: u64 = 65_535;

@@ -1,16 +1,21 @@
 use crate::{
-    Context, Error,
+    Args, Context, Error,
     bind::BindCache,
     context::Pipeline,
     schedule::{Schedule, Step, schedule},
     scope::{catch, check_lost},
+    tiles::WORD_BYTES,
 };
 use flashtile_core::{
     CachedPlan, KernelKind, PlanOptions as CoreOptions, Problem, Verdict,
     planning::{PlanSummary, choose_kernel},
 };
 use flashtile_shaders::{Operation, Tiles};
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// What a plan is asked for: see [`flashtile_core::PlanOptions`]. Tile shapes are those of
 /// [`FLASH_TILES`](flashtile_shaders::FLASH_TILES).
@@ -35,6 +40,9 @@ pub(crate) struct PlanInner {
     /// Scores of the unfused kernels, or the partial results of a split. Calls on one queue run one after the other, so they share it.
     pub(crate) workspace: Option<wgpu::Buffer>,
     pub(crate) bind_cache: BindCache,
+    /// The same problem for calls whose tensors do not start at multiples of 16 bytes, where the
+    /// plan's own kernel needs that. Made by the first such call.
+    portable: OnceLock<Arc<PlanInner>>,
 }
 
 /// One dispatch of a plan.
@@ -117,8 +125,25 @@ impl Context {
         // Bind groups of one call come and go together.
         let bind_cache = BindCache::new(schedule.steps.len());
         let (context, problem) = (self.clone(), problem.clone());
-        let inner = PlanInner { context, problem, schedule, pipelines, workspace, bind_cache };
+        let portable = OnceLock::new();
+        let inner =
+            PlanInner { context, problem, schedule, pipelines, workspace, bind_cache, portable };
         Ok(Plan { inner: Arc::new(inner) })
+    }
+
+    /// As `build`, at once.
+    #[cfg(not(target_family = "wasm"))]
+    fn build_now(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {
+        pollster::block_on(self.build(problem, schedule))
+    }
+
+    /// A browser's main thread cannot wait; no plan needs this there, because browsers do not say
+    /// enough of a GPU for its plan to leave the portable kernels.
+    #[cfg(target_family = "wasm")]
+    fn build_now(&self, _: &Problem, schedule: Schedule) -> Result<Plan, Error> {
+        let because = "tensors must start at multiples of 16 bytes".to_owned();
+        let reason = flashtile_core::Reason::Tiles { tiles: schedule.tiles.to_string(), because };
+        Err(Error::Refused { kernel: schedule.kernel, reasons: vec![reason] })
     }
 
     async fn workspace(&self, size: u64) -> Result<wgpu::Buffer, Error> {
@@ -133,6 +158,28 @@ impl Context {
         let buffer = buffer.map_err(|caught| caught.about(self.device(), what))?;
         check_lost(self.device())?;
         Ok(buffer)
+    }
+}
+
+impl PlanInner {
+    /// The plan for a call with `args`: itself, or the portable one where the plan's kernel reads
+    /// words of 16 bytes and a tensor starts between them.
+    pub(crate) fn for_call(&self, args: &Args<'_>) -> Result<&PlanInner, Error> {
+        let wide = self.schedule.tiles.exact_width().is_some();
+        let tensors = [args.q, args.k, args.v, args.out];
+        if !wide || tensors.iter().all(|tensor| tensor.offset.is_multiple_of(WORD_BYTES)) {
+            return Ok(self);
+        }
+        if let Some(portable) = self.portable.get() {
+            return Ok(portable);
+        }
+        let context = &self.context;
+        let kernel = self.schedule.kernel;
+        let machine = context.inner.machine.portable();
+        let made = schedule(&self.problem, kernel, &PlanOptions::new(), &machine)
+            .map_err(|reasons| Error::Refused { kernel, reasons })?;
+        let made = context.build_now(&self.problem, made)?;
+        Ok(self.portable.get_or_init(|| made.inner))
     }
 }
 

@@ -339,6 +339,43 @@ mod tests {
         assert!(rows(&large) > rows(&Machine::baseline()));
     }
 
+    /// Kernels that keep rows in registers are chosen by what the GPU can do, and only for problems
+    /// of their form.
+    #[test]
+    fn kernels_follow_what_the_gpu_can_do() {
+        let large = || Machine { workgroup_bytes: 32 << 10, ..Machine::baseline() };
+        let amd = Machine { scalar_loads: true, many_registers: true, subgroup: 32, ..large() };
+        let nvidia = Machine { scalar_loads: false, ..amd.clone() };
+        let apple = Machine { many_registers: false, ..nvidia.clone() };
+        let narrow = Machine { subgroup: 4, ..apple.clone() };
+        let kind = |machine: &Machine, shape: [usize; 4]| match flash(shape, machine).tiles {
+            Tiles::Uniform(_) => "uniform".to_owned(),
+            Tiles::Lanes(t) => format!("{} lanes, {} rows", t.lanes, t.rows),
+            Tiles::Block(_) => "block".to_owned(),
+            Tiles::Rows(_) => "another".to_owned(),
+        };
+        let wide = [1, 2, 100, 128];
+        for (machine, expected) in [
+            (&amd, "uniform"),
+            (&nvidia, "8 lanes, 4 rows"),
+            (&apple, "16 lanes, 2 rows"),
+            (&narrow, "block"),
+            (&large(), "block"),
+        ] {
+            assert_eq!(kind(machine, wide), expected, "{machine:?}");
+            assert_eq!(kind(machine, [1, 2, 1, 128]), "block", "few queries");
+            assert_eq!(kind(machine, [1, 2, 100, 72]), "block", "an odd width");
+        }
+        // Rows that start between words of 16 bytes.
+        let view = TensorView::strided(DType::F16, [1, 2, 100, 64], [0, 100 * 66, 66, 1]);
+        let problem = Problem::builder(view, view, view).build().expect("valid");
+        let plan = schedule(&problem, KernelKind::Flash, &AUTO, &amd).expect("runs");
+        assert!(matches!(plan.tiles, Tiles::Block(_)), "{:?}", plan.tiles);
+        let options = AUTO.tiles(flashtile_shaders::UNIFORM_TILES[2]);
+        let refused = schedule(&problem, KernelKind::Flash, &options, &amd).expect_err("refused");
+        assert!(matches!(refused[..], [Reason::Tiles { .. }]), "{refused:?}");
+    }
+
     #[test]
     fn the_limit_that_stands_in_the_way_is_named() {
         let problem = problem(DType::F32, [1, 1, 64, 64]);

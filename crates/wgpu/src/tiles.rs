@@ -6,9 +6,12 @@ use flashtile_core::{
     planning::key_splits,
 };
 use flashtile_shaders::{
-    FLASH_TILES, LoopShape, MAX_HEAD_DIM, MERGE_TILES, Operation, ROW_LANES, RowTiles, Tiles,
-    Variant, row_tiles,
+    FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM, MERGE_TILES, Operation, ROW_LANES,
+    RowTiles, Tiles, UNIFORM_TILES, Variant, row_tiles,
 };
+
+/// Bytes that the kernels made for one width read at once. Their tensors start at multiples of it.
+pub(crate) const WORD_BYTES: u64 = 16;
 
 /// The variant of `operation` that computes `problem` with `tiles`.
 pub(crate) fn variant(problem: &Problem, operation: Operation, tiles: Tiles) -> Variant {
@@ -71,6 +74,8 @@ fn forced(problem: &Problem, machine: &Machine, tiles: Tiles) -> Result<(), Vec<
     let refuse = |because: String| Err(vec![Reason::Tiles { tiles: tiles.to_string(), because }]);
     if !FLASH_TILES.contains(&tiles)
         && !ROW_LANES.into_iter().any(|n| row_tiles(n).contains(&tiles))
+        && !UNIFORM_TILES.contains(&tiles)
+        && !LANE_TILES.contains(&tiles)
     {
         return refuse("the flash kernel does not have this shape".to_owned());
     }
@@ -90,7 +95,46 @@ fn forced(problem: &Problem, machine: &Machine, tiles: Tiles) -> Result<(), Vec<
             machine.lanes
         ));
     }
+    if let Tiles::Lanes(LaneTiles { lanes, .. }) = tiles
+        && lanes > machine.subgroup
+    {
+        return refuse(format!(
+            "it needs subgroups of at least {lanes} lanes; the device may have {}",
+            machine.subgroup
+        ));
+    }
+    if let Some(because) = not_in_words(problem, &tiles) {
+        return refuse(because);
+    }
     Ok(())
+}
+
+/// Why the kernel of `tiles` cannot compute `problem`, where it is made for one width and reads
+/// tensors in words of 16 bytes.
+fn not_in_words(problem: &Problem, tiles: &Tiles) -> Option<String> {
+    let width = tiles.exact_width()? as usize;
+    let (head_dim, head_dim_v) = (problem.head_dim(), problem.head_dim_v());
+    if (head_dim, head_dim_v) != (width, width) {
+        return Some(format!(
+            "it is made for heads {width} wide; head_dim is {head_dim}, head_dim_v {head_dim_v}"
+        ));
+    }
+    let step = WORD_BYTES as usize / problem.dtype().size();
+    for (name, view) in
+        [("q", problem.q()), ("k", problem.k()), ("v", problem.v()), ("out", problem.out())]
+    {
+        let in_words = |axis: usize| match (axis, view.shape[axis]) {
+            (_, 0 | 1) => true,
+            (3, _) => view.strides[3] == 1,
+            _ => view.strides[axis].is_multiple_of(step),
+        };
+        if !(0..4).all(in_words) {
+            return Some(format!(
+                "rows of {name} must be dense and start at multiples of {WORD_BYTES} bytes"
+            ));
+        }
+    }
+    None
 }
 
 /// Every shape whose registers hold the heads, best first.
@@ -110,7 +154,20 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     // lanes that share keys by broadcast, needs few of them.
     let lanes = if ROW_LANES.contains(&machine.lanes) { machine.lanes } else { 1 };
     let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software);
-    rows.into_iter().chain(blocks).collect()
+    // What keeps rows in registers is made for many queries and for heads of its own width.
+    let runs = |tiles: &Tiles| match tiles {
+        Tiles::Uniform(_) => machine.scalar_loads,
+        Tiles::Lanes(t) => {
+            let many_rows = t.rows == 4;
+            !machine.software && t.lanes <= machine.subgroup && many_rows == machine.many_registers
+        }
+        Tiles::Block(_) | Tiles::Rows(_) => true,
+    };
+    let registers = UNIFORM_TILES
+        .into_iter()
+        .chain(LANE_TILES)
+        .filter(|tiles| !few_queries && runs(tiles) && not_in_words(problem, tiles).is_none());
+    registers.chain(rows).chain(blocks).collect()
 }
 
 /// Those of `splits` with which `tiles` stay within the limits of the device.
@@ -232,6 +289,14 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
                  {lanes} lanes"
             ),
         };
+    }
+    if let Tiles::Uniform(_) = tiles {
+        return format!(
+            "{tiles}, one query per thread: the GPU loads K and V into scalar registers"
+        );
+    }
+    if let Tiles::Lanes(LaneTiles { lanes, rows, .. }) = tiles {
+        return format!("{tiles}: {lanes} lanes of a subgroup hold {rows} rows in registers");
     }
     let budget =
         machine.loop_budget.map_or(String::new(), |n| format!(", at most {n} loop iterations"));
