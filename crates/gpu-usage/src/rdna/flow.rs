@@ -53,7 +53,8 @@ impl Flow {
     /// A region is what only one side of a branch leads to. It counts as rare if the branch can
     /// skip it, if it has neither FMA nor matrix instructions, and if it multiplies or does not
     /// touch memory. Such are the rescale of O, masks and the treatment of NaN. Loads behind a
-    /// condition are not: most iterations take them.
+    /// condition are not: most iterations take them. Where both sides are regions and one has FMA
+    /// outside inner loops, a side without any is rare: it treats edge tiles.
     pub(crate) fn iteration(&self, one: &Loop) -> (Counts, Counts) {
         let inner: BTreeSet<usize> = self
             .loops
@@ -75,15 +76,31 @@ impl Flow {
                 // The other side must be where both meet again, and not another region.
                 !always(side) && sides.iter().any(|&other| other != side && always(other))
             };
+            let region = |side: usize| -> BTreeSet<usize> {
+                let led_to = |block: &usize| self.dominators[*block].contains(&side);
+                one.body.iter().copied().filter(led_to).collect()
+            };
             for &side in sides.iter().filter(|&&side| skipped(side)) {
-                let region: BTreeSet<usize> = one
-                    .body
-                    .iter()
-                    .copied()
-                    .filter(|&block| self.dominators[block].contains(&side))
-                    .collect();
+                let region = region(side);
                 if self.is_rare(&region) {
                     rare_blocks.extend(region);
+                }
+            }
+            if let [a, b] = sides[..]
+                && !always(a)
+                && !always(b)
+            {
+                let products = |side: usize| -> u32 {
+                    let own = region(side);
+                    own.difference(&inner)
+                        .map(|&block| self.blocks[block].counts)
+                        .map(|counts| counts.fma + counts.matrix)
+                        .sum()
+                };
+                match [products(a), products(b)] {
+                    [0, n] if n > 0 => rare_blocks.extend(region(a)),
+                    [n, 0] if n > 0 => rare_blocks.extend(region(b)),
+                    _ => {}
                 }
             }
         }
@@ -410,23 +427,37 @@ mod tests {
         assert!(alternatives("s_branch BB5"));
     }
 
-    #[test]
-    fn of_two_alternatives_neither_is_rare() {
-        let either = "BB2:
-            v_mul_f32_e32 v1, v2, v3
-            s_branch BB8
-            BB3:
-            v_mul_f32_e32 v4, v5, v6
-            BB8:";
+    /// A loop with one of two regions in each iteration.
+    fn with_alternatives(first: &str, second: &str) -> [u32; 3] {
         let flow = flow(&format!(
             "BB1:
              v_fmac_f32_e32 v1, v2, v3
              s_cbranch_scc0 BB3
-             {either}
+             BB2:
+             {first}
+             s_branch BB8
+             BB3:
+             {second}
+             BB8:
              s_cbranch_scc1 BB1
              BB10:
              s_endpgm"
         ));
-        assert_eq!(iteration(&flow, 0), [1, 3, 0]);
+        iteration(&flow, 0)
+    }
+
+    #[test]
+    fn of_two_alternatives_neither_is_rare() {
+        let (one, other) = ("v_mul_f32_e32 v1, v2, v3", "v_mul_f32_e32 v4, v5, v6");
+        assert_eq!(with_alternatives(one, other), [1, 3, 0]);
+        let (one, other) = ("v_fma_f32 v1, v2, v3, v4", "v_fma_f32 v1, v2, v3, v5");
+        assert_eq!(with_alternatives(one, other), [3, 3, 0]);
+    }
+
+    #[test]
+    fn an_alternative_to_fma_is_rare() {
+        let (one, other) = ("v_fma_f32 v1, v2, v3, v4", "v_mov_b32_e32 v1, v2");
+        assert_eq!(with_alternatives(one, other), [2, 2, 1]);
+        assert_eq!(with_alternatives(other, one), [2, 2, 1]);
     }
 }
