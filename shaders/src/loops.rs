@@ -97,7 +97,7 @@ impl Variant {
         let t = Shape::new(self, shape);
         let words = shape.head_dim_v as f64 / (16 / self.dtype.size()) as f64;
         let scores =
-            if tiles.q_in_memory() { repeat(shape.head_dim as f64 / 16.0, 0.0) } else { 0.0 };
+            if tiles.q_in_memory { repeat(shape.head_dim as f64 / 16.0, 0.0) } else { 0.0 };
         let edges = (shape.careful_tiles as f64).min(t.tiles);
         let dirty = repeat((t.keys * words / t.threads).ceil(), 0.0);
         let careful = shape.head_dim_v as f64 / 16.0 * repeat(t.keys, 0.0);
@@ -162,7 +162,7 @@ impl Shape {
             Tiles::Rows(RowTiles { width, .. }) => {
                 BlockTiles { tx: 0, ty: 0, kc: RowTiles::KC, qw4: 0, ot: width / 4 }
             }
-            Tiles::Uniform(UniformTiles { width }) | Tiles::Lanes(LaneTiles { width, .. }) => {
+            Tiles::Uniform(UniformTiles { width, .. }) | Tiles::Lanes(LaneTiles { width, .. }) => {
                 BlockTiles { tx: 0, ty: 0, kc: 16, qw4: 0, ot: width / 4 }
             }
         };

@@ -53,6 +53,8 @@ impl RowTiles {
 pub struct UniformTiles {
     /// head_dim and head_dim_v, a multiple of 16.
     pub width: u32,
+    /// Whether the row of Q is read again for every tile of keys, because O takes the registers.
+    pub q_in_memory: bool,
 }
 
 impl UniformTiles {
@@ -63,11 +65,6 @@ impl UniformTiles {
     pub const KEYS: u32 = 16;
     /// Keys that are multiplied at a time.
     pub(crate) const GROUP: usize = 2;
-
-    /// Whether the row of Q is read again for every tile of keys, because O takes the registers.
-    pub(crate) const fn q_in_memory(&self) -> bool {
-        self.width > 64
-    }
 }
 
 /// A tile shape of the kernel that keeps rows in registers, split over neighbouring lanes.
@@ -136,12 +133,18 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     [rows(lanes, 32), rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
 }
 
-/// Every tile shape of the kernel with uniform loads.
-pub const UNIFORM_TILES: [Tiles; 4] = {
-    const fn uniform(width: u32) -> Tiles {
-        Tiles::Uniform(UniformTiles { width })
+/// Every tile shape of the kernel with uniform loads, of each width the preferred one first.
+pub const UNIFORM_TILES: [Tiles; 5] = {
+    const fn uniform(width: u32, q_in_memory: bool) -> Tiles {
+        Tiles::Uniform(UniformTiles { width, q_in_memory })
     }
-    [uniform(16), uniform(32), uniform(64), uniform(128)]
+    [
+        uniform(16, false),
+        uniform(16, true),
+        uniform(32, false),
+        uniform(64, false),
+        uniform(128, true),
+    ]
 };
 
 /// Every tile shape of the kernel with rows in registers. Those with 4 rows suit GPUs with 256
@@ -254,7 +257,10 @@ impl Tiles {
                 format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")
             }
             Tiles::Rows(RowTiles { width, lanes }) => format!("rows w{width} lanes{lanes}"),
-            Tiles::Uniform(UniformTiles { width }) => format!("uniform w{width}"),
+            Tiles::Uniform(UniformTiles { width, q_in_memory }) => {
+                let q = if *q_in_memory { " q in memory" } else { "" };
+                format!("uniform w{width}{q}")
+            }
             Tiles::Lanes(LaneTiles { width, lanes, rows, prefetch }) => {
                 let prefetch = if *prefetch { " prefetch" } else { "" };
                 format!("lanes{lanes} w{width} rows{rows}{prefetch}")

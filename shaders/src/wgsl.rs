@@ -116,7 +116,7 @@ fn constants(variant: &Variant) -> String {
         Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
             vec![("TX", tx), ("TY", ty), ("KC", kc), ("QW4", qw4), ("OT", ot)]
         }
-        Tiles::Uniform(UniformTiles { width }) => {
+        Tiles::Uniform(UniformTiles { width, .. }) => {
             let step = 16 / variant.dtype.size() as u32;
             vec![("STEP", step), ("WORDS_V", width / step)]
         }

@@ -72,6 +72,12 @@ struct Item {
     lse_base: u32,
 }
 
+// The index of a workgroup's work: the last tile of each head comes first. Where a causal mask cuts
+// keys it has the most, and work that starts last should be short.
+fn longest_first(index: u32) -> u32 {
+    return index + params.tile_count - 1u - 2u * (index % params.tile_count);
+}
+
 // Tiles vary fastest, then chunks, then heads, then batch entries, so that workgroups which run at
 // the same time share keys.
 fn work_item(index: u32, rows: u32) -> Item {

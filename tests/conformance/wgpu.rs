@@ -15,7 +15,6 @@ use crate::{
 };
 use backend::WgpuBackend;
 use flashtile_core::KernelKind;
-use flashtile_shaders::{LANE_TILES, UNIFORM_TILES};
 use flashtile_testkit::{check_neighbours, check_repeats};
 use flashtile_wgpu::{Context, FLASH_TILES, Tiles};
 
@@ -73,7 +72,7 @@ fn tests() -> Vec<Test<Devices>> {
     if chosen.replay {
         return tests;
     }
-    let tiles = FLASH_TILES.into_iter().chain(UNIFORM_TILES).chain(LANE_TILES);
+    let tiles = FLASH_TILES.into_iter().chain(registers::shapes());
     tests.extend(tiles.map(|tiles| {
         Test::new(format!("tiles: {tiles:?}"), move |d: &Devices| run_tiles(d, tiles))
     }));

@@ -371,7 +371,7 @@ mod tests {
         let problem = Problem::builder(view, view, view).build().expect("valid");
         let plan = schedule(&problem, KernelKind::Flash, &AUTO, &amd).expect("runs");
         assert!(matches!(plan.tiles, Tiles::Block(_)), "{:?}", plan.tiles);
-        let options = AUTO.tiles(flashtile_shaders::UNIFORM_TILES[2]);
+        let options = AUTO.tiles(flashtile_shaders::UNIFORM_TILES[3]);
         let refused = schedule(&problem, KernelKind::Flash, &options, &amd).expect_err("refused");
         assert!(matches!(refused[..], [Reason::Tiles { .. }]), "{refused:?}");
     }

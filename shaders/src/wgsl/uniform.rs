@@ -86,7 +86,7 @@ impl Unroll {
     }
 
     fn load_q(&self) -> String {
-        if self.tiles.q_in_memory() {
+        if self.tiles.q_in_memory {
             return String::new();
         }
         let mut code = String::new();
@@ -127,7 +127,7 @@ impl Unroll {
             writeln!(code, "var s{c} = 0.0;").expect("a String");
         }
         let group = UniformTiles::GROUP;
-        if self.tiles.q_in_memory() {
+        if self.tiles.q_in_memory {
             code += "for (var d = 0u; d < params.head_dim; d += 16u) {\n";
             code += "let d_at = d / STEP;\n";
             for word in 0..self.words_per_segment() {
