@@ -348,7 +348,7 @@ impl Unroll {
 
     /// The lane that has the score of key `c` of the block, and the number of that score there.
     fn owner(&self, c: u32) -> (u32, u32) {
-        let lane = self.bits().map(|bit| (c / (KEYS >> (bit + 1)) & 1) << bit).sum();
+        let lane = self.bits().map(|bit| ((c / (KEYS >> (bit + 1))) & 1) << bit).sum();
         (lane, c % self.own_keys().end)
     }
 

@@ -44,7 +44,7 @@ impl Words {
         16 / self.0.size() as u32
     }
 
-    /// Declares `NAMEn`, a vec4<f32>, for each four numbers of the loaded word number `word`.
+    /// Declares `name` and a number, a vec4<f32>, for each four numbers of the loaded `word`.
     pub(super) fn unpack(self, loaded: &str, name: &str, word: u32) -> String {
         match self.0 {
             DType::F32 => format!("let {name}{word} = bitcast<vec4<f32>>({loaded});\n"),
