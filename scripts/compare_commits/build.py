@@ -19,9 +19,10 @@ class Builds:
     Both commits share a folder for what cargo builds, because most of that is dependencies.
     """
 
-    def __init__(self, root, processes):
+    def __init__(self, root, processes, profile):
         self._root = root
         self._processes = processes
+        self._profile = profile
         target = os.environ.get("CARGO_TARGET_DIR") or "target"
         self._folder = (root / target / "compare").resolve()
 
@@ -34,7 +35,7 @@ class Builds:
 
     def program(self, commit):
         """The path of the program at `commit`, which is a full hash."""
-        program = self._folder / "programs" / commit
+        program = self._folder / "programs" / f"{commit}-{self._profile}"
         if program.exists():
             return program
         source = self._folder / "source" / commit
@@ -45,7 +46,7 @@ class Builds:
         try:
             self._must(
                 [
-                    *["cargo", "build", "--release", "--package", "flashtile-cli"],
+                    *["cargo", "build", "--profile", self._profile, "--package", "flashtile-cli"],
                     *["--manifest-path", source / "Cargo.toml"],
                     *["--target-dir", self._folder / "build"],
                 ]
@@ -53,7 +54,9 @@ class Builds:
             program.parent.mkdir(parents=True, exist_ok=True)
             # It gets its name only when it is complete.
             partial = program.with_suffix(".partial")
-            shutil.copy2(self._folder / "build/release/flashtile", partial)
+            # Cargo names the folder of this one profile differently.
+            folder = "debug" if self._profile == "dev" else self._profile
+            shutil.copy2(self._folder / "build" / folder / "flashtile", partial)
             partial.rename(program)
         finally:
             self._remove(source)

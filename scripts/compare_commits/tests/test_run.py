@@ -17,9 +17,10 @@ CARGO = """
     ms = (source / "ms").read_text().strip()
     if ms == "broken":
         sys.exit("error: it does not compile")
-    release = pathlib.Path(arguments["--target-dir"]) / "release"
-    release.mkdir(parents=True, exist_ok=True)
-    file = release / "flashtile"
+    folder = {"dev": "debug", "release": "release"}[arguments["--profile"]]
+    folder = pathlib.Path(arguments["--target-dir"]) / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "flashtile"
     file.write_text(
         "#!/bin/sh\\n"
         "while [ $1 != --shape ]; do shift; done\\n"
@@ -76,6 +77,12 @@ class RunTest(Scene):
         self.assertIn(f"A: {hashes[0]}", done.stdout)
         # Only the repository's own worktree is left.
         self.assertEqual(len(self.git("worktree", "list").splitlines()), 1)
+
+    def test_profiles_are_kept_apart(self):
+        for profile in ("release", "dev", "dev"):
+            done = self.compare("takes-8.0", "takes-4.0", "--profile", profile, "--pairs", "1")
+            self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertEqual(len(self.builds()), 4)
 
     def test_below_the_floor_it_fails(self):
         case = ["--case", "1x2x3x4,f32"]
