@@ -110,8 +110,7 @@ KERNEL(flash_forward) {
     float* kv_tile = p_tile + BR * P_PITCH;     // [2][KV_FLOATS]
 
     const Item item = work_item(params, block_index(), BR);
-    const u32 tile_end = item.row_begin + BR;
-    const u32 row_end = tile_end < params.row_end ? tile_end : params.row_end;
+    const u32 row_end = tile_row_end(params, item, BR);
     const Range range = kv_range(params, item, row_end);
     const u32 tx = thread_x();
     const u32 ty = thread_y();
@@ -240,16 +239,15 @@ KERNEL(flash_forward) {
         }
     }
 
-    // O / l, and lse = m + ln l.
+    // O / l, and lse = m + ln l (of a chunk: O, m and l).
 #pragma unroll
     for (u32 r = 0; r < RT; r++) {
-        const u32 i = item.row_begin + ty + TY * r;
+        const u32 row = item.row_begin + ty + TY * r;
         const float sum = row_sum(l[r]);
-        if (i >= row_end) {
+        if (!row_is_stored(params, item, row)) {
             continue;
         }
-        const bool empty = sum == 0.0f; // a row that sees any key has sum >= 1
-        const float factor = empty ? 0.0f : params.keep_scale / sum;
+        const float factor = row_factor(params, sum);
 #pragma unroll
         for (u32 t = 0; t < OT; t++) {
 #pragma unroll
@@ -261,13 +259,12 @@ KERNEL(flash_forward) {
                     for (u32 c = 0; c < 4; c++) {
                         x[c] = o[t][r][4 * g + c] * factor;
                     }
-                    store4_out(params, out_row(params, item, i), d, x);
+                    store4_row(params, item, row, d, x);
                 }
             }
         }
         if (tx == 0 && item.across == 0) {
-            const u32 lse = empty ? NEG_INF : float_bits(m[r] + ln(sum));
-            store_lse(params, lse_row(params, item, i), lse);
+            store_sums(params, item, row, m[r], sum);
         }
     }
 }

@@ -161,14 +161,44 @@ DEVICE void drop_weights(
     }
 }
 
+#if SPLIT
+// Stores O, m and l of the item's chunk, from registers. They leave the units of this kernel: m
+// becomes a score again, and O and l lose the factor 2^SHIFT.
+DEVICE void store_partials(
+    const Params& params, const Item& item, const Row (&rows)[MT][2], const float (&o)[MT][OT][4],
+    u32 i_begin, u32 column_begin, u32 column_end, u32 lane
+) {
+#pragma unroll
+    for (u32 n = 0; n < 2 * MT; n++) {
+        const u32 half = n % 2;
+        const u32 row = i_begin + 8 * n + lane / 4;
+        const Row& state = rows[n / 2][half];
+        const float sum = row_sum(state.l);
+        if (!row_is_stored(params, item, row)) {
+            continue;
+        }
+        float* to = partial_row(params, item, row, item.chunk);
+#pragma unroll
+        for (u32 c = 0; c < 2 * OT; c++) {
+            const u32 d = column_begin + c / 2 * 8 + lane % 4 * 2 + c % 2;
+            if (d < column_end) {
+                to[d] = o[n / 2][c / 2][2 * half + c % 2] * UNSHIFT;
+            }
+        }
+        if (lane % 4 == 0 && item.across == 0) {
+            store_sums(params, item, row, finite(state.m * M_TO_LN), sum * UNSHIFT);
+        }
+    }
+}
+#endif
+
 KERNEL(flash_forward) {
     elem* q_tile = (elem*)shared_memory();      // [query][QK_PITCH]
     elem* k_tile = q_tile + BR * QK_PITCH;      // [key][QK_PITCH]
     elem* v_tile = k_tile + BC * QK_PITCH;      // [key][V_PITCH]
 
     const Item item = work_item(params, block_index(), BR);
-    const u32 tile_end = item.row_begin + BR;
-    const u32 row_end = tile_end < params.row_end ? tile_end : params.row_end;
+    const u32 row_end = tile_row_end(params, item, BR);
     const Range range = kv_range(params, item, row_end);
     const u32 lane = thread_x();
     const u32 thread = thread_y() * TX + lane;
@@ -278,6 +308,11 @@ KERNEL(flash_forward) {
         }
         add_values(o, p, v_tile, lane);
     }
+
+#if SPLIT
+    store_partials(params, item, rows, o, item.row_begin + first, column_begin, column_end, lane);
+    return;
+#endif
 
     // O / l and lse = m + ln l. O passes through the place of Q, so that whole rows are stored.
     // Only the warp itself has read these rows of Q.

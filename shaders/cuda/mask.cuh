@@ -20,12 +20,12 @@ template <u32 KIND> DEVICE u32 mask_bits(const void* mask, u64 index) {
     }
 }
 
-// The mask's entry for query i and key j as the bits of an f32. Zero beyond the mask's bounds.
-template <u32 KIND> DEVICE u32 mask_at(const Params& params, const Item& item, u32 i, u32 j) {
-    if (KIND == NO_MASK || i >= params.row_end || j >= item.kv_len) {
+// The mask's entry for row r and key j as the bits of an f32. Zero beyond the mask's bounds.
+template <u32 KIND> DEVICE u32 mask_at(const Params& params, const Item& item, u32 r, u32 j) {
+    if (KIND == NO_MASK || r >= launch_row_end(params) || j >= item.kv_len) {
         return 0u;
     }
-    return mask_bits<KIND>(params.mask, mask_row(params, item, i) + j * params.mask_strides[3]);
+    return mask_bits<KIND>(params.mask, mask_row(params, item, r) + j * params.mask_strides[3]);
 }
 
 // Calls `f` with the mask's kind as a compile-time constant, so that a loop inside `f` does not

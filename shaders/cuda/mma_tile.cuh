@@ -119,6 +119,19 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
 
 // Starts to load Q[row_begin .. row_begin + BR].
 DEVICE void load_q(const Params& params, const Item& item, elem* q_tile, u32 thread) {
+    if (SPLIT) {
+        // The rows of several heads. There are few.
+        for (u32 n = thread; n < BR * Q_WIDTH; n += THREADS) {
+            const u32 row = item.row_begin + n / Q_WIDTH;
+            const u32 d = n % Q_WIDTH;
+            elem x = 0;
+            if (row < launch_row_end(params) && d < params.head_dim) {
+                x = ((const elem*)params.q)[q_row(params, item, row) + d * params.q_strides[3]];
+            }
+            q_tile[n / Q_WIDTH * QK_PITCH + d] = x;
+        }
+        return;
+    }
     const Rows rows = {
         (const elem*)params.q + q_row(params, item, item.row_begin),
         params.q_strides[2],

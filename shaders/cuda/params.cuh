@@ -9,7 +9,7 @@ struct Params {
     const i32* kv_lens;
     void* out;
     float* lse;
-    float* scores;         // workspace of the unfused kernels
+    float* scores;         // workspace: scores of the unfused kernels, or parts of a split
     u64 q_strides[4];
     u64 k_strides[4];
     u64 v_strides[4];
@@ -43,19 +43,25 @@ struct Params {
     // Bits 0 q, 1 k, 2 v, 3 out: the elements of each row are contiguous, and the row starts at a
     // multiple of 16 bytes. Bits 4 to 7: the same tensors, at a multiple of 4 bytes.
     u32 dense;
+    // Split and merge.
+    u32 fold;              // heads whose rows share tiles: `group`, or 1
+    u32 chunk_keys;        // keys per chunk
+    u32 chunk_count;       // chunks of this launch
+    u32 chunk_stride;      // chunks per row of the workspace
     u32 pad;
 };
-static_assert(sizeof(Params) == 344, "CudaParams in Rust has another layout");
+static_assert(sizeof(Params) == 360, "CudaParams in Rust has another layout");
 
 // The work of one block.
 struct Item {
     u32 b;             // of the problem
     u32 h;
-    u32 row_begin;     // first query of the tile
+    u32 row_begin;     // first row of the tile
     u32 across;        // index of the block among those that share the tile
     u32 kv_len;        // valid keys
     i32 diagonal;
-    u32 place;         // index of the head in this launch
+    u32 place;         // index of the (first) head in this launch
+    u32 chunk;         // split: index of the chunk of keys
     u64 q_base;        // element index of (b, h, row 0, column 0); likewise the next two
     u64 k_base;
     u64 v_base;
@@ -81,11 +87,16 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     }
     Item item;
     item.place = shared / params.tile_count;
+    item.chunk = 0;
+    if (SPLIT) {
+        item.chunk = item.place % params.chunk_count;
+        item.place = item.place / params.chunk_count * params.fold;
+    }
     u64 bh = params.bh_begin + item.place;
     item.across = index % params.across;
     item.b = (u32)(bh / params.heads);
     item.h = (u32)(bh % params.heads);
-    item.row_begin = params.row_begin + tile * rows;
+    item.row_begin = params.row_begin * (SPLIT ? params.fold : 1) + tile * rows;
     item.kv_len = valid_keys(params, item.b);
     item.diagonal = params.bottom_right != 0 ? (i32)item.kv_len - (i32)params.seq_q : 0;
     u64 kv_head = item.h / params.group;
@@ -95,9 +106,25 @@ DEVICE Item work_item(const Params& params, u32 index, u32 rows) {
     return item;
 }
 
+// A row is a query of one head. Kernels that split keys let the heads of a group, which see the
+// same keys, fill tiles together: row r is query r / fold of head item.h + r % fold.
+DEVICE u32 query_of(const Params& params, u32 r) { return SPLIT ? r / params.fold : r; }
+DEVICE u32 head_of(const Params& params, u32 r) { return SPLIT ? r % params.fold : 0; }
+
+// The end of the rows of this launch, and of those of a tile of `rows` rows.
+DEVICE u32 launch_row_end(const Params& params) {
+    return SPLIT ? params.row_end * params.fold : params.row_end;
+}
+DEVICE u32 tile_row_end(const Params& params, const Item& item, u32 rows) {
+    const u32 tile_end = item.row_begin + rows;
+    const u32 row_end = launch_row_end(params);
+    return tile_end < row_end ? tile_end : row_end;
+}
+
 // Element indices at which the rows of an item start.
-DEVICE u64 q_row(const Params& params, const Item& item, u32 i) {
-    return item.q_base + i * params.q_strides[2];
+DEVICE u64 q_row(const Params& params, const Item& item, u32 r) {
+    u64 head = head_of(params, r) * params.q_strides[1];
+    return item.q_base + head + query_of(params, r) * params.q_strides[2];
 }
 DEVICE u64 k_row(const Params& params, const Item& item, u32 j) {
     return item.k_base + j * params.k_strides[2];
@@ -111,9 +138,10 @@ DEVICE u64 out_row(const Params& params, const Item& item, u32 i) {
     const u64* strides = params.out_strides;
     return item.b * strides[0] + item.h * strides[1] + i * strides[2];
 }
-DEVICE u64 mask_row(const Params& params, const Item& item, u32 i) {
+DEVICE u64 mask_row(const Params& params, const Item& item, u32 r) {
     const u64* strides = params.mask_strides;
-    return item.b * strides[0] + item.h * strides[1] + i * strides[2];
+    u64 head = item.h + head_of(params, r);
+    return item.b * strides[0] + head * strides[1] + query_of(params, r) * strides[2];
 }
 DEVICE u64 lse_row(const Params& params, const Item& item, u32 i) {
     return (params.bh_begin + item.place) * params.lse_rows + i;
@@ -133,14 +161,21 @@ struct Range {
 
 DEVICE i32 clamp(i32 x, i32 low, i32 high) { return x < low ? low : (x > high ? high : x); }
 
-// The keys that query i sees by position, from valid lengths, causal masks and windows: the one
+// The keys that row r sees by position, from valid lengths, causal masks and windows: the one
 // rule of visibility, `Band::visible` in flashtile-core. Neither end of the range decreases from
-// one query to the next. A query at or beyond row_end sees no key.
-DEVICE Range visible_keys(const Params& params, const Item& item, u32 i) {
-    i32 row = (i32)i + item.diagonal;
-    i32 kv_len = i < params.row_end ? (i32)item.kv_len : 0;
-    i32 end = clamp(row + params.band_hi + 1, 0, kv_len);
-    i32 begin = clamp(row + params.band_lo, 0, end);
+// one query to the next. A row at or beyond launch_row_end sees no key. Kernels that split keys see
+// those of the item's chunk only.
+DEVICE Range visible_keys(const Params& params, const Item& item, u32 r) {
+    i32 position = (i32)query_of(params, r) + item.diagonal;
+    i32 kv_len = r < launch_row_end(params) ? (i32)item.kv_len : 0;
+    i32 end = clamp(position + params.band_hi + 1, 0, kv_len);
+    i32 begin = clamp(position + params.band_lo, 0, end);
+    if (SPLIT) {
+        i32 first = (i32)(item.chunk * params.chunk_keys);
+        i32 last = first + (i32)params.chunk_keys;
+        begin = begin < first ? first : begin;
+        end = end < last ? end : last;
+    }
     return Range{(u32)begin, (u32)end};
 }
 

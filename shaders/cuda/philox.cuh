@@ -20,9 +20,10 @@ DEVICE Words philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
     return Words{{c0, c1, c2, c3}};
 }
 
-// The random words of query i and keys j ..= j + 3. j is a multiple of 4.
-DEVICE Words dropout_words(const Params& params, const Item& item, u32 i, u32 j) {
-    u32 bh = item.b * params.heads + item.h;
+// The random words of row r and keys j ..= j + 3. j is a multiple of 4.
+DEVICE Words dropout_words(const Params& params, const Item& item, u32 r, u32 j) {
+    u32 bh = item.b * params.heads + item.h + head_of(params, r);
+    u32 i = query_of(params, r);
     return philox(j / 4, i, bh, params.dropout_offset, params.seed[0], params.seed[1]);
 }
 

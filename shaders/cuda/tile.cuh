@@ -107,6 +107,20 @@ DEVICE void begin_load(float* tile, const Rows& rows, u32 d_begin, u32 thread) {
 DEVICE void load_q_block(
     const Params& params, const Item& item, float* q_tile, u32 d_begin, u32 place, u32 thread
 ) {
+    if (SPLIT) {
+        // The rows of several heads. There are few.
+        for (u32 n = thread; n < BR * KV_WIDTH; n += THREADS) {
+            const u32 row = item.row_begin + n / KV_WIDTH;
+            const u32 d = d_begin + n % KV_WIDTH;
+            float x = 0.0f;
+            if (row < launch_row_end(params) && d < params.head_dim) {
+                const u64 at = q_row(params, item, row) + d * params.q_strides[3];
+                x = value(((const elem*)params.q)[at]);
+            }
+            q_tile[n / KV_WIDTH * Q_PITCH + place + n % KV_WIDTH] = x;
+        }
+        return;
+    }
     const Rows rows = {
         (const elem*)params.q + q_row(params, item, item.row_begin),
         params.q_strides[2],

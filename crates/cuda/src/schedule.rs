@@ -6,13 +6,19 @@ use crate::{
     tiles::{MIN_ARCH, choose_tiles, is_general},
 };
 use flashtile_core::{
-    Argument, Band, DType, KernelKind, KeySplit, MaskKind, PlanOptions, Problem, Reason,
+    Argument, Band, DType, KernelKind, KeyChunks, KeySplit, MaskKind, PlanOptions, Problem, Reason,
     ResolvedCall, TensorView,
-    planning::{MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, flash_options, oversized},
+    planning::{
+        MAX_WATCHDOG_FLOPS, MAX_WORKSPACE_BYTES, SizeLimits, flash_options, folded_heads,
+        key_splits, oversized,
+    },
 };
 use flashtile_shaders::{
     Operation,
-    cuda::{CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles, CudaVariant},
+    cuda::{
+        CUDA_MERGE_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaParams, CudaTiles,
+        CudaVariant,
+    },
 };
 
 /// How a problem is computed: the part of a plan that needs no GPU.
@@ -27,6 +33,10 @@ pub struct Schedule {
     pub dispatches: Vec<Dispatch>,
     /// Bytes of device memory that the dispatches share, in addition to the caller's tensors.
     pub workspace_bytes: u64,
+    /// The chunks of keys, where the keys of a row are split.
+    pub chunks: Option<KeyChunks>,
+    /// Heads of a group that share tiles.
+    pub fold: u32,
     /// The reasons for its choices, one sentence each.
     pub rationale: Vec<String>,
 }
@@ -88,53 +98,102 @@ pub fn schedule(
     let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
     reasons.extend(flash_options(kernel, options));
-    if let (KernelKind::Flash, KeySplit::Keys(keys)) = (kernel, options.key_split) {
-        let because = "the CUDA kernels do not split keys yet".to_owned();
-        reasons.push(Reason::KeySplit { keys, because });
-    }
     if machine.arch < MIN_ARCH {
         reasons.push(Reason::ComputeCapability { given: machine.arch, needed: MIN_ARCH });
     }
     let mut why = Vec::new();
+    let chunks = match kernel {
+        KernelKind::Flash => key_splits(problem, options).map(|splits| {
+            // Of its own accord a plan gives up the split, not the tiles that were requested.
+            let unasked = options.key_split == KeySplit::Auto;
+            splits[0].filter(|_| !unasked || options.tiles.is_none_or(|tiles| tiles.has_split()))
+        }),
+        KernelKind::Unfused => Ok(None),
+    };
+    let chunks = chunks.map_err(|reason| reasons.push(reason)).unwrap_or(None);
     let tiles = match kernel {
-        KernelKind::Flash => choose_tiles(problem, machine, options, &mut why),
+        KernelKind::Flash => choose_tiles(problem, machine, options, chunks.is_some(), &mut why),
         KernelKind::Unfused => Ok(CUDA_UNFUSED_TILES),
     };
     let tiles = tiles.map_err(|reason| reasons.push(reason)).unwrap_or(CUDA_UNFUSED_TILES);
     if !reasons.is_empty() {
         return Err(reasons);
     }
-    let parts = divide(problem, kernel, machine, &tiles).map_err(|reason| vec![reason])?;
-    if parts.len() > 1 {
-        why.push(format!("{} parts: {}", parts.len(), why_divided(kernel, machine)));
+    let fold = match chunks {
+        Some(_) => folded_heads(problem, tiles.rows as usize) as u32,
+        None => 1,
+    };
+    if let Some(chunks) = chunks {
+        why.push(why_split(problem, options, chunks, fold));
     }
-    let scores = |part: &Part| {
+    let mut schedule = Schedule {
+        kernel,
+        tiles,
+        dispatches: Vec::new(),
+        workspace_bytes: 0,
+        chunks,
+        fold,
+        rationale: why,
+    };
+    let parts = schedule.divide(problem, machine).map_err(|reason| vec![reason])?;
+    if parts.len() > 1 {
+        schedule.rationale.push(format!(
+            "{} parts: {}",
+            parts.len(),
+            why_divided(schedule.row_words(problem) > 0, machine)
+        ));
+    }
+    let workspace = |part: &Part| {
         let rows = (part.heads.end - part.heads.start) * u64::from(part.rows.end - part.rows.start);
-        rows * 4 * score_stride(problem)
+        rows * 4 * schedule.row_words(problem)
     };
-    let workspace_bytes = match kernel {
-        KernelKind::Flash => 0,
-        KernelKind::Unfused => parts.iter().map(scores).max().unwrap_or(0),
-    };
+    let workspace_bytes = parts.iter().map(workspace).max().unwrap_or(0);
     if workspace_bytes > machine.memory {
         let (argument, needed, limit) = (Argument::Workspace, workspace_bytes, machine.memory);
         return Err(vec![Reason::BufferSize { argument, needed, limit }]);
     }
-    let variants = variants(problem, kernel, tiles);
+    let variants = variants(problem, kernel, tiles, chunks);
     let dispatch = |part: &Part, &variant: &CudaVariant| Dispatch { variant, part: part.clone() };
     let dispatches = parts
         .iter()
         .flat_map(|part| variants.iter().map(move |variant| dispatch(part, variant)))
         .collect();
-    Ok(Schedule { kernel, tiles, dispatches, workspace_bytes, rationale: why })
+    Ok(Schedule { dispatches, workspace_bytes, ..schedule })
+}
+
+fn why_split(
+    problem: &Problem,
+    options: &PlanOptions<CudaTiles>,
+    chunks: KeyChunks,
+    fold: u32,
+) -> String {
+    let why = if options.key_split == KeySplit::Auto {
+        let (seq_q, seq_kv) = (problem.seq_q(), problem.seq_kv());
+        format!("few queries over many keys (seq_q {seq_q}, seq_kv {seq_kv})")
+    } else {
+        "requested".to_owned()
+    };
+    let heads = if fold > 1 { format!("; {fold} heads share tiles") } else { String::new() };
+    format!("{chunks}, merged in ascending order: {why}{heads}")
 }
 
 /// The kernels of one part, in order.
-fn variants(problem: &Problem, kernel: KernelKind, tiles: CudaTiles) -> Vec<CudaVariant> {
+fn variants(
+    problem: &Problem,
+    kernel: KernelKind,
+    tiles: CudaTiles,
+    chunks: Option<KeyChunks>,
+) -> Vec<CudaVariant> {
     let (dtype, general) = (problem.dtype(), is_general(problem));
-    match kernel {
-        KernelKind::Flash => vec![CudaVariant::new(Operation::FlashForward, dtype, general, tiles)],
-        KernelKind::Unfused => vec![
+    match (kernel, chunks) {
+        (KernelKind::Flash, None) => {
+            vec![CudaVariant::new(Operation::FlashForward, dtype, general, tiles)]
+        }
+        (KernelKind::Flash, Some(_)) => vec![
+            CudaVariant::new(Operation::FlashSplit, dtype, general, tiles),
+            CudaVariant::new(Operation::FlashMerge, dtype, general, CUDA_MERGE_TILES),
+        ],
+        (KernelKind::Unfused, _) => vec![
             CudaVariant::new(Operation::UnfusedScores, dtype, general, tiles),
             // The scores already include masks and softcap.
             CudaVariant::new(
@@ -153,34 +212,60 @@ fn score_stride(problem: &Problem) -> u64 {
     (problem.seq_kv() as u64).next_multiple_of(4)
 }
 
-fn divide(
-    problem: &Problem,
-    kernel: KernelKind,
-    machine: &Machine,
-    tiles: &CudaTiles,
-) -> Result<Vec<Part>, Reason> {
-    if problem.is_empty() {
-        return Ok(Vec::new());
+impl Schedule {
+    /// Floats of workspace per row; 0 without a workspace.
+    fn row_words(&self, problem: &Problem) -> u64 {
+        match (self.kernel, self.chunks) {
+            (KernelKind::Unfused, _) => score_stride(problem),
+            (KernelKind::Flash, None) => 0,
+            // For each chunk O, m and l, from multiples of 16 bytes on.
+            (KernelKind::Flash, Some(chunks)) => {
+                chunks.count() as u64 * (problem.head_dim_v() as u64 + 2).next_multiple_of(4)
+            }
+        }
     }
-    let (keys, columns) = (problem.seq_kv() as u64, problem.head_dim_v() as u64);
-    let over_columns = columns.div_ceil(tiles.columns.into());
-    let (blocks_per_tile, workspace) = match kernel {
-        KernelKind::Flash => (over_columns, 0),
-        // The most blocks of the three kernels. The softmax has one block per row.
-        KernelKind::Unfused => (
-            over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into()),
-            4 * score_stride(problem),
-        ),
-    };
-    let budgets = [
-        Budget { per_row: workspace, limit: MAX_WORKSPACE_BYTES },
-        Budget {
-            per_row: if machine.watchdog { flops_per_row(problem, kernel) } else { 0 },
-            limit: MAX_WATCHDOG_FLOPS,
-        },
-    ];
-    let heads = problem.batch() as u64 * problem.heads() as u64;
-    split(heads, problem.seq_q() as u32, tiles.rows, blocks_per_tile, &budgets)
+
+    /// The parts of the problem. Heads that share tiles stay together.
+    fn divide(&self, problem: &Problem, machine: &Machine) -> Result<Vec<Part>, Reason> {
+        if problem.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Schedule { kernel, tiles, fold, .. } = *self;
+        let (keys, columns) = (problem.seq_kv() as u64, problem.head_dim_v() as u64);
+        let over_columns = columns.div_ceil(tiles.columns.into());
+        // The most blocks of the kernels. The merge and the softmax have one block per row.
+        let blocks_per_tile = match (kernel, self.chunks) {
+            (KernelKind::Flash, None) => over_columns,
+            (KernelKind::Flash, Some(chunks)) => {
+                (over_columns * chunks.count() as u64).max(tiles.rows.into())
+            }
+            (KernelKind::Unfused, _) => {
+                over_columns.max(keys.div_ceil(tiles.keys.into())).max(tiles.rows.into())
+            }
+        };
+        let fold = u64::from(fold);
+        let budgets = [
+            Budget {
+                per_row: 4 * self.row_words(problem).saturating_mul(fold),
+                limit: MAX_WORKSPACE_BYTES,
+            },
+            Budget {
+                per_row: if machine.watchdog {
+                    flops_per_row(problem, kernel).saturating_mul(fold)
+                } else {
+                    0
+                },
+                limit: MAX_WATCHDOG_FLOPS,
+            },
+        ];
+        let heads = problem.batch() as u64 * problem.heads() as u64 / fold;
+        let tile_rows = (tiles.rows / self.fold).max(1);
+        let mut parts = split(heads, problem.seq_q() as u32, tile_rows, blocks_per_tile, &budgets)?;
+        for Part { heads, .. } in &mut parts {
+            *heads = heads.start * fold..heads.end * fold;
+        }
+        Ok(parts)
+    }
 }
 
 /// FLOPs of one row in a call at capacity. The unfused kernels compute every score, and flash only
@@ -204,13 +289,10 @@ fn flops_per_row(problem: &Problem, kernel: KernelKind) -> u64 {
     }
 }
 
-fn why_divided(kernel: KernelKind, machine: &Machine) -> String {
+fn why_divided(workspace: bool, machine: &Machine) -> String {
     let mut why = vec![format!("a grid has at most {} blocks", i32::MAX)];
-    match kernel {
-        KernelKind::Flash => {}
-        KernelKind::Unfused => {
-            why.push(format!("scores use at most {MAX_WORKSPACE_BYTES} bytes"));
-        }
+    if workspace {
+        why.push(format!("the workspace uses at most {MAX_WORKSPACE_BYTES} bytes"));
     }
     if machine.watchdog {
         why.push("this GPU drives a display; dispatches stay below the watchdog limit".into());
@@ -235,7 +317,14 @@ impl Schedule {
         if rows.is_empty() {
             return None;
         }
-        let tile_count = rows.len().div_ceil(tiles.rows as usize) as u32;
+        // Of the flash kernels that split keys; the others have one head per row.
+        let (fold, chunk_count) = match (operation, self.chunks) {
+            (Operation::FlashSplit, Some(chunks)) => {
+                (self.fold, chunks.of_keys(0..call.seq_kv).len() as u32)
+            }
+            _ => (1, 1),
+        };
+        let tile_count = (rows.len() * fold as usize).div_ceil(tiles.rows as usize) as u32;
         let across = match operation {
             Operation::UnfusedScores => (call.seq_kv as u32).div_ceil(tiles.keys),
             Operation::UnfusedSoftmax | Operation::FlashMerge => 1,
@@ -245,7 +334,8 @@ impl Schedule {
         };
         let heads = dispatch.part.heads.end - dispatch.part.heads.start;
         // At most 2^31 - 1: `divide` limits the parts to that.
-        let grid = (heads * u64::from(tile_count) * u64::from(across)) as u32;
+        let tiles_of_all = heads / u64::from(fold) * u64::from(chunk_count) * u64::from(tile_count);
+        let grid = (tiles_of_all * u64::from(across)) as u32;
         if grid == 0 {
             return None;
         }
@@ -298,6 +388,10 @@ impl Schedule {
             head_dim: problem.head_dim() as u32,
             head_dim_v: problem.head_dim_v() as u32,
             dense: dense(problem, pointers),
+            fold,
+            chunk_keys: self.chunks.map_or(0, |chunks| chunks.keys() as u32),
+            chunk_count,
+            chunk_stride: self.chunks.map_or(0, |chunks| chunks.count() as u32),
             pad: 0,
         };
         Some(Launch { variant: dispatch.variant, params, grid })

@@ -34,6 +34,7 @@ pub(crate) fn choose_tiles(
     problem: &Problem,
     machine: &Machine,
     options: &PlanOptions<CudaTiles>,
+    split: bool,
     why: &mut Vec<String>,
 ) -> Result<CudaTiles, Reason> {
     if problem.head_dim_v() > MAX_HEAD_DIM_V {
@@ -49,7 +50,7 @@ pub(crate) fn choose_tiles(
         }
         let off = options.matrix_units == MatrixUnits::Off && tiles.engine == Engine::Mma;
         let off = off.then(|| "matrix units are switched off".to_owned());
-        return match off.or_else(|| refuse(problem, machine, &tiles)) {
+        return match off.or_else(|| refuse(problem, machine, &tiles, split)) {
             None => {
                 why.push(format!("{tiles}: requested by name"));
                 Ok(tiles)
@@ -57,7 +58,7 @@ pub(crate) fn choose_tiles(
             Some(because) => Err(Reason::Tiles { tiles: tiles.to_string(), because }),
         };
     }
-    let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles).is_none();
+    let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles, split).is_none();
     let mma = CUDA_MMA_TILES
         .into_iter()
         .filter(|_| options.matrix_units != MatrixUnits::Off)
@@ -101,11 +102,16 @@ pub(crate) fn choose_tiles(
 }
 
 /// Why a tile shape cannot compute the problem; `None` if it can.
-fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles) -> Option<String> {
+fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles, split: bool) -> Option<String> {
     let general = is_general(problem);
-    let variant = CudaVariant::new(Operation::FlashForward, problem.dtype(), general, *tiles);
+    let operation = if split { Operation::FlashSplit } else { Operation::FlashForward };
+    let variant = CudaVariant::new(operation, problem.dtype(), general, *tiles);
     if !(CUDA_MMA_TILES.contains(tiles) || CUDA_SIMT_TILES.contains(tiles)) {
         return Some("no kernel has this shape".into());
+    }
+    if split && !tiles.has_split() {
+        let most = CudaTiles::MAX_SPLIT_ROWS;
+        return Some(format!("kernels that split keys have at most {most} rows"));
     }
     if general && !tiles.has_general() {
         return Some("they leave a kernel no registers for masks, softcap and dropout".into());

@@ -4,6 +4,7 @@
 use super::{CudaTiles, CudaVariant, Engine};
 use crate::Operation;
 use flashtile_core::DType;
+use std::borrow::Cow;
 
 const DEVICE: &str = include_str!("../../cuda/device.cuh");
 const NUMERICS: &str = include_str!("../../cuda/numerics.cuh");
@@ -12,6 +13,10 @@ const PHILOX: &str = include_str!("../../cuda/philox.cuh");
 const MASK: &str = include_str!("../../cuda/mask.cuh");
 const STORE: &str = include_str!("../../cuda/store.cuh");
 const TILE: &str = include_str!("../../cuda/tile.cuh");
+const ROW_RESULT: &str = include_str!("../../cuda/row_result.cuh");
+const ROW_PARTIAL: &str = include_str!("../../cuda/row_partial.cuh");
+const PARTIAL: &str = include_str!("../../cuda/partial.cuh");
+const FLASH_MERGE: &str = include_str!("../../cuda/flash_merge.cu");
 const FLASH_FORWARD: &str = include_str!("../../cuda/flash_forward.cu");
 const MMA_TILE: &str = include_str!("../../cuda/mma_tile.cuh");
 const FLASH_FORWARD_MMA: &str = include_str!("../../cuda/flash_forward_mma.cu");
@@ -21,9 +26,13 @@ const UNFUSED_VALUES: &str = include_str!("../../cuda/unfused_values.cu");
 
 pub(super) fn assemble(variant: &CudaVariant) -> String {
     let kernel: &[&str] = match (variant.operation, variant.tiles.engine) {
-        (Operation::FlashForward, Engine::Simt) => &[STORE, TILE, FLASH_FORWARD],
+        (Operation::FlashForward, Engine::Simt) => &[STORE, ROW_RESULT, TILE, FLASH_FORWARD],
         (Operation::FlashForward, Engine::Mma) => &[STORE, MMA_TILE, FLASH_FORWARD_MMA],
-        (Operation::FlashSplit | Operation::FlashMerge, _) => &[],
+        (Operation::FlashSplit, Engine::Simt) => &[PARTIAL, ROW_PARTIAL, TILE, FLASH_FORWARD],
+        (Operation::FlashSplit, Engine::Mma) => {
+            &[PARTIAL, ROW_PARTIAL, STORE, MMA_TILE, FLASH_FORWARD_MMA]
+        }
+        (Operation::FlashMerge, _) => &[STORE, ROW_RESULT, PARTIAL, FLASH_MERGE],
         (Operation::UnfusedScores, _) => &[TILE, UNFUSED_SCORES],
         (Operation::UnfusedSoftmax, _) => &[UNFUSED_SOFTMAX],
         (Operation::UnfusedValues, _) => &[STORE, TILE, UNFUSED_VALUES],
@@ -31,9 +40,18 @@ pub(super) fn assemble(variant: &CudaVariant) -> String {
     let mut source = constants(variant);
     for part in [DEVICE, NUMERICS, PARAMS, PHILOX, MASK].iter().chain(kernel) {
         source.push('\n');
-        source.push_str(part);
+        source.push_str(&kernel_named(variant, part));
     }
     source
+}
+
+/// A split has the kernel of `flash_forward` under a name of its own.
+fn kernel_named<'a>(variant: &CudaVariant, part: &'a str) -> Cow<'a, str> {
+    if variant.operation == Operation::FlashSplit {
+        part.replace("KERNEL(flash_forward)", "KERNEL(flash_split)").into()
+    } else {
+        part.into()
+    }
 }
 
 /// The variant's compile-time constants. They are macros because device.cuh uses them before it
@@ -52,6 +70,7 @@ fn constants(variant: &CudaVariant) -> String {
         ("COLUMNS", columns),
         ("KV_WIDTH", CudaTiles::KV_WIDTH),
         ("GENERAL", variant.general.into()),
+        ("SPLIT", (variant.operation == Operation::FlashSplit).into()),
     ] {
         source += &format!("#define {name} {value}\n");
     }

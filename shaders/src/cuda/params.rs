@@ -48,6 +48,10 @@ pub struct CudaParams {
     pub head_dim: u32,
     pub head_dim_v: u32,
     pub dense: u32,
+    pub fold: u32,
+    pub chunk_keys: u32,
+    pub chunk_count: u32,
+    pub chunk_stride: u32,
     pub pad: u32,
 }
 
@@ -84,6 +88,6 @@ mod tests {
     /// language pads the fields.
     #[test]
     fn has_the_size_that_the_kernels_assert() {
-        assert_eq!(size_of::<CudaParams>(), 344);
+        assert_eq!(size_of::<CudaParams>(), 360);
     }
 }

@@ -99,7 +99,18 @@ pub const CUDA_UNFUSED_TILES: CudaTiles = simt(64, 64, 8, 8, 64, 64, 1);
 /// The tile shape of the unfused softmax: 128 threads per row.
 pub const CUDA_SOFTMAX_TILES: CudaTiles = simt(1, 128, 128, 1, 0, 0, 1);
 
+/// The tile shape of the merge of a split: 32 threads per row.
+pub const CUDA_MERGE_TILES: CudaTiles = simt(1, 128, 32, 1, 0, 0, 1);
+
 impl CudaTiles {
+    /// The most rows of a tile of kernels that split keys. There are few queries then.
+    pub const MAX_SPLIT_ROWS: u32 = 64;
+
+    /// Whether a kernel that splits keys has this shape.
+    pub const fn has_split(&self) -> bool {
+        self.rows <= Self::MAX_SPLIT_ROWS
+    }
+
     /// Threads per block.
     pub const fn threads(&self) -> u32 {
         self.tx * self.ty

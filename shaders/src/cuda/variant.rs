@@ -1,6 +1,6 @@
 use super::{
-    CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES, CudaTiles, Engine,
-    assemble,
+    CUDA_MERGE_TILES, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES,
+    CudaTiles, Engine, assemble,
 };
 use crate::Operation;
 use flashtile_core::DType;
@@ -44,7 +44,11 @@ impl CudaVariant {
     pub fn all() -> impl Iterator<Item = CudaVariant> {
         let tiles = |operation| match operation {
             Operation::FlashForward => CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).collect(),
-            Operation::FlashSplit | Operation::FlashMerge => vec![],
+            Operation::FlashSplit => {
+                let flash = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES);
+                flash.filter(CudaTiles::has_split).collect()
+            }
+            Operation::FlashMerge => vec![CUDA_MERGE_TILES],
             Operation::UnfusedSoftmax => vec![CUDA_SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![CUDA_UNFUSED_TILES],
         };
@@ -54,7 +58,8 @@ impl CudaVariant {
                 for &dtype in DType::ALL {
                     for general in [false, true] {
                         let variant = CudaVariant::new(operation, dtype, general, tiles);
-                        let flash = operation == Operation::FlashForward;
+                        let flash =
+                            matches!(operation, Operation::FlashForward | Operation::FlashSplit);
                         let exists = (tiles.engine != Engine::Mma || dtype != DType::F32)
                             && (!general || !flash || tiles.has_general());
                         if exists && !all.contains(&variant) {
