@@ -1,6 +1,6 @@
 use crate::{Error, Report, session::Session};
 use flashtile_core::{
-    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, MatrixUnits,
+    Backend, BackendKind, DeviceChoice, Explanation, HostArgs, KernelKind, KeySplit, MatrixUnits,
     PlanOptions, Problem, Reason, Verdict,
 };
 use std::{
@@ -18,12 +18,18 @@ pub struct Choice {
     pub kernel: Option<KernelKind>,
     /// Whether kernels may, must not or must use matrix units.
     pub matrix_units: MatrixUnits,
+    /// Whether the keys of a row are split among workgroups.
+    pub key_split: KeySplit,
 }
 
 impl Choice {
     /// The first that runs.
-    pub const AUTO: Choice =
-        Choice { backend: None, kernel: None, matrix_units: MatrixUnits::Auto };
+    pub const AUTO: Choice = Choice {
+        backend: None,
+        kernel: None,
+        matrix_units: MatrixUnits::Auto,
+        key_split: KeySplit::Auto,
+    };
 
     /// The first kernel of `backend` that runs.
     pub const fn backend(backend: BackendKind) -> Self {
@@ -45,6 +51,18 @@ impl Choice {
     pub const fn matrix_units(mut self, matrix_units: MatrixUnits) -> Self {
         self.matrix_units = matrix_units;
         self
+    }
+
+    /// The same choice, where the keys of a row are split among workgroups as `key_split` says.
+    #[must_use]
+    pub const fn key_split(mut self, key_split: KeySplit) -> Self {
+        self.key_split = key_split;
+        self
+    }
+
+    /// What it asks of a plan, with this kernel.
+    fn options(&self, kernel: Option<KernelKind>) -> PlanOptions {
+        PlanOptions::new().kernel(kernel).matrix_units(self.matrix_units).key_split(self.key_split)
     }
 
     fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {
@@ -133,7 +151,7 @@ impl Attention {
         let pairs = self.sessions.iter().flat_map(|s| KernelKind::ALL.iter().map(move |&k| (s, k)));
         let asked = pairs.filter(|(session, kernel)| choice.allows(session.kind(), *kernel));
         let verdict = |(session, kernel): (&Session, KernelKind)| {
-            (session.kind(), kernel, session.verdict(problem, kernel, choice.matrix_units))
+            (session.kind(), kernel, session.verdict(problem, &choice.options(Some(kernel))))
         };
         Explanation::new(asked.map(verdict).collect())
     }
@@ -160,9 +178,7 @@ impl Attention {
             .iter()
             .find(|session| session.kind() == backend)
             .expect("only sessions were asked");
-        let options = PlanOptions::new()
-            .kernel(choice.kernel.is_some().then_some(kernel))
-            .matrix_units(choice.matrix_units);
+        let options = choice.options(choice.kernel.is_some().then_some(kernel));
         let mut report = session.run(problem, args, kernel, &options)?;
         report.why = why(&explanation, choice, backend, kernel);
         report.first = start.elapsed();

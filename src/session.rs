@@ -1,7 +1,7 @@
 use crate::{Error, Report, backends};
 use flashtile_core::{
-    Backend, BackendKind, BackendPlan, DeviceChoice, Explanation, HostArgs, KernelKind,
-    MatrixUnits, PlanCache, PlanOptions, Problem, Reason, Verdict,
+    Backend, BackendKind, BackendPlan, DeviceChoice, Explanation, HostArgs, KernelKind, PlanCache,
+    PlanOptions, Problem, Reason, Verdict,
 };
 use std::{
     fmt,
@@ -65,15 +65,9 @@ impl Session {
         }
     }
 
-    pub(crate) fn verdict(
-        &self,
-        problem: &Problem,
-        kernel: KernelKind,
-        matrix_units: MatrixUnits,
-    ) -> Verdict {
-        let options = PlanOptions::new().kernel(kernel).matrix_units(matrix_units);
+    pub(crate) fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         match self.device() {
-            Ok(device) => device.verdict(problem, &options),
+            Ok(device) => device.verdict(problem, options),
             Err(why) => Verdict::Refused(vec![why]),
         }
     }

@@ -1,5 +1,5 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flashtile::{Align, BackendKind, Choice, DType, KernelKind, Layout, MatrixUnits};
+use flashtile::{Align, BackendKind, Choice, DType, KernelKind, KeySplit, Layout, MatrixUnits};
 use std::path::PathBuf;
 
 /// Attention on any GPU, verified against a float64 oracle
@@ -150,6 +150,9 @@ pub(crate) struct ChoiceArgs {
     /// Tensor cores, cooperative matrices, simdgroup matrices: require refuses what cannot use them
     #[arg(long, value_enum, default_value_t = MatrixUnitsArg::Auto)]
     pub(crate) matrix_units: MatrixUnitsArg,
+    /// Split the keys of a row among workgroups: auto, off, or the keys of a chunk, a power of two
+    #[arg(long, value_name = "auto|off|N", default_value_t = KeySplit::Auto)]
+    pub(crate) split: KeySplit,
     /// Device: its number in the list of `flashtile devices`, or part of its name. It is an adapter
     /// of wgpu, or with `--backend cuda` an NVIDIA GPU
     #[arg(long, value_name = "NUMBER or NAME")]
@@ -172,7 +175,7 @@ impl ChoiceArgs {
             KernelArg::Flash => Some(KernelKind::Flash),
             KernelArg::Unfused => Some(KernelKind::Unfused),
         };
-        choice.matrix_units(self.matrix_units())
+        choice.matrix_units(self.matrix_units()).key_split(self.split)
     }
 
     pub(crate) fn matrix_units(&self) -> MatrixUnits {

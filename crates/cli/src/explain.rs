@@ -9,7 +9,7 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
     let bytes = input::load(&args.input)?;
     let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
     let choice = args.choice.choice();
-    let everything = Choice::AUTO.matrix_units(choice.matrix_units);
+    let everything = Choice::AUTO.matrix_units(choice.matrix_units).key_split(choice.key_split);
     let explanation = open::session(&args.choice).explain_within(&input.problem, everything);
     let chosen = explanation.choose(choice.backend, choice.kernel).ok();
     if !args.json {

@@ -3,8 +3,8 @@
 use crate::{args::ChoiceArgs, complain};
 use anyhow::Result;
 use flashtile::{
-    Attention, Backend, BackendError, BackendKind, BackendPlan, DeviceChoice, MatrixUnits,
-    PlanOptions, Problem, Verdict, cuda, reference::Reference, wgpu,
+    Attention, Backend, BackendError, BackendKind, BackendPlan, DeviceChoice, KeySplit,
+    MatrixUnits, PlanOptions, Problem, Verdict, cuda, reference::Reference, wgpu,
 };
 use std::{fmt::Display, sync::Arc};
 
@@ -48,20 +48,28 @@ pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn
     if allowed(BackendKind::Reference) {
         devices.push(Arc::new(Reference));
     }
-    if choice.matrix_units() != MatrixUnits::Auto {
-        let forced = |device| -> Arc<dyn Backend> {
-            Arc::new(Forced { device, matrix_units: choice.matrix_units() })
-        };
+    let (matrix_units, key_split) = (choice.matrix_units(), choice.split);
+    if matrix_units != MatrixUnits::Auto || key_split != KeySplit::Auto {
+        let forced =
+            |device| -> Arc<dyn Backend> { Arc::new(Forced { device, matrix_units, key_split }) };
         devices = devices.into_iter().map(forced).collect();
     }
     Ok(devices)
 }
 
-/// A device whose plans may not, or must, use matrix units, whatever they are asked for.
+/// A device whose plans use matrix units and split keys as the command line says, whatever they are
+/// asked for.
 #[derive(Debug)]
 struct Forced {
     device: Arc<dyn Backend>,
     matrix_units: MatrixUnits,
+    key_split: KeySplit,
+}
+
+impl Forced {
+    fn options(&self, options: &PlanOptions) -> PlanOptions {
+        options.matrix_units(self.matrix_units).key_split(self.key_split)
+    }
 }
 
 impl Backend for Forced {
@@ -70,11 +78,12 @@ impl Backend for Forced {
     }
 
     fn device_name(&self) -> String {
-        format!("{}, matrix units {}", self.device.device_name(), self.matrix_units)
+        let Forced { device, matrix_units, key_split } = self;
+        format!("{}, matrix units {matrix_units}, split {key_split}", device.device_name())
     }
 
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
-        self.device.verdict(problem, &options.matrix_units(self.matrix_units))
+        self.device.verdict(problem, &self.options(options))
     }
 
     fn plan(
@@ -82,7 +91,7 @@ impl Backend for Forced {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Arc<dyn BackendPlan>, BackendError> {
-        self.device.plan(problem, &options.matrix_units(self.matrix_units))
+        self.device.plan(problem, &self.options(options))
     }
 
     fn release_kernels(&self) {

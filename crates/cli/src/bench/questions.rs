@@ -10,7 +10,7 @@ use crate::args::{BenchArgs, ChoiceArgs, KernelArg, MatrixUnitsArg};
 use crate::{args, open};
 use anyhow::{Error, Result, bail, ensure};
 use clap::ValueEnum as _;
-use flashtile::{Attention, Backend, BackendError, BackendKind, Choice};
+use flashtile::{Attention, Backend, BackendError, BackendKind, Choice, KeySplit};
 use serde_json::{Value, json};
 use std::{
     fs::File,
@@ -56,6 +56,7 @@ pub(super) struct Answerer<'a> {
     open: &'a Open<'a>,
     adapter: Option<String>,
     matrix_units: MatrixUnitsArg,
+    split: KeySplit,
     seconds: f64,
     devices: Vec<(BackendKind, Vec<Arc<dyn Backend>>)>,
     /// The same case often follows for another backend.
@@ -73,6 +74,7 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
     let adapter = args.choice.adapter.clone();
     let mut answerer = Answerer::new(&open, adapter, args.seconds);
     answerer.matrix_units = args.choice.matrix_units;
+    answerer.split = args.choice.split;
     if path == Path::new("-") {
         answerer.answer_lines(io::stdin().lock(), out)
     } else {
@@ -84,9 +86,9 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
 
 impl<'a> Answerer<'a> {
     pub(super) fn new(open: &'a Open<'a>, adapter: Option<String>, seconds: f64) -> Self {
-        let matrix_units = MatrixUnitsArg::Auto;
+        let (matrix_units, split) = (MatrixUnitsArg::Auto, KeySplit::Auto);
         let (devices, prepared) = (Vec::new(), None);
-        Self { open, adapter, matrix_units, seconds, devices, prepared, failures: 0 }
+        Self { open, adapter, matrix_units, split, seconds, devices, prepared, failures: 0 }
     }
 
     pub(super) fn answer_lines(&mut self, input: impl BufRead, out: &mut dyn Write) -> Result<()> {
@@ -147,6 +149,7 @@ impl<'a> Answerer<'a> {
             backend: question.backend,
             kernel: question.kernel,
             matrix_units: self.matrix_units,
+            split: self.split,
             adapter: self.adapter.clone(),
         };
         let Choice { backend, kernel, .. } = choice.choice();

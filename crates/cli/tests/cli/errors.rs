@@ -59,6 +59,11 @@ fn arguments() {
             &["--backend=reference", "--matrix-units=require"],
             "matrix units are required: the reference backend has no kernel for them",
         ),
+        (&["--split", "300"], "unknown split `300`: expected auto, off or the keys of a chunk"),
+        (
+            &["--backend=reference", "--split=512"],
+            "chunks of 512 keys were requested: the reference backend does not split keys",
+        ),
         (&["--adapter=no such GPU"], "no graphics adapter with a name like `no such GPU`"),
         (&["--adapter", "1000"], "no graphics adapter number 1000"),
     ];

@@ -1,6 +1,6 @@
 use super::*;
 use flashtile_core::{Call, Layout, Mask, MatrixUnits, NoMatrixUnits, ProblemBuilder};
-use flashtile_shaders::cuda::Engine;
+use flashtile_shaders::cuda::{CUDA_MMA_TILES, Engine};
 
 const ARCHS: [u32; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
 
@@ -54,6 +54,98 @@ fn every_gpu_runs_every_head_dim_with_a_listed_variant() {
     }
 }
 
+/// `batch` times 32 query heads over 8 key heads.
+fn decode(dtype: DType, batch: usize, seq_q: usize, seq_kv: usize, head_dim: usize) -> Problem {
+    let view = |heads, seq| {
+        TensorView::from_bhsd_sizes(dtype, Layout::Bshd, [batch, heads, seq, head_dim])
+            .expect("small")
+    };
+    let kv = view(8, seq_kv);
+    Problem::builder(view(32, seq_q), kv, kv).kv_lens(true).build().expect("valid")
+}
+
+#[test]
+fn every_gpu_splits_keys_with_a_listed_variant() {
+    let all: Vec<CudaVariant> = CudaVariant::all().collect();
+    for arch in ARCHS {
+        let machine = Machine::of_arch(arch);
+        for &dtype in DType::ALL {
+            for head_dim in [1, 32, 64, 100, 128, 192, 256, 512] {
+                for seq_q in [1, 8, 64] {
+                    let problem = decode(dtype, 1, seq_q, 32768, head_dim);
+                    let schedule = plan(&problem, KernelKind::Flash, &machine);
+                    let operations: Vec<_> =
+                        schedule.dispatches.iter().map(|d| d.variant.operation).collect();
+                    assert_eq!(operations[..2], [Operation::FlashSplit, Operation::FlashMerge]);
+                    for Dispatch { variant, .. } in &schedule.dispatches {
+                        assert!(all.contains(variant), "{variant} is not listed");
+                        assert!(variant.fits(arch, machine.shared_limit), "{variant} on {arch}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Many blocks share the keys of one sequence, in chunks that do not depend on the batch.
+#[test]
+fn few_queries_split_their_keys_whatever_the_batch() {
+    let machine = Machine::of_arch(90);
+    let problem = decode(DType::F16, 1, 1, 32768, 128);
+    let one = plan(&problem, KernelKind::Flash, &machine);
+    let of = |call| launches(&problem, &one, call, Pointers::default());
+    let [split, merge] = of(Call::new())[..] else { panic!("two launches") };
+    assert_eq!(
+        (split.params.fold, split.params.chunk_keys, split.params.chunk_count),
+        (4, 512, 64)
+    );
+    assert_eq!((split.grid, merge.grid), (8 * 64, 32));
+    assert_eq!(one.workspace_bytes, 32 * 64 * 132 * 4);
+    // A shorter call takes fewer chunks of the same size; without keys only the merge is left.
+    let [split, _] = of(Call::new().seq_kv(513))[..] else { panic!("two launches") };
+    assert_eq!((split.params.chunk_keys, split.grid), (512, 8 * 2));
+    let [merge] = of(Call::new().seq_kv(0))[..] else { panic!("one launch") };
+    assert_eq!(merge.variant.operation, Operation::FlashMerge);
+    let four = plan(&decode(DType::F16, 4, 1, 32768, 128), KernelKind::Flash, &machine);
+    assert_eq!((four.tiles, four.chunks), (one.tiles, one.chunks));
+}
+
+#[test]
+fn a_split_is_forced_or_forbidden_by_name() {
+    let machine = Machine::of_arch(80);
+    let problem = decode(DType::F16, 1, 1, 32768, 128);
+    let with =
+        |options: PlanOptions<CudaTiles>| schedule(&problem, KernelKind::Flash, &options, &machine);
+    let off = with(PlanOptions::new().key_split(KeySplit::Off)).expect("runs");
+    assert_eq!((off.chunks, off.workspace_bytes), (None, 0));
+    let forced = with(PlanOptions::new().key_split(KeySplit::Keys(8192))).expect("runs");
+    assert_eq!(forced.chunks.map(KeyChunks::count), Some(4));
+    let wrong = with(PlanOptions::new().key_split(KeySplit::Keys(100))).expect_err("too few");
+    assert!(matches!(wrong[..], [Reason::KeySplit { keys: 100, .. }]), "{wrong:?}");
+    // Tiles that no kernel with a split has: the tiles were requested, the split was not.
+    let wide = CUDA_MMA_TILES.into_iter().find(|tiles| !tiles.has_split()).expect("listed");
+    let problem = decode(DType::F16, 1, 1, 32768, 32);
+    let with = |options| schedule(&problem, KernelKind::Flash, &options, &machine);
+    let tiles = PlanOptions::new().tiles(wide);
+    assert_eq!(with(tiles).expect("runs").chunks, None);
+    let both = with(tiles.key_split(KeySplit::Keys(512))).expect_err("no such kernel");
+    assert!(matches!(both[..], [Reason::Tiles { .. }]), "{both:?}");
+}
+
+/// Heads that share tiles are in one part.
+#[test]
+fn parts_of_a_split_hold_whole_groups() {
+    let problem = decode(DType::F32, 64, 64, 1 << 20, 128);
+    let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(80));
+    assert!(schedule.dispatches.len() > 2 && schedule.fold == 1);
+    let problem = decode(DType::F32, 64, 16, 1 << 20, 128);
+    let schedule = plan(&problem, KernelKind::Flash, &Machine::of_arch(80));
+    assert!(schedule.dispatches.len() > 2 && schedule.fold == 4);
+    for Dispatch { part, .. } in &schedule.dispatches {
+        assert!(part.heads.start % 4 == 0 && part.heads.end % 4 == 0, "{part:?}");
+    }
+}
+
 #[test]
 fn tensor_cores_are_used_if_the_gpu_has_them() {
     for (arch, dtype, engine) in [
@@ -79,7 +171,6 @@ fn tensor_cores_are_used_if_the_gpu_has_them() {
     }
 }
 
-/// Guarantee 4: the rest of the batch does not change a row's arithmetic.
 #[test]
 fn matrix_units_are_required_or_left_out_by_name() {
     let with = |dtype, arch, dim, units| {
@@ -107,6 +198,7 @@ fn matrix_units_are_required_or_left_out_by_name() {
     assert_eq!(unfused.expect_err("does not use them"), reason(kernel));
 }
 
+/// Guarantee 4: the rest of the batch does not change a row's arithmetic.
 #[test]
 fn tiles_do_not_depend_on_batch_and_heads() {
     for &dtype in DType::ALL {
