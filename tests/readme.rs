@@ -195,7 +195,10 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
     if backend == BackendKind::Wgpu {
         return match export_baseline(problem, kernel, &Call::default()) {
             Ok(call) => {
-                let parts = call.dispatches.len() / if kernel == KernelKind::Flash { 1 } else { 3 };
+                let of_a_part = if kernel == KernelKind::Flash { 1 } else { 3 };
+                // A merge belongs to the parts before it.
+                let is_part = |variant: &&Variant| variant.operation != Operation::FlashMerge;
+                let parts = call.variants.iter().filter(is_part).count() / of_a_part;
                 Verdict::Runs(if parts > 1 {
                     format!("yes, in {parts} parts")
                 } else {

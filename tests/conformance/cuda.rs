@@ -10,7 +10,7 @@ mod streams;
 
 use crate::{
     harness::{Suite, Test},
-    shared::{Chosen, cases, random, run_all, same_bits},
+    shared::{Chosen, cases, random, run_all, same_bits, same_bits_at_any_length},
 };
 use backend::CudaBackend;
 use flashtile_core::{DType, KernelKind};
@@ -68,6 +68,9 @@ fn tests() -> Vec<Test<CudaBackend>> {
     }));
     tests.push(Test::new("cuda same bits beside other batch entries", |gpu: &CudaBackend| {
         same_bits(gpu, check_neighbours)
+    }));
+    tests.push(Test::new("cuda same bits for calls of any length", |gpu: &CudaBackend| {
+        same_bits_at_any_length(gpu)
     }));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(

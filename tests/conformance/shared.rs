@@ -2,7 +2,9 @@
 
 use flashtile_core::{Backend, DType, HostInputs, KernelKind, Layout, Problem, TensorView};
 use flashtile_reference::attention;
-use flashtile_testkit::{Case, Failure, Rng, catalogue, chosen_cases, run_case, run_random};
+use flashtile_testkit::{
+    Case, Failure, Rng, catalogue, check_lengths, chosen_cases, run_case, run_random,
+};
 
 /// The catalogue by groups, or only the case in FLASHTILE_CASE.
 pub(crate) struct Chosen {
@@ -73,6 +75,24 @@ pub(crate) fn same_bits(
             cases.iter().filter_map(move |case| check(backend, kernel, case).err())
         }),
     )
+}
+
+/// As [`same_bits`], on cases whose lengths are shorter than the cache, for calls of any length.
+pub(crate) fn same_bits_at_any_length(backend: &dyn Backend) -> Result<(), String> {
+    let cases = cases([
+        "shape=2x4x1x64 hkv=2 skv=3000 kv_lens=1000:257 poison=unseen",
+        "shape=2x4x3x40 hkv=1 skv=5000 dtype=f16 causal=yes align=bottom-right kv_lens=770:300 \
+         poison=unseen",
+        "shape=3x2x5x32 skv=1500 dtype=bf16 causal=yes align=400 window_left=380 \
+         kv_lens=1024:256:511 mask=f32:b11k:blocks dropout=0.2 softcap=10.0",
+        "shape=2x2x40x16 skv=300 kv_lens=100:64",
+    ]);
+    report(KernelKind::ALL.iter().copied().flat_map(|kernel| {
+        cases
+            .iter()
+            .filter_map(move |case| check_lengths(backend, kernel, case).err())
+            .collect::<Vec<_>>()
+    }))
 }
 
 /// Runs FLASHTILE_RANDOM problems on the flash kernel, or a third of them on the unfused kernel.

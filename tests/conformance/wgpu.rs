@@ -11,7 +11,7 @@ mod visited;
 
 use crate::{
     harness::{Suite, Test},
-    shared::{Chosen, cases, random, run_all, same_bits},
+    shared::{Chosen, cases, random, run_all, same_bits, same_bits_at_any_length},
 };
 use backend::WgpuBackend;
 use flashtile_core::KernelKind;
@@ -96,6 +96,10 @@ fn tests() -> Vec<Test<Devices>> {
     tests.push(Test::new("same bits beside other batch entries", |d: &Devices| {
         same_bits(&d.full, check_neighbours)
     }));
+    tests.push(Test::new("same bits for calls of any length", |d: &Devices| {
+        same_bits_at_any_length(&d.full)
+    }));
+    tests.push(check("keys longer than a binding are split".into(), long::short_bindings));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| {
             random(&d.full, kernel)

@@ -124,6 +124,15 @@ pub enum Wrong {
         /// Batch entry, head, query and column.
         at: [usize; 4],
     },
+    /// Guarantee 4: the length of a call changed bits of rows that see the same keys.
+    #[error(
+        "a call with fewer unseen keys gave different bits at (b {}, h {}, i {}, d {})",
+        at[0], at[1], at[2], at[3]
+    )]
+    Lengths {
+        /// Batch entry, head, query and column.
+        at: [usize; 4],
+    },
 }
 
 /// The contents of out and lse before a run: a NaN in every storage type, but not the NaN that

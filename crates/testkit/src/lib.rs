@@ -39,7 +39,7 @@ pub use check::{Failure, Outcome, Prepared, Worst, Wrong, cannot_plan, run_case}
 pub use inputs::Tensors;
 pub use random::random_case;
 pub use rng::Rng;
-pub use same_bits::{check_neighbours, check_repeats};
+pub use same_bits::{check_lengths, check_neighbours, check_repeats};
 pub use shapes::named_shapes;
 pub use shrink::minimise;
 pub use tally::{Tally, chosen_cases, run_cases, run_random};

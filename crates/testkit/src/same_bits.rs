@@ -1,4 +1,5 @@
-//! Guarantee 4: the same bits in every run, and with any neighbours in the batch.
+//! Guarantee 4: the same bits in every run, with any neighbours in the batch, and with any number of
+//! unseen keys in the cache.
 
 use crate::case::Case;
 use crate::check::{Failure, Results, Wrong, elements_of, execute, name};
@@ -58,6 +59,36 @@ pub fn check_neighbours(
         Ok(())
     };
     apart().map_err(|wrong| Failure {
+        backend: name(backend),
+        kernel,
+        case: Box::new(case.clone()),
+        wrong,
+    })
+}
+
+/// Runs a case with `kv_lens`, and again in a call that ends at the longest of these. The keys beyond
+/// it are seen by no row, so the bits have to be the same.
+///
+/// # Errors
+/// A [`Failure`] with [`Wrong::Lengths`], or with the reason why the case did not run.
+pub fn check_lengths(
+    backend: &dyn Backend,
+    kernel: KernelKind,
+    case: &Case,
+) -> Result<(), Failure> {
+    let shortened = || {
+        let mut tensors = case.build()?;
+        let whole = bits(&tensors, &execute(backend, kernel, &tensors)?)?;
+        let longest = tensors.kv_lens.iter().flatten().copied().max().unwrap_or(0).max(0) as usize;
+        let seq_kv = tensors.call.resolve(&tensors.problem)?.seq_kv.min(longest);
+        tensors.call = tensors.call.seq_kv(seq_kv);
+        let short = bits(&tensors, &execute(backend, kernel, &tensors)?)?;
+        match whole.iter().zip(&short).find(|(a, b)| a != b) {
+            Some((&(at, _), _)) => Err(Wrong::Lengths { at }),
+            None => Ok(()),
+        }
+    };
+    shortened().map_err(|wrong| Failure {
         backend: name(backend),
         kernel,
         case: Box::new(case.clone()),

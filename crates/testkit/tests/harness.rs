@@ -10,7 +10,7 @@ use flashtile_core::{
 };
 use flashtile_reference::Reference;
 use flashtile_testkit::{
-    Case, Wrong, check_neighbours, check_repeats, run_case, run_cases, run_random,
+    Case, Wrong, check_lengths, check_neighbours, check_repeats, run_case, run_cases, run_random,
 };
 use honest::{Honest, Sabotage};
 use std::fmt;
@@ -154,6 +154,8 @@ fn different_bits_are_found() {
     });
     let failure = check_repeats(&restless, KernelKind::Flash, &case()).unwrap_err();
     assert!(matches!(failure.wrong, Wrong::NotRepeated { at: [0, 0, 0, 0] }), "{failure}");
+    let failure = check_lengths(&restless, KernelKind::Flash, &case()).unwrap_err();
+    assert!(matches!(failure.wrong, Wrong::Lengths { at: [0, 0, 0, 0] }), "{failure}");
     let looks_around = Misbehaving(|problem: &Problem, out: &mut [u8], _: Option<&mut [f32]>| {
         out[2 * problem.out().index(problem.batch() - 1, 1, 2, 0)] ^= problem.batch() as u8 - 1;
     });

@@ -10,8 +10,8 @@ use flashtile_core::{
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, TensorSums, ThreadOrder};
 use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles};
 use flashtile_testkit::{
-    Case, Prepared, Wrong, catalogue, check_neighbours, check_repeats, chosen_cases, run_case,
-    run_random,
+    Case, Prepared, Wrong, catalogue, check_lengths, check_neighbours, check_repeats, chosen_cases,
+    run_case, run_random,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -227,6 +227,14 @@ fn of_kernel(kernel: KernelKind) -> Vec<Test> {
                 report(together().iter().filter_map(check))
             }),
         ),
+        (
+            format!("{kernel}: same bits for calls of any length"),
+            Box::new(move |emulator| {
+                let backend = EmulatedCudaBackend::new(emulator, 80, ThreadOrder::Forward);
+                let check = |case: &Case| check_lengths(&backend, kernel, case).err();
+                report(shorter_than_the_cache().iter().filter_map(check))
+            }),
+        ),
     ];
     for sums in all_sums {
         let how = if sums == TensorSums::Nearest { "" } else { ", truncated sums" };
@@ -245,8 +253,20 @@ fn of_kernel(kernel: KernelKind) -> Vec<Test> {
 
 /// Some cases with all features at once.
 fn together() -> Vec<Case> {
-    let cases = catalogue().into_iter().filter(|(group, _)| *group == "together");
-    cases.map(|(_, case)| case).step_by(4).collect()
+    let group = |name| catalogue().into_iter().filter(move |(group, _)| *group == name);
+    // With two to three batch entries, whose keys are split into chunks.
+    let split = group("few queries").filter(|(_, case)| case.batch > 1).step_by(4);
+    group("together").step_by(4).chain(split).map(|(_, case)| case).collect()
+}
+
+/// Cases in which no row sees the last keys of the cache.
+fn shorter_than_the_cache() -> Vec<Case> {
+    let lines = [
+        "shape=2x4x1x64 hkv=2 skv=2000 dtype=f16 kv_lens=1000:257 poison=unseen",
+        "shape=1x4x3x24 hkv=1 skv=1500 causal=yes align=bottom-right kv_lens=300 poison=unseen",
+        "shape=1x2x20x16 skv=100 dtype=bf16 kv_lens=40",
+    ];
+    lines.map(|line| parse(line).expect("a valid case")).to_vec()
 }
 
 /// The same GPU, with the other order of threads in every second run.
