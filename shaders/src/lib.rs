@@ -7,12 +7,14 @@
 
 pub mod cuda;
 mod loops;
+mod matrix;
 mod params;
 mod tiles;
 mod variant;
 mod wgsl;
 
 pub use loops::LoopShape;
+pub use matrix::{MatrixTiles, matrix_tiles};
 pub use params::Params;
 pub use tiles::{
     BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, LANE_TILES, LaneTiles, MAX_HEAD_DIM,

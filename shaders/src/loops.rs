@@ -5,7 +5,9 @@
 //! They follow the kernels loop by loop; the conformance test "loop iterations are counted as
 //! kernels run them" compares them with kernels that count their own iterations.
 
-use crate::{BlockTiles, LaneTiles, Operation, RowTiles, Tiles, UniformTiles, Variant};
+use crate::{
+    BlockTiles, LaneTiles, MatrixTiles, Operation, RowTiles, Tiles, UniformTiles, Variant,
+};
 
 /// The values that determine how often the loops of a kernel run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,7 @@ impl Variant {
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
                 Tiles::Uniform(tiles) => self.flash_uniform(tiles, shape),
                 Tiles::Lanes(_) => self.flash_lanes(shape),
+                Tiles::Matrix(tiles) => self.flash_matrix(tiles, shape),
             },
             Operation::FlashMerge => self.flash_merge(shape),
             Operation::UnfusedScores => self.unfused_scores(shape),
@@ -83,6 +86,28 @@ impl Variant {
         let tiles = repeat(t.tiles, repeat(t.keys, 0.0) + scores + softmax + values);
         let careful = (shape.careful_tiles as f64).min(t.tiles) * (careful);
         tiles + careful + repeat(d4_v, repeat(4.0, 0.0))
+    }
+
+    /// flash_forward_matrix.wgsl.
+    fn flash_matrix(&self, tiles: &MatrixTiles, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let [size, lanes, width] = [tiles.size, tiles.lanes, tiles.width].map(f64::from);
+        let loads = |rows: f64| repeat((rows * width / 8.0 / t.threads).ceil(), 0.0);
+        let per_thread = t.keys / (lanes / size) / 4.0;
+        // Those that a software adapter does not unroll, at most one per column of the strip.
+        let over_columns = |body| repeat(width / size, body);
+        let load_q = over_columns(loads(t.rows));
+        let products = over_columns(0.0) + over_columns(0.0);
+        let spill = over_columns(repeat(per_thread, 0.0));
+        let tile = loads(t.keys) + loads(t.keys / 2.0) + per_thread * t.philox + products + spill;
+        let columns = width / t.keys * per_thread;
+        let careful = columns * repeat(t.keys, 0.0)
+            + repeat((width * (t.keys + 8.0) / t.threads).ceil(), 0.0);
+        let careful = (shape.careful_tiles as f64).min(t.tiles) * careful;
+        load_q
+            + repeat(t.tiles, tile)
+            + careful
+            + over_columns(repeat(per_thread, repeat(4.0, 0.0)))
     }
 
     /// flash_merge.wgsl.
@@ -137,6 +162,7 @@ impl Variant {
 /// Iteration counts that several kernels share.
 struct Shape {
     keys: f64,
+    rows: f64,
     kc: f64,
     qw4: f64,
     ot: f64,
@@ -165,11 +191,16 @@ impl Shape {
             Tiles::Uniform(UniformTiles { width, .. }) | Tiles::Lanes(LaneTiles { width, .. }) => {
                 BlockTiles { tx: 0, ty: 0, kc: 16, qw4: 0, ot: width / 4 }
             }
+            // It has no chunks.
+            Tiles::Matrix(tiles) => {
+                BlockTiles { tx: 0, ty: 0, kc: tiles.width, qw4: 0, ot: tiles.width / 4 }
+            }
         };
         let [tx, kc, qw4, ot] = [block.tx, block.kc, block.qw4, block.ot].map(f64::from);
         let [keys, rows, threads] = [tiles.keys(), tiles.rows(), tiles.threads()].map(f64::from);
         Self {
             keys,
+            rows,
             kc,
             qw4,
             ot,

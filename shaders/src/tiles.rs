@@ -1,3 +1,4 @@
+use crate::MatrixTiles;
 use std::fmt;
 
 /// The tile shape of a kernel. Each kind of shape belongs to a kernel source of its own.
@@ -11,6 +12,8 @@ pub enum Tiles {
     Uniform(UniformTiles),
     /// `flash_forward_lanes.wgsl`, for GPUs with subgroups.
     Lanes(LaneTiles),
+    /// `flash_forward_matrix.wgsl`, on matrix units.
+    Matrix(MatrixTiles),
 }
 
 /// A tile shape of the portable kernels: `tx` x `ty` threads with 4 queries and 4 keys each.
@@ -181,6 +184,7 @@ impl Tiles {
             Tiles::Rows(_) => RowTiles::THREADS,
             Tiles::Uniform(_) => UniformTiles::THREADS,
             Tiles::Lanes(t) => LaneTiles::THREADS / t.lanes * t.rows,
+            Tiles::Matrix(t) => t.rows(),
         }
     }
 
@@ -191,6 +195,7 @@ impl Tiles {
             Tiles::Rows(_) => RowTiles::KEYS,
             Tiles::Uniform(_) => UniformTiles::KEYS,
             Tiles::Lanes(_) => LaneTiles::KEYS,
+            Tiles::Matrix(t) => t.keys(),
         }
     }
 
@@ -201,6 +206,7 @@ impl Tiles {
             Tiles::Rows(_) => RowTiles::THREADS,
             Tiles::Uniform(_) => UniformTiles::THREADS,
             Tiles::Lanes(_) => LaneTiles::THREADS,
+            Tiles::Matrix(t) => t.threads(),
         }
     }
 
@@ -208,7 +214,7 @@ impl Tiles {
     /// tensors are then read in words of 16 bytes.
     pub const fn exact_width(&self) -> Option<u32> {
         match self {
-            Tiles::Block(_) | Tiles::Rows(_) => None,
+            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Matrix(_) => None,
             Tiles::Uniform(t) => Some(t.width),
             Tiles::Lanes(t) => Some(t.width),
         }
@@ -221,6 +227,7 @@ impl Tiles {
             Tiles::Rows(t) => t.width,
             Tiles::Uniform(t) => t.width,
             Tiles::Lanes(t) => t.width,
+            Tiles::Matrix(t) => t.width,
         }
     }
 
@@ -238,15 +245,24 @@ impl Tiles {
             Tiles::Rows(_) => 4 * RowTiles::KEYS * RowTiles::KC + 4,
             Tiles::Uniform(_) => 4 * UniformTiles::KEYS * UniformTiles::THREADS + 4,
             Tiles::Lanes(t) => 2 * 4 * LaneTiles::KEYS * t.width + 4,
+            Tiles::Matrix(t) => t.workgroup_bytes(),
         }
     }
 
     /// Whether the kernel uses subgroup operations.
     pub const fn uses_subgroups(&self) -> bool {
         match self {
-            Tiles::Block(_) | Tiles::Uniform(_) => false,
+            Tiles::Block(_) | Tiles::Uniform(_) | Tiles::Matrix(_) => false,
             Tiles::Rows(t) => t.lanes > 1,
             Tiles::Lanes(_) => true,
+        }
+    }
+
+    /// Whether the kernel uses matrix units.
+    pub const fn uses_matrix_units(&self) -> bool {
+        match self {
+            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => false,
+            Tiles::Matrix(_) => true,
         }
     }
 
@@ -265,13 +281,22 @@ impl Tiles {
                 let prefetch = if *prefetch { " prefetch" } else { "" };
                 format!("lanes{lanes} w{width} rows{rows}{prefetch}")
             }
+            Tiles::Matrix(MatrixTiles { size, lanes, width }) => {
+                format!("matrix{size} w{width} lanes{lanes}")
+            }
         }
     }
 }
 
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Br {} x Bc {}, {} threads", self.rows(), self.keys(), self.threads())
+        write!(f, "Br {} x Bc {}, {} threads", self.rows(), self.keys(), self.threads())?;
+        match self {
+            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => Ok(()),
+            Tiles::Matrix(MatrixTiles { size, .. }) => {
+                write!(f, ", matrix units {size}x{size}x{size}")
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 use crate::{
     FLASH_TILES, LANE_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES,
-    UNIFORM_TILES, row_tiles,
+    UNIFORM_TILES, matrix_tiles, row_tiles,
 };
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
@@ -181,7 +181,8 @@ impl Variant {
         let tiles = |operation| match operation {
             Operation::FlashForward | Operation::FlashSplit => {
                 let rows = ROW_LANES.into_iter().flat_map(row_tiles);
-                FLASH_TILES.into_iter().chain(rows).chain(UNIFORM_TILES).chain(LANE_TILES).collect()
+                let registers = UNIFORM_TILES.into_iter().chain(LANE_TILES);
+                FLASH_TILES.into_iter().chain(rows).chain(registers).chain(matrix_tiles()).collect()
             }
             Operation::FlashMerge => vec![MERGE_TILES],
             Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],
@@ -190,7 +191,9 @@ impl Variant {
         let mut all = Vec::new();
         for &operation in Operation::ALL {
             for tiles in tiles(operation) {
-                for &dtype in DType::ALL {
+                let dtypes: &[DType] =
+                    if tiles.uses_matrix_units() { &[DType::F16] } else { DType::ALL };
+                for &dtype in dtypes {
                     for mask in masks() {
                         for (kv_lens, lse) in flags() {
                             let variant = Variant::new(operation, dtype, mask, kv_lens, lse, tiles);

@@ -5,7 +5,7 @@ mod uniform;
 mod unroll;
 
 use crate::{
-    Access, BlockTiles, LaneTiles, Operation, RowTiles, Slot, Tiles, UniformTiles, Variant,
+    Access, BlockTiles, LaneTiles, Operation, RowTiles, Slot, Tiles, UniformTiles, Variant, matrix,
 };
 use flashtile_core::{DType, MaskKind};
 
@@ -31,6 +31,8 @@ const ROW_RESULT: &str = include_str!("../wgsl/row_result.wgsl");
 const ROW_PARTIAL: &str = include_str!("../wgsl/row_partial.wgsl");
 const PARTIAL: &str = include_str!("../wgsl/partial.wgsl");
 const FLASH_MERGE: &str = include_str!("../wgsl/flash_merge.wgsl");
+const LOAD8: &str = include_str!("../wgsl/load8.wgsl");
+const FLASH_FORWARD_MATRIX: &str = include_str!("../wgsl/flash_forward_matrix.wgsl");
 const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
 const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
 const UNFUSED_VALUES: &str = include_str!("../wgsl/unfused_values.wgsl");
@@ -45,8 +47,13 @@ impl Variant {
 fn assemble(variant: &Variant) -> String {
     let mut parts = vec![constants(variant), bindings(variant), NUMERICS.into(), PARAMS.into()];
     parts.push(valid_keys(variant).into());
-    let rolled = matches!(variant.tiles, Tiles::Rows(_));
-    let loads = |tensor, width| [load(variant.dtype, tensor), load4(rolled, tensor, width)];
+    let loads = |tensor, width| match variant.tiles {
+        Tiles::Block(_) => [load(variant.dtype, tensor), load4(false, tensor, width)].concat(),
+        Tiles::Rows(_) => [load(variant.dtype, tensor), load4(true, tensor, width)].concat(),
+        Tiles::Matrix(_) => LOAD8.replace("TENSOR", tensor).replace("WIDTH", width),
+        // They read words of 16 bytes.
+        Tiles::Uniform(_) | Tiles::Lanes(_) => String::new(),
+    };
     let (q, k, v) = (
         loads("q", "params.head_dim"),
         loads("k", "params.head_dim"),
@@ -72,7 +79,7 @@ fn assemble(variant: &Variant) -> String {
         }
         Operation::UnfusedScores => {
             parts.extend([mask(variant.mask), SCORE_ROW.into()]);
-            parts.extend(q.into_iter().chain(k));
+            parts.extend([q, k]);
             parts.extend([TILE, LOAD_K_CHUNK, UNFUSED_SCORES].map(String::from));
         }
         Operation::UnfusedSoftmax => {
@@ -82,7 +89,7 @@ fn assemble(variant: &Variant) -> String {
         }
         Operation::UnfusedValues => {
             parts.extend([SCORE_ROW.into(), store(variant.dtype)]);
-            parts.extend(v);
+            parts.push(v);
             parts.extend([TILE, LOAD_V_CHUNK, UNFUSED_VALUES].map(String::from));
         }
     }
@@ -90,12 +97,12 @@ fn assemble(variant: &Variant) -> String {
 }
 
 /// The fused kernel with what it calls, except for how a row is stored.
-fn flash(variant: &Variant, loads: [[String; 2]; 3]) -> Vec<String> {
+fn flash(variant: &Variant, loads: [String; 3]) -> Vec<String> {
     let mut parts = vec![PHILOX.into(), mask(variant.mask)];
     if wide(variant) {
         parts.push(words(variant.dtype));
     } else {
-        parts.extend(loads.into_iter().flatten());
+        parts.extend(loads);
     }
     match &variant.tiles {
         Tiles::Uniform(tiles) => parts.push(uniform::kernel(variant, tiles)),
@@ -104,6 +111,11 @@ fn flash(variant: &Variant, loads: [[String; 2]; 3]) -> Vec<String> {
             parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
         }
         Tiles::Rows(tiles) => parts.extend([spread(tiles), rows_kernel(tiles)]),
+        Tiles::Matrix(tiles) => {
+            let constants = [tiles.constants(), vec![("BC", tiles.keys())]].concat();
+            let kernel = matrix::unroll(FLASH_FORWARD_MATRIX, &constants, tiles.is_for_software());
+            parts.extend([tiles.prelude(), kernel]);
+        }
     }
     parts
 }
@@ -111,6 +123,14 @@ fn flash(variant: &Variant, loads: [[String; 2]; 3]) -> Vec<String> {
 fn constants(variant: &Variant) -> String {
     let tiles = &variant.tiles;
     let mut source = format!("// {variant}\n");
+    if tiles.uses_matrix_units() {
+        // Subgroups run matrix operations together. That their control flow is uniform depends on
+        // flags in workgroup memory, which the compiler does not follow.
+        source += "enable f16;
+enable wgpu_cooperative_matrix;
+diagnostic(off, derivative_uniformity);
+";
+    }
     let common = [("THREADS", tiles.threads()), ("BR", tiles.rows()), ("BC", tiles.keys())];
     let own = match *tiles {
         Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
@@ -131,6 +151,7 @@ fn constants(variant: &Variant) -> String {
             ]
         }
         Tiles::Rows(RowTiles { width, lanes: _ }) => vec![("KC", RowTiles::KC), ("OT", width / 4)],
+        Tiles::Matrix(ref tiles) => tiles.constants(),
     };
     for (name, value) in common.into_iter().chain(own) {
         source += &format!("const {name}: u32 = {value}u;\n");
@@ -171,6 +192,8 @@ fn bindings(variant: &Variant) -> String {
         (Tiles::Lanes(_), DType::F16 | DType::BF16) => "vec2<u32>",
         _ => "vec4<u32>",
     };
+    // The kernel on matrix units reads f16 as such.
+    let word = if variant.tiles.uses_matrix_units() { "vec2<f16>" } else { "u32" };
     for binding in variant.bindings() {
         let (name, element) = match binding.slot {
             Slot::Params => continue, // beside its struct, in params.wgsl
@@ -178,9 +201,9 @@ fn bindings(variant: &Variant) -> String {
             Slot::K if wide(variant) => ("k", "vec4<u32>"),
             Slot::V if wide(variant) => ("v", "vec4<u32>"),
             Slot::Out if wide(variant) => ("out", row_element),
-            Slot::Q => ("q", "u32"),
-            Slot::K => ("k", "u32"),
-            Slot::V => ("v", "u32"),
+            Slot::Q => ("q", word),
+            Slot::K => ("k", word),
+            Slot::V => ("v", word),
             Slot::Mask => ("mask", "u32"),
             Slot::Aux => ("kv_lens", "i32"),
             Slot::Out if variant.dtype == DType::F32 => ("out", "u32"),

@@ -14,12 +14,23 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 const CONSTANTS: Constants =
     Constants { softcap: true, dropout: true, by_four: false, folded: true };
 
+/// The size of Metal's matrices.
+const METAL_MATRIX: u32 = 8;
+
 /// Parses the source, validates it with only the capabilities of core WebGPU (which include
-/// unpack2x16float) and subgroups where the variant uses them, then sets the overridable constants.
+/// unpack2x16float), with subgroups and matrices where the variant uses them, then sets the
+/// overridable constants.
 fn compile(variant: &Variant) -> Result<(naga::Module, ModuleInfo), String> {
     let source = variant.wgsl();
-    let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if variant.tiles.uses_matrix_units() {
+        capabilities |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    }
+    let mut options = naga::front::wgsl::Options::new();
+    options.capabilities = capabilities;
+    let module = naga::front::wgsl::Frontend::new_with_options(options)
+        .parse(&source)
+        .map_err(|e| e.emit_to_string(&source))?;
     if variant.tiles.uses_subgroups() {
         capabilities |= Capabilities::SUBGROUP;
     }
@@ -76,6 +87,11 @@ fn every_variant_translates_for_every_graphics_api() {
         let stage = naga::ShaderStage::Compute;
         naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
             .map_err(|e| format!("SPIR-V: {e}"))?;
+        if let Tiles::Matrix(tiles) = variant.tiles
+            && tiles.size != METAL_MATRIX
+        {
+            return Ok(()); // only Vulkan has matrices of this size
+        }
         naga::back::msl::write_string(
             &module,
             &info,
@@ -90,6 +106,10 @@ fn every_variant_translates_for_every_graphics_api() {
             },
         )
         .map_err(|e| format!("MSL: {e}"))?;
+        // HLSL and GLSL ES have no cooperative matrices, and wgpu does not offer them there.
+        if variant.tiles.uses_matrix_units() {
+            return Ok(());
+        }
         let options =
             naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
         let pipeline =
@@ -216,11 +236,13 @@ fn spirv_val_agrees() {
     let mut validated = 0;
     for variant in checked().into_iter().step_by(7) {
         let (module, info) = compile(&variant).unwrap_or_else(|e| panic!("{variant}: {e}"));
+        // Cooperative matrices need Vulkan's memory model, which is part of Vulkan 1.2.
+        let environment = if variant.tiles.uses_matrix_units() { "vulkan1.3" } else { "vulkan1.1" };
         let words = naga::back::spv::write_vec(&module, &info, &options, None).unwrap();
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         std::fs::write(&file, bytes).unwrap();
         let output = std::process::Command::new(&program)
-            .args(["--target-env", "vulkan1.1"])
+            .args(["--target-env", environment])
             .arg(&file)
             .output()
             .unwrap();

@@ -5,6 +5,7 @@ mod calls;
 mod devices;
 mod embedding;
 mod long;
+mod matrix;
 mod registers;
 mod stress;
 mod visited;
@@ -42,6 +43,7 @@ fn tests() -> Vec<Test<Devices>> {
     let mut tests: Vec<Test<Devices>> = Vec::new();
     let chosen = Chosen::by_environment();
     for (group, all) in chosen.groups {
+        tests.push(matrix::group(group, &all));
         if group == "long keys" && !chosen.replay {
             // A driver may refuse these for one reason only. Both devices run all of them.
             let again = all.clone();

@@ -34,6 +34,7 @@ fn baseline() -> impl Iterator<Item = Variant> {
         // Browsers do not say enough of a GPU for the kernels of one width.
         tiles.exact_width().is_none()
             && !tiles.uses_subgroups()
+            && !tiles.uses_matrix_units()
             && tiles.flash_workgroup_bytes() <= BASELINE_WORKGROUP_BYTES
     };
     Variant::all().filter(move |variant| {

@@ -50,10 +50,11 @@ impl Gpu {
         let adapter = adapters.first().context("there is no Vulkan driver")?;
         let mut descriptor = flashtile_wgpu::device_descriptor(adapter);
         descriptor.required_features |= extra & adapter.features();
+        descriptor.required_features |= flashtile_wgpu::matrix_unit_features(adapter);
         // SAFETY: nothing that this program compiles is ever run.
         descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))?;
-        let context = Context::new_blocking(device, queue)?;
+        let context = Context::for_adapter_blocking(adapter, device, queue)?;
         Ok(Self { context })
     }
 

@@ -1,4 +1,4 @@
-use crate::{Context, Error};
+use crate::{Context, Error, matrix_unit_features};
 use flashtile_core::DeviceChoice;
 use wgpu::{DeviceType, Instance, InstanceDescriptor};
 
@@ -19,6 +19,9 @@ pub struct AdapterEntry {
 /// - `SUBGROUP`, above all: kernels share keys among the lanes of a subgroup. A decode step over
 ///   8192 keys took 1.43 s without it and 0.37 s with it on a software adapter.
 /// - `TIMESTAMP_QUERY`, for times by the GPU's own clock in [`HostRun`](crate::HostRun).
+///
+/// Matrix units need more, which is experimental in wgpu and therefore not among these: see
+/// [`matrix_unit_features`].
 pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY)
 }
@@ -93,12 +96,27 @@ pub fn adapters_blocking() -> Vec<AdapterEntry> {
     pollster::block_on(adapters())
 }
 
-/// Opens an adapter for a program that has no device of its own, with [`device_descriptor`].
+/// Opens an adapter for a program that has no device of its own, with [`device_descriptor`] and
+/// [`matrix_unit_features`].
 ///
 /// # Errors
 /// [`Error::NoAdapter`], [`Error::NoDevice`].
 pub async fn open(choice: &DeviceChoice) -> Result<Context, Error> {
-    open_with(choice, device_descriptor).await
+    open_with(choice, full_descriptor).await
+}
+
+/// [`device_descriptor`], with matrix units.
+fn full_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    let mut descriptor = device_descriptor(adapter);
+    let features = matrix_unit_features(adapter);
+    if !features.is_empty() {
+        descriptor.required_features |= features;
+        // SAFETY: the token acknowledges that experimental features may have bugs that lead to
+        // undefined behaviour. The only one that is requested are cooperative matrices, and the
+        // kernels load them from workgroup memory alone, within its bounds.
+        descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    }
+    descriptor
 }
 
 /// As [`open`], but with WebGPU's default limits and no feature: the device that a browser grants.
@@ -126,7 +144,7 @@ async fn open_with(
         .request_device(&describe(&found[at]))
         .await
         .map_err(|e| Error::NoDevice { adapter: names[at].clone(), reason: e.to_string() })?;
-    Context::new(device, queue).await
+    Context::for_adapter(&found[at], device, queue).await
 }
 
 /// As [`open`], blocking.

@@ -56,6 +56,29 @@ impl Context {
     /// [`Error::ForeignQueue`] for a queue of another device, [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub async fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
+        Self::with_matrices(device, queue, None).await
+    }
+
+    /// As [`new`](Self::new), for a device of `adapter`. Kernels may then use matrix units, if the
+    /// device was opened with [`matrix_unit_features`](crate::matrix_unit_features): a device does
+    /// not report the sizes of its matrices, and its adapter does.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub async fn for_adapter(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<Self, Error> {
+        let matrices = adapter.cooperative_matrix_properties();
+        Self::with_matrices(device, queue, Some(&matrices)).await
+    }
+
+    async fn with_matrices(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        matrices: Option<&[wgpu::CooperativeMatrixProperties]>,
+    ) -> Result<Self, Error> {
         let empty = catch(&device, || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("flashtile empty"),
@@ -69,7 +92,7 @@ impl Context {
         check_queue(&device, &queue)?;
         let info = device.adapter_info();
         let inner = Inner {
-            machine: Machine::new(&device.limits(), device.features(), &info),
+            machine: Machine::new(&device.limits(), device.features(), &info, matrices),
             params: ParamSlots::new(&device),
             device,
             queue,
@@ -110,6 +133,19 @@ impl Context {
     #[cfg(not(target_family = "wasm"))]
     pub fn new_blocking(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
         pollster::block_on(Self::new(device, queue))
+    }
+
+    /// As [`for_adapter`](Self::for_adapter), blocking.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(not(target_family = "wasm"))]
+    pub fn for_adapter_blocking(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<Self, Error> {
+        pollster::block_on(Self::for_adapter(adapter, device, queue))
     }
 
     /// The device.

@@ -63,6 +63,7 @@ mod error;
 mod export;
 mod host;
 mod machine;
+mod matrix;
 mod params;
 mod parts;
 mod plan;
@@ -85,6 +86,7 @@ pub use export::{ExportedBinding, ExportedCall, ExportedDispatch, export_baselin
 pub use flashtile_core::{DeviceChoice, HostStats, Timing};
 pub use flashtile_shaders::{FLASH_TILES, Tiles};
 pub use host::HostRun;
+pub use matrix::matrix_unit_features;
 pub use plan::{Dispatch, Plan, PlanOptions};
 pub use region::{Args, Region};
 pub use wgpu;

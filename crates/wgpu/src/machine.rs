@@ -1,5 +1,8 @@
 //! What planning knows of a device.
 
+use crate::matrix;
+use flashtile_core::NoMatrixUnits;
+
 /// The numbers of a device that decide how a problem is planned.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Machine {
@@ -19,6 +22,11 @@ pub(crate) struct Machine {
     /// Whether values that are the same for all threads of a subgroup are loaded once, into scalar
     /// registers.
     pub(crate) scalar_loads: bool,
+    /// Lanes of the largest subgroup that the device may form.
+    pub(crate) max_lanes: u32,
+    /// The sizes of matrices that the device multiplies and that have kernels, or why there are
+    /// none.
+    pub(crate) matrix_sizes: Result<Vec<u32>, NoMatrixUnits>,
     /// Whether a display may time out while a dispatch runs.
     pub(crate) watchdog: bool,
     /// Iterations after which the driver ends an invocation's loops; `None` where it never does.
@@ -30,6 +38,7 @@ impl Machine {
         limits: &wgpu::Limits,
         features: wgpu::Features,
         info: &wgpu::AdapterInfo,
+        matrices: Option<&[wgpu::CooperativeMatrixProperties]>,
     ) -> Self {
         let software = info.device_type == wgpu::DeviceType::Cpu;
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
@@ -50,6 +59,8 @@ impl Machine {
             // No API reports these two.
             many_registers: matches!(info.vendor, AMD | NVIDIA) && !software,
             scalar_loads: info.vendor == AMD && !software,
+            max_lanes: info.subgroup_max_size,
+            matrix_sizes: matrix::offer(features, matrices),
             watchdog: !software,
             loop_budget: loop_budget(info),
         }
@@ -75,6 +86,8 @@ impl Machine {
             subgroup: 1,
             many_registers: false,
             scalar_loads: false,
+            max_lanes: 128,
+            matrix_sizes: Err(NoMatrixUnits::NotOffered),
             watchdog: true,
             loop_budget: None,
         }

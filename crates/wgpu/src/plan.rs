@@ -71,7 +71,11 @@ impl Context {
         match self.schedule(problem, options) {
             Ok(schedule) => {
                 let chunks = schedule.chunks.map_or(String::new(), |c| format!(", {c}"));
-                Verdict::Runs(format!("{}, {}{chunks}", self.inner.info.name, schedule.tiles))
+                let without = schedule.no_matrix_units;
+                let without =
+                    without.map_or(String::new(), |why| format!("; no matrix units: {why}"));
+                let (name, tiles) = (&self.inner.info.name, schedule.tiles);
+                Verdict::Runs(format!("{name}, {tiles}{chunks}{without}"))
             }
             Err((_, reasons)) => Verdict::Refused(reasons),
         }

@@ -5,7 +5,8 @@ use crate::machine::Machine;
 use crate::parts::{Part, Window, Work, score_stride, split};
 use crate::tiles::{Choice, choose_tiles, over_loop_budget, variant};
 use flashtile_core::{
-    KernelKind, KeyChunks, KeySplit, PlanOptions, Problem, Reason, ResolvedCall, TensorView,
+    KernelKind, KeyChunks, KeySplit, NoMatrixUnits, PlanOptions, Problem, Reason, ResolvedCall,
+    TensorView,
     planning::{SizeLimits, flash_options, folded_heads, oversized},
 };
 use flashtile_shaders::{
@@ -26,6 +27,8 @@ pub(crate) struct Schedule {
     pub(crate) chunks: Option<KeyChunks>,
     /// Why it is as it is.
     pub(crate) rationale: Vec<String>,
+    /// Why the flash kernel does not use matrix units.
+    pub(crate) no_matrix_units: Option<NoMatrixUnits>,
     operations: Vec<(Operation, Tiles)>,
     fold: usize,
     grid: u32,
@@ -64,7 +67,7 @@ fn flash(
     options: &PlanOptions<Tiles>,
     machine: &Machine,
 ) -> Result<Schedule, Vec<Reason>> {
-    let Choice { tiles, splits, why } = choose_tiles(problem, machine, options)?;
+    let Choice { tiles, splits, why, no_matrix_units } = choose_tiles(problem, machine, options)?;
     let mut folds = vec![folded_heads(problem, tiles.rows() as usize), 1];
     folds.dedup();
     let mut refused = Vec::new();
@@ -82,12 +85,14 @@ fn flash(
                 Ok(parts) => {
                     let mut schedule = assemble(&work, tiles, parts, machine);
                     let mut rationale = vec![why];
+                    let without = no_matrix_units.as_ref();
+                    rationale.extend(without.map(|reason| format!("no matrix units: {reason}")));
                     rationale.extend(chunks.map(|chunks| why_split(problem, options, chunks)));
                     if fold > 1 {
                         rationale.push(format!("rows are those of {fold} heads of a group"));
                     }
                     rationale.append(&mut schedule.rationale);
-                    return Ok(Schedule { rationale, ..schedule });
+                    return Ok(Schedule { rationale, no_matrix_units, ..schedule });
                 }
                 Err(reasons) => {
                     let size = |r: &Reason| {
@@ -190,6 +195,7 @@ fn assemble(
         workspace_bytes,
         chunks: work.chunks,
         rationale,
+        no_matrix_units: None,
         operations: work.operations.to_vec(),
         fold: work.fold,
         grid: machine.grid,
@@ -352,7 +358,7 @@ mod tests {
             Tiles::Uniform(_) => "uniform".to_owned(),
             Tiles::Lanes(t) => format!("{} lanes, {} rows", t.lanes, t.rows),
             Tiles::Block(_) => "block".to_owned(),
-            Tiles::Rows(_) => "another".to_owned(),
+            Tiles::Rows(_) | Tiles::Matrix(_) => "another".to_owned(),
         };
         let wide = [1, 2, 100, 128];
         for (machine, expected) in [

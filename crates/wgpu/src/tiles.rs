@@ -1,13 +1,12 @@
 //! Chooses the tile shape of the flash kernel.
 
-use crate::machine::Machine;
+use crate::{machine::Machine, matrix};
 use flashtile_core::{
-    BackendKind, Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
-    planning::key_splits,
+    Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason, planning::key_splits,
 };
 use flashtile_shaders::{
     FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM, MERGE_TILES, Operation, ROW_LANES,
-    RowTiles, Tiles, UNIFORM_TILES, Variant, row_tiles,
+    RowTiles, Tiles, UNIFORM_TILES, Variant, matrix_tiles, row_tiles,
 };
 
 /// Bytes that the kernels made for one width read at once. Their tensors start at multiples of it.
@@ -25,6 +24,8 @@ pub(crate) struct Choice {
     /// The ways to split the keys that stay within the device's loop budget, preferred ones first.
     pub(crate) splits: Vec<Option<KeyChunks>>,
     pub(crate) why: String,
+    /// Why its kernel does not use matrix units; `None` if it does, or if the tiles were requested.
+    pub(crate) no_matrix_units: Option<NoMatrixUnits>,
 }
 
 /// The preferred tile shape that fits the heads, the device's limits and its loop budget.
@@ -40,21 +41,32 @@ pub(crate) fn choose_tiles(
         let (given, max) = (problem.head_dim_v(), MAX_HEAD_DIM);
         return Err(vec![Reason::Axis { axis: "head_dim_v", given, max }]);
     }
-    if options.matrix_units == MatrixUnits::Require {
-        let backend = BackendKind::Wgpu;
-        return Err(vec![Reason::MatrixUnits(NoMatrixUnits::Backend { backend })]);
-    }
     let splits = key_splits(problem, options).map_err(|reason| vec![reason])?;
     let suits = |tiles: &Tiles| suitable_splits(problem, machine, tiles, &splits);
     if let Some(tiles) = options.tiles {
-        forced(problem, machine, tiles)?;
-        return Ok(Choice { tiles, splits: suits(&tiles)?, why: format!("{tiles}: requested") });
+        forced(problem, machine, options.matrix_units, tiles)?;
+        let (splits, why) = (suits(&tiles)?, format!("{tiles}: requested"));
+        return Ok(Choice { tiles, splits, why, no_matrix_units: None });
     }
+    let no_matrix_units = match matrix::choose(problem, machine, options.matrix_units, suits) {
+        Ok((tiles, splits)) => {
+            let why = why(problem, machine, &tiles);
+            return Ok(Choice { tiles, splits, why, no_matrix_units: None });
+        }
+        Err(reason) if options.matrix_units == MatrixUnits::Require => {
+            return Err(vec![Reason::MatrixUnits(reason)]);
+        }
+        Err(reason) => reason,
+    };
     let candidates = candidates(problem, machine);
     let mut refusals = Vec::new();
     for tiles in candidates {
         match suits(&tiles) {
-            Ok(splits) => return Ok(Choice { tiles, splits, why: why(problem, machine, &tiles) }),
+            Ok(splits) => {
+                let why = why(problem, machine, &tiles);
+                let no_matrix_units = Some(no_matrix_units);
+                return Ok(Choice { tiles, splits, why, no_matrix_units });
+            }
             Err(reasons) => refusals.push(reasons),
         }
     }
@@ -70,12 +82,29 @@ fn demand(obstacles: &[Reason]) -> u64 {
     })
 }
 
-fn forced(problem: &Problem, machine: &Machine, tiles: Tiles) -> Result<(), Vec<Reason>> {
+fn forced(
+    problem: &Problem,
+    machine: &Machine,
+    units: MatrixUnits,
+    tiles: Tiles,
+) -> Result<(), Vec<Reason>> {
     let refuse = |because: String| Err(vec![Reason::Tiles { tiles: tiles.to_string(), because }]);
+    if units == MatrixUnits::Require && !tiles.uses_matrix_units() {
+        return Err(vec![Reason::MatrixUnits(NoMatrixUnits::Tiles)]);
+    }
+    if units == MatrixUnits::Off && tiles.uses_matrix_units() {
+        return refuse(NoMatrixUnits::Off.to_string());
+    }
+    if let Tiles::Matrix(shape) = &tiles
+        && let Err(reason) = matrix::serves(problem, machine, shape)
+    {
+        return refuse(reason.to_string());
+    }
     if !FLASH_TILES.contains(&tiles)
         && !ROW_LANES.into_iter().any(|n| row_tiles(n).contains(&tiles))
         && !UNIFORM_TILES.contains(&tiles)
         && !LANE_TILES.contains(&tiles)
+        && !matrix_tiles().any(|listed| listed == tiles)
     {
         return refuse("the flash kernel does not have this shape".to_owned());
     }
@@ -162,6 +191,8 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
             !machine.software && t.lanes <= machine.subgroup && many_rows == machine.many_registers
         }
         Tiles::Block(_) | Tiles::Rows(_) => true,
+        // Chosen before these.
+        Tiles::Matrix(_) => false,
     };
     let registers = UNIFORM_TILES
         .into_iter()
@@ -297,6 +328,16 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
     }
     if let Tiles::Lanes(LaneTiles { lanes, rows, .. }) = tiles {
         return format!("{tiles}: {lanes} lanes of a subgroup hold {rows} rows in registers");
+    }
+    if let Tiles::Matrix(matrix) = tiles {
+        return format!(
+            "{tiles}: the device multiplies such matrices of f16; head_dim {}, head_dim_v {}, \
+             subgroups of up to {} lanes; {} of {workgroup_bytes} bytes of workgroup memory",
+            problem.head_dim(),
+            problem.head_dim_v(),
+            machine.max_lanes.min(matrix.lanes),
+            tiles.flash_workgroup_bytes(),
+        );
     }
     let budget =
         machine.loop_budget.map_or(String::new(), |n| format!(", at most {n} loop iterations"));

@@ -1,5 +1,5 @@
 use flashtile_core::{
-    Backend, BackendError, BackendKind, BackendPlan, PlanOptions, Problem, Verdict,
+    Backend, BackendError, BackendKind, BackendPlan, MatrixUnits, PlanOptions, Problem, Verdict,
 };
 use flashtile_wgpu::{Context, DeviceChoice, Error, Tiles, open_baseline_blocking, open_blocking};
 use std::sync::Arc;
@@ -10,13 +10,14 @@ pub(crate) struct WgpuBackend {
     context: Context,
     name: String,
     tiles: Option<Tiles>,
+    matrix_units: Option<MatrixUnits>,
 }
 
 impl WgpuBackend {
     /// On an open device. `what` distinguishes it from others on the same adapter.
     pub(crate) fn new(context: Context, what: &str) -> Self {
         let name = format!("{what} on {}", Backend::device_name(&context));
-        Self { context, name, tiles: None }
+        Self { context, name, tiles: None, matrix_units: None }
     }
 
     /// The best adapter of this machine, with everything that it offers.
@@ -34,13 +35,20 @@ impl WgpuBackend {
         Self { tiles: Some(tiles), name: format!("{}, {tiles:?}", self.name), ..self.clone() }
     }
 
+    /// The same device, whose flash kernel may not, or must, use matrix units.
+    pub(crate) fn with_matrix_units(&self, units: MatrixUnits) -> Self {
+        let name = format!("{}, matrix units {units}", self.name);
+        Self { matrix_units: Some(units), name, ..self.clone() }
+    }
+
     /// The device's context.
     pub(crate) fn context(&self) -> &Context {
         &self.context
     }
 
     fn options(&self, options: &PlanOptions) -> flashtile_wgpu::PlanOptions {
-        options.for_tiles().tiles(self.tiles)
+        let units = self.matrix_units.unwrap_or(options.matrix_units);
+        options.for_tiles().tiles(self.tiles).matrix_units(units)
     }
 }
 

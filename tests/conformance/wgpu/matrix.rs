@@ -1,0 +1,61 @@
+//! The kernel on matrix units, over the whole catalogue in f16. Where the adapter has no matrix
+//! units that a kernel uses, the tests are ignored.
+
+use super::Devices;
+use crate::{harness::Test, shared::report};
+use flashtile_core::{DType, KernelKind, MatrixUnits, NoMatrixUnits, Problem, Reason, TensorView};
+use flashtile_core::{PlanOptions, Verdict};
+use flashtile_testkit::{Case, Failure, Wrong, run_case};
+
+/// The widest heads that kernels on matrix units support.
+const WIDEST: usize = 256;
+
+/// Every case of a group, in f16 and with matrix units required.
+pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
+    let mut in_f16: Vec<Case> = Vec::new();
+    for case in cases {
+        let case = Case { dtype: DType::F16, ..case.clone() };
+        if !in_f16.contains(&case) {
+            in_f16.push(case);
+        }
+    }
+    Test::new(format!("matrix flash: {group}"), move |d: &Devices| run(d, &in_f16)).unless(missing)
+}
+
+/// Why the adapter cannot run these tests. With FLASHTILE_REQUIRE_MATRIX_UNITS=1 they run, and fail
+/// where it cannot.
+fn missing(devices: &Devices) -> Option<String> {
+    if std::env::var_os("FLASHTILE_REQUIRE_MATRIX_UNITS").is_some_and(|value| value == "1") {
+        return None;
+    }
+    let view = TensorView::bshd(DType::F16, [1; 4]).expect("small");
+    let problem = Problem::builder(view, view, view).build().expect("valid");
+    let options = PlanOptions::new().matrix_units(MatrixUnits::Require);
+    match devices.full.context().verdict(&problem, &options.for_tiles()) {
+        Verdict::Runs(_) => None,
+        Verdict::Refused(reasons) => {
+            let reasons: Vec<_> = reasons.iter().map(Reason::to_string).collect();
+            Some(reasons.join("; "))
+        }
+    }
+}
+
+fn run(devices: &Devices, cases: &[Case]) -> Result<(), String> {
+    let backend = devices.full.with_matrix_units(MatrixUnits::Require);
+    report(cases.iter().filter_map(|case| {
+        let failure = run_case(&backend, KernelKind::Flash, case).err()?;
+        (!is_too_wide(case, &failure)).then_some(failure)
+    }))
+}
+
+/// Whether a case is refused for the width of its heads, as it should be, and for nothing else.
+fn is_too_wide(case: &Case, failure: &Failure) -> bool {
+    let Wrong::Refused(reasons) = &failure.wrong else { return false };
+    let by_width = |reason: &Reason| {
+        matches!(
+            reason,
+            Reason::MatrixUnits(NoMatrixUnits::Axis { axis: "head_dim" | "head_dim_v", .. })
+        )
+    };
+    case.head_dim.max(case.head_dim_v) > WIDEST && reasons.iter().all(by_width)
+}
