@@ -121,8 +121,8 @@ fn many(n: u32) -> u32 {{
 }
 
 /// Repeats the blocks of `source` between `//for NAME in RANGE` and `//end`. RANGE is a number of
-/// times, or `FROM..TO`. `$[...]` becomes its value as a u32, `${...}` as part of a name. Values are
-/// sums of products and quotients of integers, of `constants` and of the names of the blocks.
+/// times, or `FROM..TO`. `$[...]` becomes its value as a u32, `${...}` as part of a name. Values
+/// are sums of products and quotients of integers, of `constants` and of the names of the blocks.
 ///
 /// A block that starts with `//roll` is repeated as well, or becomes a loop of the kernel that ends
 /// at a uniform if `rolled`.

@@ -1,7 +1,7 @@
-// The same algorithm as flash_forward.wgsl with Q and O in registers, for GPUs with subgroups. LANES
-// neighbouring threads hold ROWS queries together: each has every LANES-th block of four columns.
-// Only K and V pass through workgroup memory, where each word that a thread reads serves ROWS FMAs
-// per number.
+// The same algorithm as flash_forward.wgsl with Q and O in registers, for GPUs with subgroups.
+// LANES neighbouring threads hold ROWS queries together: each has every LANES-th block of four
+// columns. Only K and V pass through workgroup memory, where each word that a thread reads serves
+// ROWS FMAs per number.
 //
 // The lanes of a group sum their parts of a score, KEYS keys at a time: each lane ends up with the
 // whole scores of KEYS / LANES keys, computes their weights, and broadcasts them to the group.

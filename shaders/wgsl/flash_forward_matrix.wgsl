@@ -11,10 +11,10 @@
 // Weights are rounded once to f16, scaled by SHIFT, so that f16 keeps small ones. Sums on matrix
 // units may truncate, so each is short and starts at zero; f32 units add it to the rest.
 //
-// Rust code repeats the blocks between `//for` and `//end`, and evaluates what follows a dollar sign. In
-// kernels for software adapters `//roll` becomes a loop, because long programs take long to
-// compile. A matrix must not be loaded beyond the end of a row or a tensor, so all operands are staged in
-// workgroup memory, with zeros there.
+// Rust code repeats the blocks between `//for` and `//end`, and evaluates what follows a dollar
+// sign. In kernels for software adapters `//roll` becomes a loop, because long programs take long
+// to compile. A matrix must not be loaded beyond the end of a row or a tensor, so all operands are
+// staged in workgroup memory, with zeros there.
 const NO_BIAS: vec4<u32> = vec4<u32>(0u);
 
 // In units of ln 2: 4. With SHIFT, the largest weight is 2^15, within f16.

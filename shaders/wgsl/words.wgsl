@@ -19,7 +19,10 @@ fn bf16_values(a: u32, b: u32) -> vec4<f32> {
 }
 
 fn f16_words(x: vec4<f32>) -> vec2<u32> {
-    return vec2<u32>(f16_bits(x.x) | (f16_bits(x.y) << 16u), f16_bits(x.z) | (f16_bits(x.w) << 16u));
+    return vec2<u32>(
+        f16_bits(x.x) | (f16_bits(x.y) << 16u),
+        f16_bits(x.z) | (f16_bits(x.w) << 16u),
+    );
 }
 
 fn bf16_words(x: vec4<f32>) -> vec2<u32> {

@@ -76,8 +76,8 @@ pub fn flash_options<T: fmt::Display>(kernel: KernelKind, options: &PlanOptions<
     reasons
 }
 
-/// The query heads that fill the rows of a tile together: all heads of a group if one head has fewer
-/// queries than a tile of `tile_rows` rows, else 1.
+/// The query heads that fill the rows of a tile together: all heads of a group if one head has
+/// fewer queries than a tile of `tile_rows` rows, else 1.
 ///
 /// With `n` heads, row `r` is query `r / n` of the `r % n`-th of them. They share K and V. The
 /// arithmetic of a row is the same either way.

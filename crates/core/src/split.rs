@@ -4,8 +4,9 @@ use std::{fmt, ops::Range};
 ///
 /// Each chunk has a softmax of its own, and a second dispatch merges the chunks of a row in
 /// ascending order. Chunks start at multiples of their size, and the merge reads only the chunks
-/// that hold a key of the row's range. So the bits of a row depend on the chunk size and on the keys
-/// that the row sees, and neither on the batch nor on the keys that a cache could hold beyond them.
+/// that hold a key of the row's range. So the bits of a row depend on the chunk size and on the
+/// keys that the row sees, and neither on the batch nor on the keys that a cache could hold beyond
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyChunks {
     keys: usize,
@@ -25,8 +26,8 @@ impl KeyChunks {
     /// The fewest chunks that are worth a second dispatch.
     const MIN_COUNT: usize = 4;
 
-    /// The fewest keys of a chunk per query. For each query and head, a chunk stores a row of f32 in
-    /// the workspace. This keeps that traffic small beside the reads of K and V.
+    /// The fewest keys of a chunk per query. For each query and head, a chunk stores a row of f32
+    /// in the workspace. This keeps that traffic small beside the reads of K and V.
     const KEYS_PER_QUERY: usize = 64;
 
     /// Chunks of `keys` keys, in a capacity of `seq_kv`; `None` unless `keys` is a power of two of

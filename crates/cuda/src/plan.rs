@@ -27,7 +27,8 @@ pub(crate) struct PlanInner {
     pub(crate) schedule: Schedule,
     /// One per dispatch.
     pub(crate) functions: Vec<Arc<Function>>,
-    /// For the scores of the unfused kernels or the parts of a split, in calls without a workspace of their own.
+    /// For the scores of the unfused kernels or the parts of a split, in calls without a workspace
+    /// of their own.
     pub(crate) workspace: Option<Workspace>,
 }
 

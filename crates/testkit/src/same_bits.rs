@@ -1,5 +1,5 @@
-//! Guarantee 4: the same bits in every run, with any neighbours in the batch, and with any number of
-//! unseen keys in the cache.
+//! Guarantee 4: the same bits in every run, with any neighbours in the batch, and with any number
+//! of unseen keys in the cache.
 
 use crate::case::Case;
 use crate::check::{Failure, Results, Wrong, elements_of, execute, name};
@@ -66,8 +66,8 @@ pub fn check_neighbours(
     })
 }
 
-/// Runs a case with `kv_lens`, and again in a call that ends at the longest of these. The keys beyond
-/// it are seen by no row, so the bits have to be the same.
+/// Runs a case with `kv_lens`, and again in a call that ends at the longest of these. The keys
+/// beyond it are seen by no row, so the bits have to be the same.
 ///
 /// # Errors
 /// A [`Failure`] with [`Wrong::Lengths`], or with the reason why the case did not run.

@@ -447,7 +447,8 @@ mod tests {
         );
     }
 
-    /// Chunks of one part of the result cover all keys, begin at multiples of the chunk size and fit.
+    /// Chunks of one part of the result cover all keys, begin at multiples of the chunk size and
+    /// fit.
     #[test]
     fn chunks_are_cut_where_all_keys_do_not_fit() {
         for (layout, limit) in [(Layout::Bhsd, 200 << 10), (Layout::Bshd, 1 << 20)] {

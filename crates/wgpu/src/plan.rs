@@ -37,7 +37,8 @@ pub(crate) struct PlanInner {
     pub(crate) schedule: Schedule,
     /// One per step.
     pub(crate) pipelines: Vec<Pipeline>,
-    /// Scores of the unfused kernels, or the partial results of a split. Calls on one queue run one after the other, so they share it.
+    /// Scores of the unfused kernels, or the partial results of a split. Calls on one queue run one
+    /// after the other, so they share it.
     pub(crate) workspace: Option<wgpu::Buffer>,
     pub(crate) bind_cache: BindCache,
     /// The same problem for calls whose tensors do not start at multiples of 16 bytes, where the

@@ -3,8 +3,8 @@
 
 use super::{DTYPES, lines};
 
-/// The smallest chunks have 256 keys, and a plan splits from 769 keys on. Lengths, windows and masks
-/// leave chunks empty, partly seen, or seen by some rows only.
+/// The smallest chunks have 256 keys, and a plan splits from 769 keys on. Lengths, windows and
+/// masks leave chunks empty, partly seen, or seen by some rows only.
 pub(super) fn few_queries() -> Vec<String> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
