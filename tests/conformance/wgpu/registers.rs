@@ -31,6 +31,9 @@ pub(super) fn run_shape(devices: &Devices, tiles: Tiles, width: u32) -> Result<(
     if let Tiles::Lanes(shape) = tiles
         && shape.lanes > devices.full.context().adapter_info().subgroup_min_size
     {
+        if std::env::var_os("FLASHTILE_REQUIRE_LANES").is_some_and(|value| value == "1") {
+            return Err(format!("the adapter has no subgroups of {} lanes", shape.lanes));
+        }
         return Ok(()); // the planner refuses it, which its own tests check
     }
     let backend = devices.full.with_tiles(tiles);
