@@ -17,9 +17,9 @@ pub use loops::LoopShape;
 pub use matrix::{MatrixTiles, matrix_tiles};
 pub use params::Params;
 pub use tiles::{
-    BASELINE_WORKGROUP_BYTES, BlockTiles, FLASH_TILES, LANE_TILES, LaneTiles, MAX_HEAD_DIM,
-    MERGE_TILES, ROW_LANES, RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES, UNIFORM_TILES,
-    UniformTiles, row_tiles,
+    BASELINE_WORKGROUP_BYTES, BROADCAST_LANES, BlockTiles, BroadcastTiles, FLASH_TILES, LANE_TILES,
+    LaneTiles, MAX_HEAD_DIM, MERGE_TILES, ROW_LANES, RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES,
+    UNIFORM_TILES, UniformTiles, broadcast_tiles, row_tiles,
 };
 pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};
 

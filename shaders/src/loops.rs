@@ -6,7 +6,8 @@
 //! kernels run them" compares them with kernels that count their own iterations.
 
 use crate::{
-    BlockTiles, LaneTiles, MatrixTiles, Operation, RowTiles, Tiles, UniformTiles, Variant,
+    BlockTiles, BroadcastTiles, LaneTiles, MatrixTiles, Operation, RowTiles, Tiles, UniformTiles,
+    Variant,
 };
 
 /// The values that determine how often the loops of a kernel run.
@@ -40,6 +41,7 @@ impl Variant {
             Operation::FlashForward | Operation::FlashSplit => match &self.tiles {
                 Tiles::Block(_) => self.flash(shape),
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
+                Tiles::Broadcast(_) => self.flash_broadcast(shape),
                 Tiles::Uniform(tiles) => self.flash_uniform(tiles, shape),
                 Tiles::Lanes(_) => self.flash_lanes(shape),
                 Tiles::Matrix(tiles) => self.flash_matrix(tiles, shape),
@@ -86,6 +88,18 @@ impl Variant {
         let tiles = repeat(t.tiles, repeat(t.keys, 0.0) + scores + softmax + values);
         let careful = (shape.careful_tiles as f64).min(t.tiles) * (careful);
         tiles + careful + repeat(d4_v, repeat(4.0, 0.0))
+    }
+
+    /// flash_forward_broadcast.wgsl.
+    fn flash_broadcast(&self, shape: &LoopShape) -> f64 {
+        let t = Shape::new(self, shape);
+        let per_word = (16 / self.dtype.size()) as f64;
+        let [words, words_v] = [shape.head_dim, shape.head_dim_v].map(|d| d as f64 / per_word);
+        let load_q = repeat(words, 0.0);
+        // Full tiles and edge tiles in two parts, each of which ends with a pass over no tile.
+        let tiles = repeat(t.tiles + 3.0, words + words_v);
+        let store = repeat(words_v, repeat(4.0, 0.0));
+        load_q + repeat(2.0, 0.0) + tiles + f64::from(BroadcastTiles::ROWS) * store
     }
 
     /// flash_forward_matrix.wgsl.
@@ -191,7 +205,10 @@ impl Shape {
             Tiles::Uniform(UniformTiles { width, .. }) | Tiles::Lanes(LaneTiles { width, .. }) => {
                 BlockTiles { tx: 0, ty: 0, kc: 16, qw4: 0, ot: width / 4 }
             }
-            // It has no chunks.
+            // These have no chunks.
+            Tiles::Broadcast(BroadcastTiles { width, .. }) => {
+                BlockTiles { tx: 0, ty: 0, kc: width, qw4: 0, ot: width / 4 }
+            }
             Tiles::Matrix(tiles) => {
                 BlockTiles { tx: 0, ty: 0, kc: tiles.width, qw4: 0, ot: tiles.width / 4 }
             }

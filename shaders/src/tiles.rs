@@ -8,6 +8,8 @@ pub enum Tiles {
     Block(BlockTiles),
     /// `flash_forward_rows.wgsl`, for software adapters.
     Rows(RowTiles),
+    /// `flash_forward_broadcast.wgsl`, for software adapters and many queries.
+    Broadcast(BroadcastTiles),
     /// `flash_forward_uniform.wgsl`, for GPUs with scalar loads.
     Uniform(UniformTiles),
     /// `flash_forward_lanes.wgsl`, for GPUs with subgroups.
@@ -49,6 +51,23 @@ impl RowTiles {
     pub const KEYS: u32 = 32;
     /// KC: the columns of K or V that are in workgroup memory at once.
     pub const KC: u32 = 64;
+}
+
+/// A tile shape for software adapters and many queries: `4 * lanes` x 16. It has no masks, softcap
+/// or dropout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BroadcastTiles {
+    /// The largest head_dim and head_dim_v.
+    pub width: u32,
+    /// The number of subgroup lanes that share keys by broadcast, and threads per workgroup.
+    pub lanes: u32,
+}
+
+impl BroadcastTiles {
+    /// Queries per thread.
+    pub const ROWS: u32 = 4;
+    /// Keys per tile.
+    pub const KEYS: u32 = 16;
 }
 
 /// A tile shape of the kernel with one query per thread and uniform loads of K and V: 32 x 16.
@@ -136,6 +155,18 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
     [rows(lanes, 32), rows(lanes, 64), rows(lanes, 128), rows(lanes, 256), rows(lanes, 512)]
 }
 
+/// The subgroup sizes that [`broadcast_tiles`] supports.
+pub const BROADCAST_LANES: [u32; 3] = [4, 8, 16];
+
+/// Tile shapes for software adapters with subgroups of `lanes`, one of [`BROADCAST_LANES`]. They
+/// differ in the widest heads that they hold.
+pub const fn broadcast_tiles(lanes: u32) -> [Tiles; 3] {
+    const fn tiles(width: u32, lanes: u32) -> Tiles {
+        Tiles::Broadcast(BroadcastTiles { width, lanes })
+    }
+    [tiles(64, lanes), tiles(128, lanes), tiles(256, lanes)]
+}
+
 /// Every tile shape of the kernel with uniform loads, of each width the preferred one first.
 pub const UNIFORM_TILES: [Tiles; 5] = {
     const fn uniform(width: u32, q_in_memory: bool) -> Tiles {
@@ -182,6 +213,7 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.ty,
             Tiles::Rows(_) => RowTiles::THREADS,
+            Tiles::Broadcast(t) => t.lanes * BroadcastTiles::ROWS,
             Tiles::Uniform(_) => UniformTiles::THREADS,
             Tiles::Lanes(t) => LaneTiles::THREADS / t.lanes * t.rows,
             Tiles::Matrix(t) => t.rows(),
@@ -193,6 +225,7 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.tx,
             Tiles::Rows(_) => RowTiles::KEYS,
+            Tiles::Broadcast(_) => BroadcastTiles::KEYS,
             Tiles::Uniform(_) => UniformTiles::KEYS,
             Tiles::Lanes(_) => LaneTiles::KEYS,
             Tiles::Matrix(t) => t.keys(),
@@ -204,17 +237,25 @@ impl Tiles {
         match self {
             Tiles::Block(t) => t.tx * t.ty,
             Tiles::Rows(_) => RowTiles::THREADS,
+            Tiles::Broadcast(t) => t.lanes,
             Tiles::Uniform(_) => UniformTiles::THREADS,
             Tiles::Lanes(_) => LaneTiles::THREADS,
             Tiles::Matrix(t) => t.threads(),
         }
     }
 
-    /// The one width of head_dim and head_dim_v that the kernel is made for, if it is so, and its
-    /// tensors are then read in words of 16 bytes.
+    /// Whether the kernel reads and writes tensors in words of 16 bytes.
+    pub const fn uses_words(&self) -> bool {
+        match self {
+            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Matrix(_) => false,
+            Tiles::Broadcast(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => true,
+        }
+    }
+
+    /// The one width of head_dim and head_dim_v that the kernel is made for, if it is so.
     pub const fn exact_width(&self) -> Option<u32> {
         match self {
-            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Matrix(_) => None,
+            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Broadcast(_) | Tiles::Matrix(_) => None,
             Tiles::Uniform(t) => Some(t.width),
             Tiles::Lanes(t) => Some(t.width),
         }
@@ -225,6 +266,7 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.tx * t.ot,
             Tiles::Rows(t) => t.width,
+            Tiles::Broadcast(t) => t.width,
             Tiles::Uniform(t) => t.width,
             Tiles::Lanes(t) => t.width,
             Tiles::Matrix(t) => t.width,
@@ -243,6 +285,7 @@ impl Tiles {
                 q_tile + kv_tile + p_tile + row_part + 4
             }
             Tiles::Rows(_) => 4 * RowTiles::KEYS * RowTiles::KC + 4,
+            Tiles::Broadcast(_) => 0,
             Tiles::Uniform(_) => 4 * UniformTiles::KEYS * UniformTiles::THREADS + 4,
             Tiles::Lanes(t) => 2 * 4 * LaneTiles::KEYS * t.width + 4,
             Tiles::Matrix(t) => t.workgroup_bytes(),
@@ -254,14 +297,30 @@ impl Tiles {
         match self {
             Tiles::Block(_) | Tiles::Uniform(_) | Tiles::Matrix(_) => false,
             Tiles::Rows(t) => t.lanes > 1,
-            Tiles::Lanes(_) => true,
+            Tiles::Broadcast(_) | Tiles::Lanes(_) => true,
+        }
+    }
+
+    /// Whether the flash kernel has masks, softcap and dropout.
+    pub const fn has_general(&self) -> bool {
+        match self {
+            Tiles::Block(_)
+            | Tiles::Rows(_)
+            | Tiles::Uniform(_)
+            | Tiles::Lanes(_)
+            | Tiles::Matrix(_) => true,
+            Tiles::Broadcast(_) => false,
         }
     }
 
     /// Whether the kernel uses matrix units.
     pub const fn uses_matrix_units(&self) -> bool {
         match self {
-            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => false,
+            Tiles::Block(_)
+            | Tiles::Rows(_)
+            | Tiles::Broadcast(_)
+            | Tiles::Uniform(_)
+            | Tiles::Lanes(_) => false,
             Tiles::Matrix(_) => true,
         }
     }
@@ -273,6 +332,9 @@ impl Tiles {
                 format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")
             }
             Tiles::Rows(RowTiles { width, lanes }) => format!("rows w{width} lanes{lanes}"),
+            Tiles::Broadcast(BroadcastTiles { width, lanes }) => {
+                format!("broadcast w{width} lanes{lanes}")
+            }
             Tiles::Uniform(UniformTiles { width, q_in_memory }) => {
                 let q = if *q_in_memory { " q in memory" } else { "" };
                 format!("uniform w{width}{q}")
@@ -292,7 +354,11 @@ impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Br {} x Bc {}, {} threads", self.rows(), self.keys(), self.threads())?;
         match self {
-            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => Ok(()),
+            Tiles::Block(_)
+            | Tiles::Rows(_)
+            | Tiles::Broadcast(_)
+            | Tiles::Uniform(_)
+            | Tiles::Lanes(_) => Ok(()),
             Tiles::Matrix(MatrixTiles { size, .. }) => {
                 write!(f, ", matrix units {size}x{size}x{size}")
             }

@@ -1,6 +1,6 @@
 use crate::{
-    FLASH_TILES, LANE_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles, UNFUSED_TILES,
-    UNIFORM_TILES, matrix_tiles, row_tiles,
+    BROADCAST_LANES, FLASH_TILES, LANE_TILES, MERGE_TILES, ROW_LANES, SOFTMAX_TILES, Tiles,
+    UNFUSED_TILES, UNIFORM_TILES, broadcast_tiles, matrix_tiles, row_tiles,
 };
 use flashtile_core::{DType, MaskKind};
 use std::fmt;
@@ -181,6 +181,7 @@ impl Variant {
         let tiles = |operation| match operation {
             Operation::FlashForward | Operation::FlashSplit => {
                 let rows = ROW_LANES.into_iter().flat_map(row_tiles);
+                let rows = rows.chain(BROADCAST_LANES.into_iter().flat_map(broadcast_tiles));
                 let registers = UNIFORM_TILES.into_iter().chain(LANE_TILES);
                 FLASH_TILES.into_iter().chain(rows).chain(registers).chain(matrix_tiles()).collect()
             }
@@ -194,7 +195,7 @@ impl Variant {
                 let dtypes: &[DType] =
                     if tiles.uses_matrix_units() { &[DType::F16] } else { DType::ALL };
                 for &dtype in dtypes {
-                    for mask in masks() {
+                    for mask in masks().filter(|mask| mask.is_none() || tiles.has_general()) {
                         for (kv_lens, lse) in flags() {
                             let variant = Variant::new(operation, dtype, mask, kv_lens, lse, tiles);
                             if !all.contains(&variant) {

@@ -1,11 +1,13 @@
 //! Assembles a variant's source: the prelude, then the parts that its operation calls.
 
+mod broadcast;
 mod lanes;
 mod uniform;
 mod unroll;
 
 use crate::{
-    Access, BlockTiles, LaneTiles, Operation, RowTiles, Slot, Tiles, UniformTiles, Variant, matrix,
+    Access, BlockTiles, BroadcastTiles, LaneTiles, Operation, RowTiles, Slot, Tiles, UniformTiles,
+    Variant, matrix,
 };
 use flashtile_core::{DType, MaskKind};
 
@@ -52,7 +54,7 @@ fn assemble(variant: &Variant) -> String {
         Tiles::Rows(_) => [load(variant.dtype, tensor), load4(true, tensor, width)].concat(),
         Tiles::Matrix(_) => LOAD8.replace("TENSOR", tensor).replace("WIDTH", width),
         // They read words of 16 bytes.
-        Tiles::Uniform(_) | Tiles::Lanes(_) => String::new(),
+        Tiles::Broadcast(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => String::new(),
     };
     let (q, k, v) = (
         loads("q", "params.head_dim"),
@@ -105,12 +107,17 @@ fn flash(variant: &Variant, loads: [String; 3]) -> Vec<String> {
         parts.extend(loads);
     }
     match &variant.tiles {
+        Tiles::Broadcast(tiles) => {
+            parts.extend([DOT_ADD.into(), broadcast::kernel(variant, tiles)]);
+        }
         Tiles::Uniform(tiles) => parts.push(uniform::kernel(variant, tiles)),
         Tiles::Lanes(tiles) => parts.push(lanes::kernel(variant, tiles)),
         Tiles::Block(_) => {
             parts.extend([TILE, LOAD_K_CHUNK, LOAD_V_CHUNK, FLASH_FORWARD].map(String::from));
         }
-        Tiles::Rows(tiles) => parts.extend([spread(tiles), rows_kernel(tiles)]),
+        Tiles::Rows(tiles) => {
+            parts.extend([DOT_ADD.into(), spread(tiles), rows_kernel(tiles)]);
+        }
         Tiles::Matrix(tiles) => {
             let constants = [tiles.constants(), vec![("BC", tiles.keys())]].concat();
             let kernel = matrix::unroll(FLASH_FORWARD_MATRIX, &constants, tiles.is_for_software());
@@ -135,6 +142,9 @@ diagnostic(off, derivative_uniformity);
     let own = match *tiles {
         Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
             vec![("TX", tx), ("TY", ty), ("KC", kc), ("QW4", qw4), ("OT", ot)]
+        }
+        Tiles::Broadcast(BroadcastTiles { .. }) => {
+            vec![("STEP", 16 / variant.dtype.size() as u32)]
         }
         Tiles::Uniform(UniformTiles { width, .. }) => {
             let step = 16 / variant.dtype.size() as u32;
@@ -167,7 +177,7 @@ diagnostic(off, derivative_uniformity);
 /// Whether q, k, v and out are read and written in words of 16 bytes.
 fn wide(variant: &Variant) -> bool {
     match variant.operation {
-        Operation::FlashForward | Operation::FlashSplit => variant.tiles.exact_width().is_some(),
+        Operation::FlashForward | Operation::FlashSplit => variant.tiles.uses_words(),
         Operation::FlashMerge
         | Operation::UnfusedScores
         | Operation::UnfusedSoftmax
@@ -270,6 +280,11 @@ fn rows_kernel(tiles: &RowTiles) -> String {
         .replace(" + lane", "")
 }
 
+const DOT_ADD: &str = "fn dot_add(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+";
+
 /// The two inner products of that kernel, unrolled, because the lane of a broadcast must be
 /// constant.
 fn spread(tiles: &RowTiles) -> String {
@@ -308,11 +323,7 @@ fn spread(tiles: &RowTiles) -> String {
         }
     }
     format!(
-        "fn dot_add(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {{
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
-}}
-
-// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's index in
+        "// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's index in
 // kv_tile.
 fn add_scores(s: ptr<function, array<f32, BC>>, q: vec4<f32>, at: u32) {{
     var x: vec4<f32>;

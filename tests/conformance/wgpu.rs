@@ -116,6 +116,9 @@ fn run_tiles(devices: &Devices, tiles: Tiles) -> Result<(), String> {
     if let Some(width) = tiles.exact_width() {
         return registers::run_shape(devices, tiles, width);
     }
+    if let Tiles::Broadcast(_) = tiles {
+        return registers::run_broadcast(devices, tiles);
+    }
     let wide = tiles.max_head_dim_v();
     let backend =
         if tiles.flash_workgroup_bytes() <= 16 << 10 { &devices.baseline } else { &devices.full };

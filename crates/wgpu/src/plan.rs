@@ -170,7 +170,7 @@ impl PlanInner {
     /// The plan for a call with `args`: itself, or the portable one where the plan's kernel reads
     /// words of 16 bytes and a tensor starts between them.
     pub(crate) fn for_call(&self, args: &Args<'_>) -> Result<&PlanInner, Error> {
-        let wide = self.schedule.tiles.exact_width().is_some();
+        let wide = self.schedule.tiles.uses_words();
         let tensors = [args.q, args.k, args.v, args.out];
         if !wide || tensors.iter().all(|tensor| tensor.offset.is_multiple_of(WORD_BYTES)) {
             return Ok(self);

@@ -358,7 +358,7 @@ mod tests {
             Tiles::Uniform(_) => "uniform".to_owned(),
             Tiles::Lanes(t) => format!("{} lanes, {} rows", t.lanes, t.rows),
             Tiles::Block(_) => "block".to_owned(),
-            Tiles::Rows(_) | Tiles::Matrix(_) => "another".to_owned(),
+            Tiles::Rows(_) | Tiles::Broadcast(_) | Tiles::Matrix(_) => "another".to_owned(),
         };
         let wide = [1, 2, 100, 128];
         for (machine, expected) in [

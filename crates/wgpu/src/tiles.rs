@@ -5,12 +5,17 @@ use flashtile_core::{
     Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason, planning::key_splits,
 };
 use flashtile_shaders::{
-    FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM, MERGE_TILES, Operation, ROW_LANES,
-    RowTiles, Tiles, UNIFORM_TILES, Variant, matrix_tiles, row_tiles,
+    BROADCAST_LANES, BroadcastTiles, FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM,
+    MERGE_TILES, Operation, ROW_LANES, RowTiles, Tiles, UNIFORM_TILES, Variant, broadcast_tiles,
+    matrix_tiles, row_tiles,
 };
 
 /// Bytes that the kernels made for one width read at once. Their tensors start at multiples of it.
 pub(crate) const WORD_BYTES: u64 = 16;
+
+/// Scores per head from which on a software adapter takes the kernel that broadcasts K and V. It is
+/// more than twice as fast and takes a second longer to compile.
+const BROADCAST_SCORES: usize = 1 << 16;
 
 /// The variant of `operation` that computes `problem` with `tiles`.
 pub(crate) fn variant(problem: &Problem, operation: Operation, tiles: Tiles) -> Variant {
@@ -102,6 +107,7 @@ fn forced(
     }
     if !FLASH_TILES.contains(&tiles)
         && !ROW_LANES.into_iter().any(|n| row_tiles(n).contains(&tiles))
+        && !BROADCAST_LANES.into_iter().any(|n| broadcast_tiles(n).contains(&tiles))
         && !UNIFORM_TILES.contains(&tiles)
         && !LANE_TILES.contains(&tiles)
         && !matrix_tiles().any(|listed| listed == tiles)
@@ -115,7 +121,8 @@ fn forced(
             problem.head_dim_v()
         ));
     }
-    if let Tiles::Rows(RowTiles { lanes, .. }) = tiles
+    if let Tiles::Rows(RowTiles { lanes, .. }) | Tiles::Broadcast(BroadcastTiles { lanes, .. }) =
+        tiles
         && lanes > 1
         && lanes != machine.lanes
     {
@@ -138,17 +145,34 @@ fn forced(
     Ok(())
 }
 
-/// Why the kernel of `tiles` cannot compute `problem`, where it is made for one width and reads
-/// tensors in words of 16 bytes.
+/// Why the kernel of `tiles` cannot compute `problem`, where it reads tensors in words of 16 bytes
+/// or lacks features.
 fn not_in_words(problem: &Problem, tiles: &Tiles) -> Option<String> {
-    let width = tiles.exact_width()? as usize;
+    if !tiles.uses_words() {
+        return None;
+    }
+    let general =
+        problem.mask().is_some() || problem.softcap().is_some() || problem.dropout().is_some();
+    if general && !tiles.has_general() {
+        return Some("it has no masks, softcap or dropout".into());
+    }
+    let step = WORD_BYTES as usize / problem.dtype().size();
     let (head_dim, head_dim_v) = (problem.head_dim(), problem.head_dim_v());
-    if (head_dim, head_dim_v) != (width, width) {
+    if let Some(width) = tiles.exact_width()
+        && (head_dim, head_dim_v) != (width as usize, width as usize)
+    {
         return Some(format!(
             "it is made for heads {width} wide; head_dim is {head_dim}, head_dim_v {head_dim_v}"
         ));
     }
-    let step = WORD_BYTES as usize / problem.dtype().size();
+    let widest = tiles.max_head_dim_v() as usize;
+    let whole = |d: usize| d > 0 && d <= widest && d.is_multiple_of(step);
+    if !whole(head_dim) || !whole(head_dim_v) {
+        return Some(format!(
+            "head_dim and head_dim_v must be multiples of {step} up to {widest}; they are \
+             {head_dim} and {head_dim_v}"
+        ));
+    }
     for (name, view) in
         [("q", problem.q()), ("k", problem.k()), ("v", problem.v()), ("out", problem.out())]
     {
@@ -170,6 +194,8 @@ fn not_in_words(problem: &Problem, tiles: &Tiles) -> Option<String> {
 fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     let reaches = |tiles: &Tiles| tiles.max_head_dim_v() as usize >= problem.head_dim_v();
     let few_queries = problem.seq_q() <= 8;
+    // Its source takes a software adapter twice as long to compile as that of the others.
+    let long = problem.seq_q() * problem.seq_kv() >= BROADCAST_SCORES;
     let preference = |tiles: &Tiles| {
         // Few queries want few rows, many queries many rows. Registers for columns that V does not
         // have are wasted.
@@ -190,12 +216,16 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
             let many_rows = t.rows == 4;
             !machine.software && t.lanes <= machine.subgroup && many_rows == machine.many_registers
         }
+        Tiles::Broadcast(t) => {
+            long && machine.software && t.lanes == machine.lanes && t.lanes <= machine.subgroup
+        }
         Tiles::Block(_) | Tiles::Rows(_) => true,
         // Chosen before these.
         Tiles::Matrix(_) => false,
     };
-    let registers = UNIFORM_TILES
-        .into_iter()
+    let broadcast = BROADCAST_LANES.into_iter().flat_map(broadcast_tiles).filter(reaches);
+    let registers = broadcast
+        .chain(UNIFORM_TILES)
         .chain(LANE_TILES)
         .filter(|tiles| !few_queries && runs(tiles) && not_in_words(problem, tiles).is_none());
     registers.chain(rows).chain(blocks).collect()
@@ -320,6 +350,13 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
                  {lanes} lanes"
             ),
         };
+    }
+    if let Tiles::Broadcast(BroadcastTiles { lanes, .. }) = tiles {
+        return format!(
+            "{tiles}, {} queries per thread: a software adapter; K and V broadcast across {lanes} \
+             lanes",
+            BroadcastTiles::ROWS,
+        );
     }
     if let Tiles::Uniform(_) = tiles {
         return format!(

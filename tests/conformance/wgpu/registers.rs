@@ -7,7 +7,7 @@ use super::{
 };
 use crate::shared::{bytes, cases, dense, floats, hold, run_all, text};
 use flashtile_core::{HostInputs, KernelKind, Problem};
-use flashtile_shaders::{LANE_TILES, UNIFORM_TILES};
+use flashtile_shaders::{BROADCAST_LANES, LANE_TILES, UNIFORM_TILES, broadcast_tiles};
 use flashtile_wgpu::{Args, Context, Plan, PlanOptions, Region, Tiles, wgpu};
 use wgpu::BufferUsages as Usage;
 
@@ -21,7 +21,44 @@ pub(super) const CHECKS: [(&str, Check); 2] = [
 /// repeated.
 pub(super) fn shapes() -> impl Iterator<Item = Tiles> {
     let narrow = |tiles: &Tiles| !matches!(tiles, Tiles::Uniform(shape) if shape.width > 16);
-    UNIFORM_TILES.into_iter().chain(LANE_TILES).filter(narrow)
+    let broadcast = BROADCAST_LANES.into_iter().flat_map(broadcast_tiles);
+    UNIFORM_TILES.into_iter().chain(LANE_TILES).filter(narrow).chain(broadcast)
+}
+
+/// What a test of a shape means where subgroups do not have its number of lanes. The planner refuses
+/// the shape there, which its own tests check.
+fn without_lanes(lanes: u32) -> Result<(), String> {
+    if std::env::var_os("FLASHTILE_REQUIRE_LANES").is_some_and(|value| value == "1") {
+        return Err(format!("the adapter has no subgroups of {lanes} lanes"));
+    }
+    Ok(())
+}
+
+/// A shape of the kernel that broadcasts K and V, over all that it computes. It is made for
+/// subgroups of one size.
+pub(super) fn run_broadcast(devices: &Devices, tiles: Tiles) -> Result<(), String> {
+    if tiles.threads() != devices.full.context().adapter_info().subgroup_min_size {
+        return without_lanes(tiles.threads());
+    }
+    let width = tiles.max_head_dim_v();
+    let (narrow, odd) = (width - 8, width / 2 + 8);
+    let lines = [
+        format!("shape=1x2x75x{width} hkv=1 skv=141 causal=yes poison=unseen"),
+        format!(
+            "shape=2x2x70x{narrow} hkv=1 skv=300 causal=yes align=bottom-right window_left=150"
+        ),
+        format!("shape=1x1x40x{odd} dv={narrow} skv=4099 causal=yes align=bottom-right"),
+        format!("shape=1x2x37x{odd} dv=8 skv=140 dtype=f16 causal=yes poison=unseen"),
+        format!("shape=1x1x5x{width} skv=50 scale=3e38"),
+        format!("shape=1x1x40x{width} skv=141 scale=-3.0 nan=v"),
+        format!("shape=1x1x40x{width} skv=141 nan=k causal=yes"),
+        format!("shape=1x1x40x{width} skv=141 nan=q"),
+        format!(
+            "shape=2x4x39x{width} hkv=2 skv=141 dtype=bf16 causal=yes align=2 window_left=90 \
+             window_right=4 kv_lens=random poison=unseen"
+        ),
+    ];
+    run_all(&devices.full.with_tiles(tiles), KernelKind::Flash, &cases(lines))
 }
 
 /// A shape over several tiles of queries and keys, with edge tiles. Compiling such kernels takes
@@ -31,10 +68,7 @@ pub(super) fn run_shape(devices: &Devices, tiles: Tiles, width: u32) -> Result<(
     if let Tiles::Lanes(shape) = tiles
         && shape.lanes > devices.full.context().adapter_info().subgroup_min_size
     {
-        if std::env::var_os("FLASHTILE_REQUIRE_LANES").is_some_and(|value| value == "1") {
-            return Err(format!("the adapter has no subgroups of {} lanes", shape.lanes));
-        }
-        return Ok(()); // the planner refuses it, which its own tests check
+        return without_lanes(shape.lanes);
     }
     let backend = devices.full.with_tiles(tiles);
     let mut lines = vec![format!("shape=1x2x75x{width} hkv=1 skv=141 causal=yes poison=unseen")];
