@@ -358,7 +358,9 @@ mod tests {
             Tiles::Uniform(_) => "uniform".to_owned(),
             Tiles::Lanes(t) => format!("{} lanes, {} rows", t.lanes, t.rows),
             Tiles::Block(_) => "block".to_owned(),
-            Tiles::Rows(_) | Tiles::Broadcast(_) | Tiles::Matrix(_) => "another".to_owned(),
+            Tiles::Broadcast(t) => format!("broadcast over {} lanes", t.lanes),
+            Tiles::Rows(_) => "rows".to_owned(),
+            Tiles::Matrix(_) => "matrix".to_owned(),
         };
         let wide = [1, 2, 100, 128];
         for (machine, expected) in [
@@ -372,6 +374,16 @@ mod tests {
             assert_eq!(kind(machine, [1, 2, 1, 128]), "block", "few queries");
             assert_eq!(kind(machine, [1, 2, 100, 72]), "block", "an odd width");
         }
+        let software = Machine { software: true, lanes: 8, subgroup: 8, ..large() };
+        assert_eq!(kind(&software, [1, 2, 300, 72]), "broadcast over 8 lanes");
+        assert_eq!(kind(&software, [1, 2, 300, 71]), "rows", "not whole words");
+        assert_eq!(
+            kind(&software, [1, 2, 100, 72]),
+            "rows",
+            "too short to pay for its compilation"
+        );
+        assert_eq!(kind(&software.portable(), [1, 2, 300, 72]), "rows", "a misaligned tensor");
+        assert_eq!(kind(&Machine { lanes: 1, ..software }, [1, 2, 300, 72]), "rows");
         // Rows that start between words of 16 bytes.
         let view = TensorView::strided(DType::F16, [1, 2, 100, 64], [0, 100 * 66, 66, 1]);
         let problem = Problem::builder(view, view, view).build().expect("valid");
