@@ -9,6 +9,7 @@
 // Reductions along a row loop over its TX columns of threads up to a uniform, BC / 4: unrolled,
 // they would be most of the compiled code.
 const NO_BIAS: u32 = 0u;
+const KEY_BITS: vec4<u32> = vec4<u32>(1u, 2u, 4u, 8u);
 
 var<workgroup> q_tile: array<vec4<f32>, BR * QW4>;   // [query][head_dim / 4]
 var<workgroup> p_tile: array<vec4<u32>, BR * TX>;    // [query][key / 4], the bits of the weights
@@ -32,6 +33,25 @@ fn load_q_chunk(item: Item, d_begin: u32, thread: u32) {
 // else 0.
 fn q_place(d_begin: u32) -> u32 {
     return select(0u, d_begin / 4u, params.head_dim <= 4u * QW4);
+}
+
+// Row r of x, and x with another row r. Compilers that do not unroll a loop over rows would keep a
+// matrix with an index in memory.
+fn row_of(x: mat4x4<f32>, r: u32) -> vec4<f32> {
+    return select(select(x[0], x[1], r == 1u), select(x[2], x[3], r == 3u), r >= 2u);
+}
+
+fn with_row(x: mat4x4<f32>, r: u32, row: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        select(x[0], row, r == 0u),
+        select(x[1], row, r == 1u),
+        select(x[2], row, r == 2u),
+        select(x[3], row, r == 3u),
+    );
+}
+
+fn absent_keys(absent: u32, r: u32) -> vec4<bool> {
+    return (vec4<u32>(absent >> (4u * r)) & KEY_BITS) != vec4<u32>(0u);
 }
 
 fn weights_at(at: u32) -> vec4<f32> {
@@ -91,17 +111,18 @@ fn flash_forward(
         // Masks, and the largest score of each row.
         let edge = HAS_MASK || DROPOUT || !tile_is_full(item, row_end, j_begin, j_begin + BC);
         let j = j_begin + 4u * tx;
-        var absent = array<vec4<bool>, 4>();
+        var absent = 0u; // one bit per query and key
         for (var r = 0u; r < 4u; r++) {
             let row = item.row_begin + 4u * ty + r;
             var bias = vec4<u32>(NO_BIAS);
             if (edge) {
                 bias = mask4(item, row, j);
-                absent[r] = !allowed4(visible_keys(item, row), j, bias);
+                let seen = allowed4(visible_keys(item, row), j, bias);
+                absent |= dot(KEY_BITS, vec4<u32>(!seen)) << (4u * r);
             }
-            let x = s[r] * params.scale;
-            s[r] = score4(x, bias);
-            let seen = select(s[r], vec4<f32>(LOWEST), absent[r]);
+            let x = score4(row_of(s, r) * params.scale, bias);
+            s = with_row(s, r, x);
+            let seen = select(x, vec4<f32>(LOWEST), absent_keys(absent, r));
             row_part[(4u * ty + r) * TX + tx] = max(max(seen.x, seen.y), max(seen.z, seen.w));
         }
         workgroupBarrier();
@@ -115,7 +136,8 @@ fn flash_forward(
             }
             alpha[r] = rescale(m[r], top);
             m[r] = top;
-            var p = select(bitcast<vec4<u32>>(exp4(s[r] - top)), vec4<u32>(ABSENT), absent[r]);
+            let weight = bitcast<vec4<u32>>(exp4(row_of(s, r) - top));
+            var p = select(weight, vec4<u32>(ABSENT), absent_keys(absent, r));
             let weights = bitcast<vec4<f32>>(p);
             l[r] = l[r] * alpha[r] + ((weights.x + weights.y) + (weights.z + weights.w));
             if (DROPOUT) {
@@ -181,7 +203,7 @@ fn flash_forward(
         for (var t = 0u; t < OT; t++) {
             let d = 4u * (t * TX + tx);
             if (d < params.head_dim_v) {
-                store4_row(item, row, d, o[t][r] * factor);
+                store4_row(item, row, d, row_of(o[t], r) * factor);
             }
         }
         if (tx == 0u) {
