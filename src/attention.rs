@@ -68,17 +68,47 @@ impl Choice {
     fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {
         self.backend.is_none_or(|b| b == backend) && self.kernel.is_none_or(|k| k == kernel)
     }
+
+    /// The first pair of `explanation` that runs, within this choice. The oracle has to be named:
+    /// otherwise it is taken only if it is the first of all, which is where the caller put it, or
+    /// if this build has no `cpu` backend.
+    fn first(&self, explanation: &Explanation) -> Result<(BackendKind, KernelKind), Explanation> {
+        let oracle = BackendKind::Reference;
+        let first = explanation.verdicts.first().map(|(backend, ..)| *backend);
+        if self.backend.is_some() || first == Some(oracle) || !cfg!(feature = "cpu") {
+            return explanation.choose(self.backend, self.kernel);
+        }
+        let others = explanation.verdicts.iter().filter(|(backend, ..)| *backend != oracle);
+        Explanation::new(others.cloned().collect()).choose(None, self.kernel)
+    }
+}
+
+/// The backend and kernel that a choice led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decision {
+    /// The backend.
+    pub backend: BackendKind,
+    /// Its kernel.
+    pub kernel: KernelKind,
+    /// Why these: they were requested, or what comes before them was refused. One line.
+    pub why: String,
 }
 
 /// A session: opens a device when it is first needed, keeps it and its plans, and runs problems on
 /// the best backend that can.
 ///
+/// A real GPU comes first, by CUDA and then by wgpu; then the CPU, on all cores; then a GPU in
+/// software. The float64 oracle has to be named.
+///
 /// Calls block until the result is there. A session can be shared between threads. If a device that
 /// it opened is lost, the failing call reports it and the next call opens another.
 #[derive(Debug)]
 pub struct Attention {
-    /// In the order in which they are tried.
+    /// In the order in which they are tried, unless a GPU is in software.
     sessions: Vec<Session>,
+    /// Whether the first session is the caller's device or choice.
+    given: bool,
 }
 
 impl Default for Attention {
@@ -91,7 +121,7 @@ impl Attention {
     /// A session on the best devices of this machine. None is opened before it is needed.
     pub fn new() -> Self {
         let best = |&kind: &BackendKind| Session::new(kind, DeviceChoice::new());
-        Self { sessions: BackendKind::ALL.iter().map(best).collect() }
+        Self { sessions: BackendKind::ALL.iter().map(best).collect(), given: false }
     }
 
     /// A session on a wgpu device that is already open. wgpu is then tried before other backends.
@@ -119,6 +149,24 @@ impl Attention {
         Self::first(Session::new(BackendKind::Cuda, choice))
     }
 
+    /// The same session, whose `cpu` backend has `threads` threads of its own. By default it works in
+    /// the rayon pool of the thread that calls, or in rayon's global pool. The order of the backends
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// For 0 threads, and where the system starts no more of them.
+    #[cfg(feature = "cpu")]
+    pub fn cpu_threads(mut self, threads: usize) -> Result<Self, flashtile_cpu::Error> {
+        let cpu = Session::with_device(Arc::new(flashtile_cpu::Cpu::with_threads(threads)?));
+        for session in &mut self.sessions {
+            if session.kind() == BackendKind::Cpu {
+                *session = cpu;
+                break;
+            }
+        }
+        Ok(self)
+    }
+
     /// A session on a device of any backend that is already open. That backend is then tried before
     /// the others.
     pub fn with_device(device: Arc<dyn Backend>) -> Self {
@@ -130,7 +178,29 @@ impl Attention {
         let mut all = Self::new().sessions;
         all.retain(|other| other.kind() != session.kind());
         all.insert(0, session);
-        Self { sessions: all }
+        Self { sessions: all, given: true }
+    }
+
+    /// The sessions within `choice`, in the order in which they are tried. A GPU in software comes
+    /// after the CPU, unless the caller gave it.
+    fn in_order(&self, choice: Choice) -> Vec<&Session> {
+        let mut order: Vec<&Session> = self
+            .sessions
+            .iter()
+            .filter(|session| choice.backend.is_none_or(|kind| kind == session.kind()))
+            .collect();
+        let place = |order: &[&Session], kind| order.iter().position(|s| s.kind() == kind);
+        let fixed = usize::from(self.given);
+        if let (Some(gpu), Some(cpu)) =
+            (place(&order, BackendKind::Wgpu), place(&order, BackendKind::Cpu))
+            && gpu >= fixed
+            && gpu < cpu
+            && order[gpu].is_software()
+        {
+            let software = order.remove(gpu);
+            order.insert(cpu, software);
+        }
+        order
     }
 
     /// The session that [`scaled_dot_product_attention`](crate::scaled_dot_product_attention)
@@ -148,12 +218,34 @@ impl Attention {
     /// As [`explain`](Self::explain), within `choice`. A backend that it excludes is not asked, and
     /// its device is not opened.
     pub fn explain_within(&self, problem: &Problem, choice: Choice) -> Explanation {
-        let pairs = self.sessions.iter().flat_map(|s| KernelKind::ALL.iter().map(move |&k| (s, k)));
+        let order = self.in_order(choice).into_iter();
+        let pairs = order.flat_map(|s| KernelKind::ALL.iter().map(move |&k| (s, k)));
         let asked = pairs.filter(|(session, kernel)| choice.allows(session.kind(), *kernel));
         let verdict = |(session, kernel): (&Session, KernelKind)| {
             (session.kind(), kernel, session.verdict(problem, &choice.options(Some(kernel))))
         };
         Explanation::new(asked.map(verdict).collect())
+    }
+
+    /// The first backend and kernel within `choice` that run, out of an explanation of this
+    /// session's.
+    ///
+    /// # Errors
+    /// Every entry that `choice` allows, each with its reasons.
+    pub fn decide(
+        &self,
+        explanation: &Explanation,
+        choice: Choice,
+    ) -> Result<Decision, Explanation> {
+        let (backend, kernel) = choice.first(explanation)?;
+        let mut why = why(explanation, choice, backend, kernel);
+        if backend == BackendKind::Cpu && choice.backend.is_none() {
+            let place = |kind| explanation.verdicts.iter().position(|(b, ..)| *b == kind);
+            if place(BackendKind::Wgpu) > place(BackendKind::Cpu) {
+                why.push_str("; the GPU that wgpu finds is software");
+            }
+        }
+        Ok(Decision { backend, kernel, why })
     }
 
     /// Runs `problem` on tensors in host memory, with the first backend and kernel within `choice`
@@ -171,8 +263,8 @@ impl Attention {
         let start = Instant::now();
         flashtile_core::check_host_args(problem, &args)?;
         let explanation = self.explain_within(problem, choice);
-        let (backend, kernel) =
-            explanation.choose(choice.backend, choice.kernel).map_err(Error::Refused)?;
+        let Decision { backend, kernel, why } =
+            self.decide(&explanation, choice).map_err(Error::Refused)?;
         let session = self
             .sessions
             .iter()
@@ -180,7 +272,7 @@ impl Attention {
             .expect("only sessions were asked");
         let options = choice.options(choice.kernel.is_some().then_some(kernel));
         let mut report = session.run(problem, args, kernel, &options)?;
-        report.why = why(&explanation, choice, backend, kernel);
+        report.why = why;
         report.first = start.elapsed();
         Ok(report)
     }
@@ -200,9 +292,8 @@ fn why(
         (None, None) => "first that runs".to_owned(),
     };
     let mut refused: Vec<String> = Vec::new();
-    for (b, _, verdict) in
-        explanation.verdicts.iter().take_while(|(b, k, _)| (*b, *k) != (backend, kernel))
-    {
+    let before = explanation.verdicts.iter().take_while(|(b, k, _)| (*b, *k) != (backend, kernel));
+    for (b, _, verdict) in before.filter(|(b, k, _)| choice.allows(*b, *k)) {
         if let Verdict::Refused(reasons) = verdict {
             // That a backend has only one kernel matters only to those who asked for the other.
             let relevant = |reason: &&Reason| {
@@ -227,7 +318,7 @@ fn why(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flashtile_core::{DType, TensorView};
+    use flashtile_core::{BackendError, BackendPlan, DType, TensorView};
 
     fn problem() -> Problem {
         let x = TensorView::bshd(DType::F32, [1; 4]).expect("small");
@@ -245,20 +336,99 @@ mod tests {
 
     #[test]
     fn auto_always_finds_a_backend_and_says_why() {
-        let report = run(Choice::AUTO).expect("the reference, at the least");
+        let report = run(Choice::AUTO).expect("the CPU, at the least");
         assert!(report.why.starts_with("first that runs"), "{}", report.why);
+        assert!(report.backend != BackendKind::Reference || !cfg!(feature = "cpu"));
+    }
+
+    /// A device that only says what it is: the first GPU or one in software.
+    #[derive(Debug)]
+    struct Gpu {
+        software: bool,
+    }
+
+    impl Backend for Gpu {
+        fn kind(&self) -> BackendKind {
+            BackendKind::Wgpu
+        }
+
+        fn device_name(&self) -> String {
+            "a GPU".to_owned()
+        }
+
+        fn is_software(&self) -> bool {
+            self.software
+        }
+
+        fn verdict(&self, _: &Problem, _: &PlanOptions) -> Verdict {
+            Verdict::Runs("as a test".to_owned())
+        }
+
+        fn plan(&self, _: &Problem, _: &PlanOptions) -> Result<Arc<dyn BackendPlan>, BackendError> {
+            Err(BackendError::new(BackendKind::Wgpu, false, "there is no such device"))
+        }
+    }
+
+    /// A machine with an adapter and without CUDA.
+    fn machine(software: bool, given: bool) -> Attention {
+        let mut sessions = Attention::new().sessions;
+        sessions.retain(|session| session.kind() != BackendKind::Cuda);
+        sessions[0] = Session::with_device(Arc::new(Gpu { software }));
+        Attention { sessions, given }
+    }
+
+    #[test]
+    #[cfg(feature = "cpu")]
+    fn the_cpu_comes_between_real_gpus_and_software() {
+        let decide = |session: &Attention, choice| {
+            let explanation = session.explain_within(&problem(), choice);
+            session.decide(&explanation, choice)
+        };
+        let chosen = |session: &Attention| {
+            decide(session, Choice::AUTO).map(|decision| (decision.backend, decision.why))
+        };
+        let first = || "first that runs".to_owned();
+        assert_eq!(chosen(&machine(false, false)), Ok((BackendKind::Wgpu, first())));
+        assert_eq!(chosen(&machine(true, true)), Ok((BackendKind::Wgpu, first())));
+        let software = first() + "; the GPU that wgpu finds is software";
+        assert_eq!(chosen(&machine(true, false)), Ok((BackendKind::Cpu, software)));
+        // Unfused: the CPU has no such kernel, and the software comes before the oracle.
+        let unfused = Choice::kernel(KernelKind::Unfused);
+        let decision = decide(&machine(true, false), unfused).expect("it runs");
+        assert_eq!(decision.backend, BackendKind::Wgpu);
+        // Without an adapter, the oracle is not taken unasked.
+        let mut none = machine(true, false);
+        none.sessions.remove(0);
+        assert!(decide(&none, unfused).is_err());
+        let named = decide(&none, Choice::backend(BackendKind::Reference)).expect("it runs");
+        assert_eq!(named.backend, BackendKind::Reference);
+    }
+
+    #[test]
+    #[cfg(feature = "cpu")]
+    fn threads_are_those_that_were_asked_for() {
+        let session = Attention::new().cpu_threads(3).expect("three threads");
+        let report = |session: &Attention| {
+            let (one, mut out) = (crate::bytes_of(&[1.0f32]), [0; 4]);
+            let args = HostArgs::new(one, one, one, &mut out);
+            session.run(&problem(), args, Choice::backend(BackendKind::Cpu)).expect("it runs")
+        };
+        assert!(report(&session).device.contains("3 threads"));
+        assert!(Attention::new().cpu_threads(0).is_err());
     }
 
     #[test]
     fn forcing_obeys_or_fails_with_every_reason() {
         let report = run(Choice::backend(BackendKind::Reference)).expect("runs anywhere");
         assert_eq!((report.backend, report.kernel), (BackendKind::Reference, KernelKind::Unfused));
-        let refused = run(Choice::backend(BackendKind::Cpu)).expect_err("not built");
-        assert_eq!(
-            refused.to_string(),
-            "refused: cpu flash: the cpu backend is not part of this version; \
-             cpu unfused: the cpu backend is not part of this version"
-        );
+        let unfused = Choice::exactly(BackendKind::Cpu, KernelKind::Unfused);
+        let refused = run(unfused).expect_err("it has no such kernel");
+        let message = if cfg!(feature = "cpu") {
+            "refused: cpu unfused: the cpu backend has no unfused kernel"
+        } else {
+            "refused: cpu unfused: the cpu backend is not compiled in: enable the cargo feature `cpu`"
+        };
+        assert_eq!(refused.to_string(), message);
         let choice = Choice::exactly(BackendKind::Reference, KernelKind::Flash);
         assert!(matches!(run(choice), Err(Error::Refused(e)) if e.verdicts.len() == 1));
     }

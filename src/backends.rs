@@ -22,17 +22,21 @@ pub(crate) fn open(kind: BackendKind, choice: &DeviceChoice) -> Result<Arc<dyn B
             ) => Err(Reason::NoDriver(error.to_string())),
             Err(error) => Err(Reason::NoDevice(error.to_string())),
         },
+        #[cfg(feature = "cpu")]
+        BackendKind::Cpu => Ok(Arc::new(flashtile_cpu::Cpu::new())),
         #[cfg(not(feature = "wgpu"))]
         BackendKind::Wgpu => Err(feature_off(kind, choice)),
         #[cfg(not(feature = "cuda"))]
         BackendKind::Cuda => Err(feature_off(kind, choice)),
+        #[cfg(not(feature = "cpu"))]
+        BackendKind::Cpu => Err(feature_off(kind, choice)),
         BackendKind::Reference => Ok(Arc::new(flashtile_reference::Reference)),
         // `BackendKind` may grow: a backend that is not listed here is refused, never replaced.
         backend => Err(Reason::NotBuilt { backend }),
     }
 }
 
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+#[cfg(not(all(feature = "wgpu", feature = "cuda", feature = "cpu")))]
 fn feature_off(backend: BackendKind, _: &DeviceChoice) -> Reason {
     Reason::FeatureOff { backend }
 }

@@ -1,6 +1,6 @@
 //! Attention that gives the same result on every GPU: through wgpu on Vulkan, Metal, DX12 and
-//! WebGPU, and as CUDA kernels on NVIDIA GPUs, all held to one float64 oracle by a bound on the
-//! error.
+//! WebGPU, and as CUDA kernels on NVIDIA GPUs. Where there is no GPU, it runs on all cores of the
+//! CPU. All results are held to one float64 oracle by a bound on the error.
 //!
 //! ```
 //! use flashtile::{Tensor, scaled_dot_product_attention};
@@ -36,7 +36,8 @@
 //!
 //! For tensors that are on a GPU already, use the backend crates: `flashtile::wgpu`
 //! (flashtile-wgpu) plans once and encodes into the caller's encoder or pass; `flashtile::cuda`
-//! (flashtile-cuda) plans once and launches on the caller's stream.
+//! (flashtile-cuda) plans once and launches on the caller's stream. `flashtile::cpu`
+//! (flashtile-cpu) plans once and works on the caller's slices.
 //!
 //! # Features
 //!
@@ -53,10 +54,10 @@
 //! # Non-features
 //!
 //! - Gradients, paged key-value caches and variable-length batches are not here yet.
-//! - The `reference` backend, which `auto` takes where there is no GPU, is a float64 oracle: exact
-//!   and slow.
-//! - Host slices are copied to the device and back on every call: right for tests, tools and small
-//!   problems.
+//! - The `reference` backend is a float64 oracle: exact and slow. `auto` never takes it, unless the
+//!   feature `cpu` is off and there is no GPU.
+//! - Host slices are copied to a GPU and back on every call: right for tests, tools and small
+//!   problems. The `cpu` backend copies nothing.
 //!
 //! # Cookbook
 //!
@@ -139,7 +140,7 @@ mod sdpa;
 mod session;
 mod tensor;
 
-pub use attention::{Attention, Choice};
+pub use attention::{Attention, Choice, Decision};
 pub use error::Error;
 pub use flashtile_core::{
     Align, Argument, Backend, BackendError, BackendKind, BackendPlan, BackendRun, CachedPlan, Call,
@@ -156,6 +157,10 @@ pub use sdpa::{
 };
 pub use tensor::{Element, OwnedTensor, Tensor, bytes_of, bytes_of_mut, zeroed_bytes};
 
+/// Attention on the CPU, on all cores: [`Cpu`](flashtile_cpu::Cpu) and
+/// [`Plan`](flashtile_cpu::Plan).
+#[cfg(feature = "cpu")]
+pub use flashtile_cpu as cpu;
 /// Attention in a CUDA context that the caller owns: [`Context`](flashtile_cuda::Context),
 /// [`Plan`](flashtile_cuda::Plan), and cudarc itself.
 #[cfg(feature = "cuda")]

@@ -65,6 +65,11 @@ impl Session {
         }
     }
 
+    /// Whether its device is a GPU in software. Opens the device.
+    pub(crate) fn is_software(&self) -> bool {
+        self.device().is_ok_and(|device| device.is_software())
+    }
+
     pub(crate) fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         match self.device() {
             Ok(device) => device.verdict(problem, options),

@@ -64,13 +64,13 @@ fn tests() -> Vec<Test<CudaBackend>> {
     tests.extend(streams::CHECKS.map(check));
     tests.extend(refusals::CHECKS.map(check));
     tests.push(Test::new("cuda same bits in a second run", |gpu: &CudaBackend| {
-        same_bits(gpu, check_repeats)
+        same_bits(gpu, KernelKind::ALL, check_repeats)
     }));
     tests.push(Test::new("cuda same bits beside other batch entries", |gpu: &CudaBackend| {
-        same_bits(gpu, check_neighbours)
+        same_bits(gpu, KernelKind::ALL, check_neighbours)
     }));
     tests.push(Test::new("cuda same bits for calls of any length", |gpu: &CudaBackend| {
-        same_bits_at_any_length(gpu)
+        same_bits_at_any_length(gpu, KernelKind::ALL)
     }));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(

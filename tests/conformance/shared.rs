@@ -59,9 +59,10 @@ pub(crate) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), Stri
     }
 }
 
-/// Runs `check`, which requires the same bits, on both kernels and on cases with every option.
+/// Runs `check`, which requires the same bits, on these kernels and on cases with every option.
 pub(crate) fn same_bits(
     backend: &dyn Backend,
+    kernels: &[KernelKind],
     check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
 ) -> Result<(), String> {
     let group = |name| catalogue().into_iter().filter(move |(g, _)| *g == name).map(|(_, c)| c);
@@ -71,14 +72,17 @@ pub(crate) fn same_bits(
     let cases: Vec<Case> = some.chain(split).collect();
     assert!(cases.len() > 6);
     report(
-        KernelKind::ALL.iter().copied().flat_map(|kernel| {
+        kernels.iter().copied().flat_map(|kernel| {
             cases.iter().filter_map(move |case| check(backend, kernel, case).err())
         }),
     )
 }
 
 /// As [`same_bits`], on cases whose lengths are shorter than the cache, for calls of any length.
-pub(crate) fn same_bits_at_any_length(backend: &dyn Backend) -> Result<(), String> {
+pub(crate) fn same_bits_at_any_length(
+    backend: &dyn Backend,
+    kernels: &[KernelKind],
+) -> Result<(), String> {
     let cases = cases([
         "shape=2x4x1x64 hkv=2 skv=3000 kv_lens=1000:257 poison=unseen",
         "shape=2x4x3x40 hkv=1 skv=5000 dtype=f16 causal=yes align=bottom-right kv_lens=770:300 \
@@ -87,7 +91,7 @@ pub(crate) fn same_bits_at_any_length(backend: &dyn Backend) -> Result<(), Strin
          kv_lens=1024:256:511 mask=f32:b11k:blocks dropout=0.2 softcap=10.0",
         "shape=2x2x40x16 skv=300 kv_lens=100:64",
     ]);
-    report(KernelKind::ALL.iter().copied().flat_map(|kernel| {
+    report(kernels.iter().copied().flat_map(|kernel| {
         cases
             .iter()
             .filter_map(move |case| check_lengths(backend, kernel, case).err())

@@ -93,13 +93,13 @@ fn tests() -> Vec<Test<Devices>> {
     ));
     tests.push(check("eight threads see no spurious error".into(), stress::threads));
     tests.push(Test::new("same bits in a second run", |d: &Devices| {
-        same_bits(&d.full, check_repeats)
+        same_bits(&d.full, KernelKind::ALL, check_repeats)
     }));
     tests.push(Test::new("same bits beside other batch entries", |d: &Devices| {
-        same_bits(&d.full, check_neighbours)
+        same_bits(&d.full, KernelKind::ALL, check_neighbours)
     }));
     tests.push(Test::new("same bits for calls of any length", |d: &Devices| {
-        same_bits_at_any_length(&d.full)
+        same_bits_at_any_length(&d.full, KernelKind::ALL)
     }));
     tests.push(check("keys longer than a binding are split".into(), long::short_bindings));
     for &kernel in KernelKind::ALL {

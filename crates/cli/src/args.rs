@@ -99,9 +99,6 @@ pub(crate) struct BenchArgs {
     /// Measure only causal cases; with --shape, make that case causal
     #[arg(long)]
     pub(crate) causal: bool,
-    /// Threads that CPU backends use
-    #[arg(long)]
-    pub(crate) threads: Option<usize>,
     /// Seconds of repetitions per case and kernel
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     pub(crate) seconds: f64,
@@ -157,6 +154,9 @@ pub(crate) struct ChoiceArgs {
     /// of wgpu, or with `--backend cuda` an NVIDIA GPU
     #[arg(long, value_name = "NUMBER or NAME")]
     pub(crate) adapter: Option<String>,
+    /// Threads of the cpu backend [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
 }
 
 impl ChoiceArgs {

@@ -1,5 +1,6 @@
 use crate::{args::DevicesArgs, text};
 use anyhow::Result;
+use flashtile::cpu::Cpu;
 use serde_json::json;
 use std::io::Write;
 
@@ -28,11 +29,17 @@ pub(crate) fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {
     if adapters.is_empty() && !args.json {
         writeln!(out, "wgpu       no adapter: no Vulkan, Metal or DX12 driver was found")?;
     }
+    let cpu = Cpu::new();
+    let (threads, instructions) = (cpu.threads(), cpu.instructions());
     if args.json {
+        let line = json!({
+            "backend": "cpu", "name": "CPU", "threads": threads, "instructions": instructions,
+        });
+        writeln!(out, "{line}")?;
         writeln!(out, "{}", json!({ "backend": "reference", "name": "CPU" }))?;
     } else {
+        writeln!(out, "cpu        CPU, {threads} threads, {instructions}")?;
         writeln!(out, "reference  CPU, in float64: the oracle, exact and slow")?;
-        writeln!(out, "cpu        not part of this version")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 use crate::{args::ExplainArgs, input, open};
 use anyhow::Result;
-use flashtile::{Choice, Reason, Verdict};
+use flashtile::{Choice, Decision, Reason, Verdict};
 use serde_json::json;
 use std::io::Write;
 
@@ -10,13 +10,16 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
     let input = input::Input::parse(&bytes, &args.layout, &args.attention)?;
     let choice = args.choice.choice();
     let everything = Choice::AUTO.matrix_units(choice.matrix_units).key_split(choice.key_split);
-    let explanation = open::session(&args.choice).explain_within(&input.problem, everything);
-    let chosen = explanation.choose(choice.backend, choice.kernel).ok();
+    let session = open::session(&args.choice)?;
+    let explanation = session.explain_within(&input.problem, everything);
+    let chosen = session.decide(&explanation, choice).ok();
     if !args.json {
         writeln!(out, "{}", input.problem)?;
         writeln!(out, "{explanation}")?;
         match chosen {
-            Some((backend, kernel)) => writeln!(out, "chosen: {backend} {kernel}")?,
+            Some(Decision { backend, kernel, why, .. }) => {
+                writeln!(out, "chosen: {backend} {kernel}: {why}")?;
+            }
             None => writeln!(out, "chosen: nothing, because all that was requested is refused")?,
         }
         return Ok(());
@@ -34,9 +37,8 @@ pub(crate) fn explain(args: &ExplainArgs, out: &mut dyn Write) -> Result<()> {
             "reasons": reasons,
         })
     });
-    let chosen = chosen.map(|(backend, kernel)| {
-        let (backend, kernel) = (backend.name(), kernel.name());
-        json!({ "backend": backend, "kernel": kernel })
+    let chosen = chosen.map(|Decision { backend, kernel, why, .. }| {
+        json!({ "backend": backend.name(), "kernel": kernel.name(), "why": why })
     });
     let report = json!({
         "problem": input.problem.to_string(),

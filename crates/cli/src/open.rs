@@ -1,10 +1,10 @@
 //! From the command line to open devices.
 
 use crate::{args::ChoiceArgs, complain};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use flashtile::{
     Attention, Backend, BackendError, BackendKind, BackendPlan, DeviceChoice, KeySplit,
-    MatrixUnits, PlanOptions, Problem, Verdict, cuda, reference::Reference, wgpu,
+    MatrixUnits, PlanOptions, Problem, Verdict, cpu::Cpu, cuda, reference::Reference, wgpu,
 };
 use std::{fmt::Display, sync::Arc};
 
@@ -18,23 +18,46 @@ fn named(adapter: &str) -> DeviceChoice {
 }
 
 /// A session that prefers the requested device. Without `--adapter`, the best devices.
-pub(crate) fn session(choice: &ChoiceArgs) -> Attention {
-    let Some(adapter) = &choice.adapter else { return Attention::new() };
-    if choice.choice().backend == Some(BackendKind::Cuda) {
-        Attention::with_cuda_choice(named(adapter))
-    } else {
-        Attention::with_wgpu_choice(named(adapter))
+///
+/// # Errors
+/// If the requested threads cannot be started.
+pub(crate) fn session(choice: &ChoiceArgs) -> Result<Attention> {
+    let session = match &choice.adapter {
+        None => Attention::new(),
+        Some(adapter) if choice.choice().backend == Some(BackendKind::Cuda) => {
+            Attention::with_cuda_choice(named(adapter))
+        }
+        Some(adapter) => Attention::with_wgpu_choice(named(adapter)),
+    };
+    match threads(choice)? {
+        None => Ok(session),
+        Some(threads) => Ok(session.cpu_threads(threads)?),
     }
 }
 
-/// Opens every device that the arguments allow: NVIDIA GPUs by CUDA, adapters by wgpu, and the
-/// reference. With `baseline`, adapters grant what a browser grants.
+/// The threads that `--threads` asks for.
+fn threads(choice: &ChoiceArgs) -> Result<Option<usize>> {
+    ensure!(choice.threads != Some(0), "--threads must be at least 1, but is 0");
+    Ok(choice.threads)
+}
+
+/// The CPU, with the threads that are requested.
+fn cpu(choice: &ChoiceArgs) -> Result<Cpu> {
+    Ok(match threads(choice)? {
+        None => Cpu::new(),
+        Some(threads) => Cpu::with_threads(threads)?,
+    })
+}
+
+/// Opens every device that the arguments allow: NVIDIA GPUs by CUDA, adapters by wgpu, the CPU and
+/// the reference. With `baseline`, adapters grant what a browser grants.
 ///
 /// # Errors
 /// Where the requested device does not open. Other devices that do not open are left out.
 pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn Backend>>> {
     let requested = choice.choice().backend;
     let allowed = |kind| requested.is_none_or(|requested| requested == kind);
+    threads(choice)?;
     let mut devices = Vec::new();
     if allowed(BackendKind::Cuda) {
         devices.extend(gpus(choice)?);
@@ -43,7 +66,10 @@ pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn
         devices.extend(adapters(choice, baseline)?);
     }
     if devices.is_empty() && requested.is_none() {
-        complain("no GPU and no graphics adapter was found: only the CPU reference remains");
+        complain("no GPU and no graphics adapter was found: only the CPU remains");
+    }
+    if allowed(BackendKind::Cpu) {
+        devices.push(Arc::new(cpu(choice)?));
     }
     if allowed(BackendKind::Reference) {
         devices.push(Arc::new(Reference));
@@ -80,6 +106,10 @@ impl Backend for Forced {
     fn device_name(&self) -> String {
         let Forced { device, matrix_units, key_split } = self;
         format!("{}, matrix units {matrix_units}, split {key_split}", device.device_name())
+    }
+
+    fn is_software(&self) -> bool {
+        self.device.is_software()
     }
 
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {

@@ -1,13 +1,12 @@
 use crate::{
     args::RunArgs,
-    complain,
     input::{self, Input},
     open,
     output::{self, Destination},
     progress, text, verify,
 };
 use anyhow::{Context as _, Result, ensure};
-use flashtile::{Attention, BackendKind, Choice, Report, zeroed_bytes};
+use flashtile::{Attention, Choice, Report, zeroed_bytes};
 use std::io::Write;
 
 /// Runs attention on a file, writes the result to another, and prints what ran and how long it
@@ -22,16 +21,10 @@ pub(crate) fn run(args: &RunArgs, stdout: &mut dyn Write) -> Result<()> {
 
     let spinner = progress::spinner(format!("running {}", input.problem));
     let wanted_lse = input.problem.lse().then_some(&mut lse[..]);
-    let (session, choice) = (open::session(&args.choice), args.choice.choice());
+    let (session, choice) = (open::session(&args.choice)?, args.choice.choice());
     let report = session.run(&input.problem, input.args(&mut out, wanted_lse), choice);
     spinner.finish_and_clear();
     let report = report?;
-    if report.backend == BackendKind::Reference && choice.backend.is_none() {
-        complain(&format!(
-            "running on the CPU with the float64 reference, which is slow: {}",
-            report.why
-        ));
-    }
     let mut printed = Vec::new();
     print_report(&input, &report, &mut printed)?;
     if args.verify {

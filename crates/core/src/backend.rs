@@ -17,6 +17,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The device's name, as reports show it: `llvmpipe (LLVM 15.0.6, 256 bits) (Vulkan)`.
     fn device_name(&self) -> String;
 
+    /// Whether it is a GPU in software. `auto` then prefers the CPU backend.
+    fn is_software(&self) -> bool {
+        false
+    }
+
     /// Whether it runs `problem` with `options`, and if not, why. Compiles nothing.
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict;
 

@@ -124,6 +124,16 @@ pub enum Wrong {
         /// Batch entry, head, query and column.
         at: [usize; 4],
     },
+    /// Two settings of a backend that have to agree gave different bits.
+    #[error(
+        "{other} gave different bits at (b {}, h {}, i {}, d {})", at[0], at[1], at[2], at[3]
+    )]
+    Disagree {
+        /// The name of the other setting.
+        other: String,
+        /// Batch entry, head, query and column.
+        at: [usize; 4],
+    },
     /// Guarantee 4: the length of a call changed bits of rows that see the same keys.
     #[error(
         "a call with fewer unseen keys gave different bits at (b {}, h {}, i {}, d {})",

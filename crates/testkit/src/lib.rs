@@ -18,7 +18,8 @@
 //!   fail; [`named_shapes`] are the shapes of known models, for benchmarks.
 //! - [`run_case`] and [`run_cases`] compare any [`Backend`](flashtile_core::Backend) with the
 //!   oracle (guarantees 1 and 3) and check that nothing else is written; [`check_repeats`] and
-//!   [`check_neighbours`] require the same bits (guarantee 4).
+//!   [`check_neighbours`] require the same bits (guarantee 4), as does [`check_agreement`] of two
+//!   settings of a backend.
 //! - [`Prepared`] runs the oracle once for any number of backends.
 
 mod case;
@@ -39,7 +40,7 @@ pub use check::{Failure, Outcome, Prepared, Worst, Wrong, cannot_plan, run_case}
 pub use inputs::Tensors;
 pub use random::random_case;
 pub use rng::Rng;
-pub use same_bits::{check_lengths, check_neighbours, check_repeats};
+pub use same_bits::{check_agreement, check_lengths, check_neighbours, check_repeats};
 pub use shapes::named_shapes;
 pub use shrink::minimise;
 pub use tally::{Tally, chosen_cases, run_cases, run_random};

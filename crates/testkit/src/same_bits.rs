@@ -96,6 +96,33 @@ pub fn check_lengths(
     })
 }
 
+/// Runs a case on two settings of a backend, such as numbers of threads, which have to give the same
+/// bits.
+///
+/// # Errors
+/// A [`Failure`] with [`Wrong::Disagree`], or with the reason why the case did not run.
+pub fn check_agreement(
+    [one, other]: [&dyn Backend; 2],
+    kernel: KernelKind,
+    case: &Case,
+) -> Result<(), Failure> {
+    let both = || {
+        let tensors = case.build()?;
+        let [first, second] = [one, other].map(|backend| execute(backend, kernel, &tensors));
+        let (first, second) = (bits(&tensors, &first?)?, bits(&tensors, &second?)?);
+        match first.iter().zip(&second).find(|(a, b)| a != b) {
+            Some((&(at, _), _)) => Err(Wrong::Disagree { other: name(other), at }),
+            None => Ok(()),
+        }
+    };
+    both().map_err(|wrong| Failure {
+        backend: name(one),
+        kernel,
+        case: Box::new(case.clone()),
+        wrong,
+    })
+}
+
 /// The bits of out, then of lse, each with its position.
 fn bits(tensors: &Tensors, results: &Results) -> Result<Vec<([usize; 4], u32)>, ProblemError> {
     let problem = &tensors.problem;

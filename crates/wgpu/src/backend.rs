@@ -18,6 +18,10 @@ impl Backend for Context {
         format!("{} ({:?})", info.name, info.backend)
     }
 
+    fn is_software(&self) -> bool {
+        Context::is_software(self)
+    }
+
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         Context::verdict(self, problem, &options.for_tiles())
     }

@@ -30,7 +30,6 @@ mod tests;
 /// # Errors
 /// A case that fails or whose result is wrong has no row. The others are measured all the same.
 pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
-    ensure!(args.threads != Some(0), "--threads must be at least 1, but is 0");
     if let Some(path) = &args.cases {
         return questions::answer_all(args, path, out);
     }
@@ -46,7 +45,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     }
     let targets = targets(args)?;
     let on_reference = |target: &Target| target.device.kind() == BackendKind::Reference;
-    if args.threads.is_some_and(|n| n > 1) && targets.iter().any(on_reference) {
+    if args.choice.threads.is_some_and(|n| n > 1) && targets.iter().any(on_reference) {
         complain("the reference always runs on one thread; --threads does not change that");
     }
     let cases = cases(args);

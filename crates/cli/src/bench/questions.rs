@@ -151,6 +151,7 @@ impl<'a> Answerer<'a> {
             matrix_units: self.matrix_units,
             split: self.split,
             adapter: self.adapter.clone(),
+            threads: None,
         };
         let Choice { backend, kernel, .. } = choice.choice();
         let devices = self.devices(&choice, backend)?;

@@ -52,7 +52,12 @@ fn arguments() {
         (&["--sideways"], "unexpected argument '--sideways' found"),
         (&["another"], "unexpected argument 'another' found"),
         (&["--backend", "cuda", "--adapter", "99"], "no CUDA"),
-        (&["--backend", "cpu"], "the cpu backend is not part of this version"),
+        (&["--backend=cpu", "--kernel=unfused"], "the cpu backend has no unfused kernel"),
+        (
+            &["--backend=cpu", "--matrix-units=require"],
+            "matrix units are required: the cpu backend has no kernel for them",
+        ),
+        (&["--backend=cpu", "--threads=0"], "--threads must be at least 1, but is 0"),
         (&["--backend=reference", "--kernel=flash"], "the reference backend has no flash kernel"),
         (&["--matrix-units", "on"], "invalid value 'on' for '--matrix-units <MATRIX_UNITS>'"),
         (
@@ -107,7 +112,10 @@ fn commands() {
             &["bench", "--threads", "0", "--shape", "1x1x1x1"],
             "--threads must be at least 1, but is 0",
         ),
-        (&["bench", "--backend", "cpu"], "the cpu backend is not part of this version"),
+        (
+            &["bench", "--backend", "cpu", "--kernel", "unfused"],
+            "the cpu backend has no unfused kernel",
+        ),
         (
             &["bench", "--backend", "reference", "--kernel", "flash"],
             "the reference backend has no flash kernel",

@@ -40,31 +40,39 @@ fn explain_lists_every_backend_and_kernel_with_verdicts() {
     }
     assert_eq!(named("reference", "unfused")["runs"], true);
     let chosen = &report["chosen"];
-    let first = verdicts.iter().find(|v| v["runs"] == true).expect("the reference, at the least");
+    let first = verdicts.iter().find(|v| v["runs"] == true).expect("the CPU, at the least");
     assert_eq!((&chosen["backend"], &chosen["kernel"]), (&first["backend"], &first["kernel"]));
+    assert!(chosen["why"].as_str().expect("text").starts_with("first that runs"), "{chosen}");
     assert_eq!(scene.files(), ["in.safetensors"], "nothing was run or written");
 }
 
 #[test]
 fn explain_prints_text_with_refusals() {
     let scene = Scene::new(&three_keys());
-    let output = scene.flashtile(&["explain", "in.safetensors", "--backend", "cpu"]);
+    let cpu_unfused = ["explain", "in.safetensors", "--backend", "cpu", "--kernel", "unfused"];
+    let output = scene.flashtile(&cpu_unfused);
     assert!(output.status.success(), "{}", stderr(&output));
     let printed = stdout(&output);
     assert!(
-        printed.contains("cpu flash: refused: the cpu backend is not part of this version"),
+        printed.contains("cpu unfused: refused: the cpu backend has no unfused kernel"),
         "{printed}"
     );
     assert!(printed.contains("reference unfused: runs"), "{printed}");
     assert!(printed.contains("chosen: nothing, because all that was requested"), "{printed}");
+    let output = scene.flashtile(&cpu_unfused[..4]);
+    let printed = stdout(&output);
+    let chosen = "chosen: cpu flash: backend requested; flash is its first kernel that runs";
+    assert!(printed.contains(chosen), "{printed}");
 }
 
 #[test]
-fn devices_always_has_the_reference() {
+fn devices_always_has_the_cpu_and_the_reference() {
     let scene = Scene::new(&three_keys());
     let output = scene.flashtile(&["devices", "--json"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(lines(&stdout(&output)).iter().any(|device| device["backend"] == "reference"));
+    for backend in ["cpu", "reference"] {
+        assert!(lines(&stdout(&output)).iter().any(|device| device["backend"] == backend));
+    }
     let output = scene.flashtile(&["devices"]);
     assert!(stdout(&output).contains("reference"), "{}", stdout(&output));
 }

@@ -1,0 +1,178 @@
+//! Implements [`Backend`], which the facade, `check` and `bench` use.
+
+use crate::error::Error;
+use crate::flash::Machine;
+use crate::plan::{Plan, how, refusals};
+use crate::threads::Threads;
+use flashtile_core::{
+    Backend, BackendError, BackendKind, BackendPlan, BackendRun, Call, HostArgs, HostStats,
+    KernelKind, PlanOptions, Problem, Timing, Verdict, check_host_args, check_host_outputs,
+};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The CPU as a device.
+///
+/// By default work runs in the rayon pool of the thread that calls, or in rayon's global pool.
+#[derive(Clone, Default)]
+pub struct Cpu {
+    threads: Threads,
+}
+
+impl Cpu {
+    /// The CPU, with the threads of the caller's rayon pool, or of rayon's global one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The CPU, with `threads` threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] for none, for more than one in a browser, and if the system starts no
+    /// more threads.
+    pub fn with_threads(threads: usize) -> Result<Self, Error> {
+        Ok(Self { threads: Threads::own(threads)? })
+    }
+
+    /// How many threads share the work of a call that is made from here.
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
+    /// The vector instructions that kernels use: `AVX2`, say.
+    pub fn instructions(&self) -> &'static str {
+        Machine::detect().name()
+    }
+
+    /// Plans `problem`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reasons.
+    pub fn plan(&self, problem: &Problem, options: &PlanOptions) -> Result<Plan, Error> {
+        Plan::new(problem, options, self.threads.clone())
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cpu").field("instructions", &self.instructions()).finish_non_exhaustive()
+    }
+}
+
+impl Backend for Cpu {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cpu
+    }
+
+    fn device_name(&self) -> String {
+        format!("CPU, {} threads, {}", self.threads(), self.instructions())
+    }
+
+    fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
+        let reasons = refusals(problem, options);
+        if reasons.is_empty() {
+            Verdict::Runs(how(Machine::detect()))
+        } else {
+            Verdict::Refused(reasons)
+        }
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        options: &PlanOptions,
+    ) -> Result<Arc<dyn BackendPlan>, BackendError> {
+        Ok(Arc::new(SharedPlan(Arc::new(Cpu::plan(self, problem, options)?))))
+    }
+}
+
+/// A plan that uploaded calls keep.
+#[derive(Debug)]
+struct SharedPlan(Arc<Plan>);
+
+impl fmt::Display for SharedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl BackendPlan for SharedPlan {
+    fn problem(&self) -> &Problem {
+        self.0.problem()
+    }
+
+    fn kernel(&self) -> KernelKind {
+        KernelKind::Flash
+    }
+
+    fn dispatch_count(&self) -> usize {
+        self.0.dispatch_count()
+    }
+
+    fn workspace_bytes(&self) -> u64 {
+        self.0.workspace_bytes()
+    }
+
+    fn upload(&self, args: &HostArgs<'_>) -> Result<Box<dyn BackendRun>, BackendError> {
+        check_host_args(self.0.problem(), args).map_err(Error::from)?;
+        Ok(Box::new(CpuRun {
+            plan: self.0.clone(),
+            inputs: [args.q, args.k, args.v].map(<[u8]>::to_vec),
+            mask: args.mask.map(<[u8]>::to_vec),
+            kv_lens: args.kv_lens.map(<[i32]>::to_vec),
+            call: args.call,
+            results: Mutex::new((args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec))),
+        }))
+    }
+
+    /// Works on the caller's memory: nothing is copied.
+    fn run(&self, args: HostArgs<'_>) -> Result<HostStats, BackendError> {
+        Ok(self.0.run(args)?)
+    }
+}
+
+/// A call with copies of its tensors, to be run any number of times.
+struct CpuRun {
+    plan: Arc<Plan>,
+    inputs: [Vec<u8>; 3],
+    mask: Option<Vec<u8>>,
+    kv_lens: Option<Vec<i32>>,
+    call: Call,
+    /// out and lse: the caller's contents before the first run, then the results.
+    results: Mutex<(Vec<u8>, Option<Vec<f32>>)>,
+}
+
+impl BackendRun for CpuRun {
+    fn run(&self) -> Result<Timing, BackendError> {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let (out, lse) = &mut *results;
+        let [q, k, v] = &self.inputs;
+        let mut args = HostArgs::new(q, k, v, out).call(self.call);
+        args.mask = self.mask.as_deref();
+        args.kv_lens = self.kv_lens.as_deref();
+        args.lse = lse.as_deref_mut();
+        Ok(self.plan.run(args)?.run)
+    }
+
+    fn download(&self, args: &mut HostArgs<'_>) -> Result<(), BackendError> {
+        let problem = self.plan.problem();
+        check_host_outputs(problem, args).map_err(Error::from)?;
+        let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let (out, lse) = &*results;
+        let bytes = problem.out().byte_span().unwrap_or(0);
+        args.out[..bytes].copy_from_slice(&out[..bytes]);
+        if let (Some(to), Some(from)) = (&mut args.lse, lse) {
+            let rows = problem.lse_shape().iter().product();
+            to[..rows].copy_from_slice(&from[..rows]);
+        }
+        Ok(())
+    }
+
+    fn device_bytes(&self) -> u64 {
+        let (out, lse) = &*self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let inputs = self.inputs.iter().map(Vec::len).sum::<usize>();
+        let optional =
+            self.mask.as_ref().map_or(0, Vec::len) + lse.as_ref().map_or(0, |lse| 4 * lse.len());
+        (inputs + optional + out.len()) as u64 + self.plan.workspace_bytes()
+    }
+}

@@ -1,0 +1,392 @@
+//! FlashAttention-2, forward, for one tile of queries over a range of keys.
+//!
+//! It reads beside `flash_forward.wgsl`: m is the largest score of a query so far, l the sum of
+//! exp(s - m), and O is rescaled when m grows. The lanes of a vector are queries. So everything that
+//! the other kernels do along a row of the tile happens here lane by lane, and no lane depends on
+//! another.
+
+use crate::few;
+use crate::math::{LOWEST, exp};
+use crate::products::{Block, Scores, add_present_values, add_values, scores};
+use crate::softmax::{Draws, MAX_GROUP, RUN, Rules, apply, weights};
+use crate::tensors::{MaskTensor, Tensor};
+use crate::workspace::Pieces;
+use flashtile_core::{Band, Problem, ResolvedCall};
+use pulp::{Simd, WithSimd};
+use std::ops::Range;
+
+/// Keys per tile. Tiles start at multiples of it.
+pub(crate) const BC: usize = 64;
+
+/// The inputs of one call.
+pub(crate) struct Inputs<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) call: ResolvedCall,
+    pub(crate) band: Band,
+    pub(crate) q: Tensor<'a>,
+    pub(crate) k: Tensor<'a>,
+    pub(crate) v: Tensor<'a>,
+    pub(crate) mask: Option<MaskTensor<'a>>,
+    pub(crate) kv_lens: Option<&'a [i32]>,
+    pub(crate) draws: Option<Draws>,
+}
+
+/// A tile of queries. The heads of a group can share it: row `r` is query `r / fold` of head
+/// `h + r % fold`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RowTile {
+    pub(crate) b: usize,
+    pub(crate) h: usize,
+    pub(crate) fold: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+impl RowTile {
+    /// Head and query of row `r`.
+    pub(crate) fn place(&self, r: usize) -> (usize, usize) {
+        (self.h + r % self.fold, r / self.fold)
+    }
+}
+
+impl Inputs<'_> {
+    /// Valid keys of batch entry `b`.
+    pub(crate) fn kv_len(&self, b: usize) -> usize {
+        self.kv_lens.map_or(self.call.seq_kv, |lens| lens[b] as usize)
+    }
+
+    /// The keys that some query of the tile sees by position.
+    pub(crate) fn keys(&self, tile: &RowTile) -> Range<usize> {
+        let queries = tile.rows.start / tile.fold..tile.rows.end.div_ceil(tile.fold);
+        flashtile_core::key_range(&self.band, &queries, self.call.seq_q, self.kv_len(tile.b))
+    }
+}
+
+/// The instructions of this machine, as the tiles of a plan depend on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// f32 per vector.
+    pub(crate) lanes: usize,
+    /// Queries of a full group.
+    pub(crate) group: usize,
+}
+
+impl Machine {
+    /// Asks the processor.
+    pub(crate) fn detect() -> Self {
+        struct Ask;
+        impl WithSimd for Ask {
+            type Output = Machine;
+            fn with_simd<S: Simd>(self, _: S) -> Machine {
+                Machine { lanes: S::F32_LANES, group: full_group::<S>() * S::F32_LANES }
+            }
+        }
+        pulp::Arch::new().dispatch(Ask)
+    }
+
+    /// The instructions by name.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.lanes {
+            16 => "AVX-512",
+            8 => "AVX2",
+            4 if cfg!(target_arch = "aarch64") => "NEON",
+            4 => "SIMD of 128 bits",
+            _ => "scalar instructions",
+        }
+    }
+
+    /// Queries per group of a tile of `rows` rows: one vector if that holds them, else a full group.
+    pub(crate) fn group_of(&self, rows: usize) -> usize {
+        if rows <= self.lanes { self.lanes } else { self.group }
+    }
+}
+
+/// Vectors of a full group. Two of them by 6 keys fill the 16 registers of AVX2. NEON has 32
+/// registers of half the width, and AVX-512 takes 12 keys instead.
+const fn full_group<S: Simd>() -> usize {
+    if S::F32_LANES == 4 && S::REGISTER_COUNT >= 32 { 4 } else { 2 }
+}
+
+/// Attention of a tile of rows over `keys`. It leaves O (not divided by l), m and l in the
+/// workspace; [`ResultRow`] finds them.
+pub(crate) struct Flash<'a, 'p> {
+    pub(crate) inputs: &'a Inputs<'a>,
+    /// Whether the plan is for few queries.
+    pub(crate) few: bool,
+    pub(crate) tile: &'a RowTile,
+    pub(crate) keys: Range<usize>,
+    pub(crate) pieces: &'a mut Pieces<'p>,
+}
+
+/// Row `r` of a tile among the results in a workspace, with `group` rows per group.
+#[derive(Clone, Copy)]
+pub(crate) struct ResultRow<'a> {
+    pub(crate) m: f32,
+    pub(crate) l: f32,
+    /// Column `c` of O is `o[c * stride]`.
+    pub(crate) o: &'a [f32],
+    pub(crate) stride: usize,
+}
+
+impl<'a> ResultRow<'a> {
+    /// `width` is head_dim_v, `group` the queries per group. If `few`, O has a row per query.
+    pub(crate) fn new(
+        o: &'a [f32],
+        sums: &[f32],
+        width: usize,
+        group: usize,
+        few: bool,
+        r: usize,
+    ) -> Self {
+        let (g, lane) = (r / group, r % group);
+        let (m, l) = (sums[2 * g * group + lane], sums[(2 * g + 1) * group + lane]);
+        if few {
+            let padded = width.next_multiple_of(group);
+            return Self { m, l, o: &o[r * padded..][..width], stride: 1 };
+        }
+        Self { m, l, o: &o[g * width * group + lane..(g + 1) * width * group], stride: group }
+    }
+}
+
+impl WithSimd for Flash<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if self.few {
+            flash::<S, 1, 1, true>(simd, self);
+        } else if self.tile.rows.len() <= S::F32_LANES {
+            flash::<S, 8, 1, false>(simd, self);
+        } else if full_group::<S>() == 4 {
+            flash::<S, 6, 4, false>(simd, self);
+        } else if S::REGISTER_COUNT >= 32 {
+            flash::<S, 12, 2, false>(simd, self);
+        } else {
+            flash::<S, 6, 2, false>(simd, self);
+        }
+    }
+}
+
+/// Vectors of queries: a group, for each column or key.
+#[inline(always)]
+fn groups<S: Simd, const NV: usize>(numbers: &mut [f32]) -> &mut [[S::f32s; NV]] {
+    pulp::as_arrays_mut::<NV, _>(S::as_mut_simd_f32s(numbers).0).0
+}
+
+/// The numbers of a group, one per lane.
+#[inline(always)]
+fn lanes<S: Simd, const NV: usize>(group: &mut [S::f32s; NV]) -> &mut [f32] {
+    bytemuck::cast_slice_mut(&mut group[..])
+}
+
+#[inline(always)]
+fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, work: Flash<'_, '_>) {
+    let Flash { inputs, tile, keys, pieces, .. } = work;
+    let Inputs { problem, call, .. } = inputs;
+    let (d, dv) = (problem.head_dim(), problem.head_dim_v());
+    let group = NV * S::F32_LANES;
+    let count = tile.rows.len();
+    let group_count = count.div_ceil(group);
+    let kv_len = inputs.kv_len(tile.b);
+    let kv_head = tile.h / problem.group_size();
+    let (k_rows, v_rows) = (inputs.k.rows(tile.b, kv_head), inputs.v.rows(tile.b, kv_head));
+    let softcap = problem.softcap();
+    let always_ruled = inputs.mask.is_some() || softcap.is_some() || inputs.draws.is_some();
+    let visible = |r: usize| {
+        let seen = inputs.band.visible(tile.place(tile.rows.start + r).1, call.seq_q, kv_len);
+        seen.start.max(keys.start)..seen.end.min(keys.end)
+    };
+
+    if FEW {
+        load_q_rows(inputs, tile, S::F32_LANES, pieces);
+    } else {
+        load_q(inputs, tile, group, pieces);
+    }
+    let q = groups::<S, NV>(pieces.q);
+    let o_len = if FEW { count * dv.div_ceil(S::F32_LANES) } else { group_count * dv };
+    let o = &mut groups::<S, NV>(pieces.o)[..o_len];
+    let sums = &mut groups::<S, NV>(pieces.sums)[..2 * group_count];
+    let p = groups::<S, NV>(pieces.p);
+    let bias = groups::<S, NV>(pieces.bias);
+    let (k_scratch, v_scratch) = (&mut *pieces.k, &mut *pieces.v);
+    o.fill([simd.splat_f32s(0.0); NV]);
+    for of_group in sums.chunks_exact_mut(2) {
+        of_group[0] = [simd.splat_f32s(LOWEST); NV];
+        of_group[1] = [simd.splat_f32s(0.0); NV];
+    }
+
+    for first in (keys.start / BC * BC..keys.end).step_by(BC) {
+        let tile_keys = first..(first + BC).min(keys.end);
+        let k = k_rows.block(tile_keys.clone(), k_scratch);
+        let v = v_rows.block(tile_keys.clone(), v_scratch);
+        let mut v_dirty = FEW.then(|| few::is_dirty(simd, v, tile_keys.len(), dv));
+        for g in 0..group_count {
+            let rows = g * group..((g + 1) * group).min(count);
+            // Neither end decreases from one query to the next.
+            let (top_row, bottom_row) = (visible(rows.start), visible(rows.end - 1));
+            let end = bottom_row.end.min(tile_keys.end);
+            if top_row.start >= end || end <= first {
+                continue;
+            }
+            // Keys before the first visible one are left out in whole runs of a sum of weights, so
+            // that the sums of a row do not depend on the other rows.
+            let start = top_row.start.max(first) / RUN * RUN;
+            let full = bottom_row.start <= start && top_row.end >= end;
+            let used = start - first..end - first;
+
+            let (before, l) = (sums[2 * g], sums[2 * g + 1]);
+            let mut state = Scores {
+                scale: simd.splat_f32s(call.scale),
+                top: before,
+                check: [simd.splat_f32s(0.0); NV],
+            };
+            if FEW {
+                let q = (q.as_flattened(), count, d);
+                few::scores::<S, NV>(simd, q, k, used.clone(), p, &mut state);
+            } else {
+                let q = &q[g * d..][..d];
+                scores::<S, M, NV>(simd, q, k, used.clone(), p, &mut state);
+            }
+            let mut top = state.top;
+            let ruled = always_ruled || !full;
+            let mut mark = false;
+            if ruled || !all_zero::<S, NV>(simd, state.check) {
+                if ruled {
+                    mark = *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
+                }
+                let mut rules = Rules {
+                    start: [simd.splat_f32s(0.0); NV],
+                    end: [simd.splat_f32s(0.0); NV],
+                    bias: None,
+                    softcap,
+                };
+                let of_tile = |key: usize| key.clamp(first, tile_keys.end) - first;
+                for (lane, r) in rows.clone().enumerate() {
+                    let seen = visible(r);
+                    lanes::<S, NV>(&mut rules.start)[lane] = of_tile(seen.start) as f32;
+                    lanes::<S, NV>(&mut rules.end)[lane] = of_tile(seen.end) as f32;
+                }
+                if let Some(mask) = &inputs.mask {
+                    load_bias::<S, NV>(mask, tile, &rows, first, used.clone(), bias);
+                    rules.bias = Some(bias);
+                }
+                top = apply(simd, &rules, used.clone(), p, before);
+            }
+
+            let mut alpha = before;
+            for n in 0..NV {
+                alpha[n] = exp(simd, simd.sub_f32s(before[n], top[n]));
+            }
+            let added = weights(simd, used.clone(), p, top, mark);
+            for n in 0..NV {
+                sums[2 * g][n] = top[n];
+                sums[2 * g + 1][n] = simd.mul_add_e_f32s(l[n], alpha[n], added[n]);
+            }
+            if let Some(draws) = &inputs.draws {
+                let (mut query, mut head) = ([0; MAX_GROUP], [0; MAX_GROUP]);
+                for (lane, r) in rows.clone().enumerate() {
+                    let (h, i) = tile.place(tile.rows.start + r);
+                    query[lane] = i as u32;
+                    head[lane] = (tile.b * problem.heads() + h) as u32;
+                }
+                draws.drop(simd, first, used.clone(), p, [&query, &head], mark);
+            }
+            if FEW {
+                let values = few::Values {
+                    p: bytemuck::cast_slice(p[used.clone()].as_flattened()),
+                    v: Block { data: &v.data[used.start * v.stride..], stride: v.stride },
+                    width: dv,
+                    alpha: lanes::<S, NV>(&mut alpha),
+                    mark,
+                };
+                few::add_values::<S>(simd, &values, count, o.as_flattened_mut());
+            } else if mark {
+                add_present_values(simd, p, v, used, alpha, &mut o[g * dv..][..dv]);
+            } else {
+                add_values::<S, M, NV>(simd, p, v, used, alpha, &mut o[g * dv..][..dv]);
+            }
+        }
+    }
+}
+
+/// Reads Q of the tile, transposed: for each group of queries a row per column. Lanes beyond the
+/// tile are 0.
+#[inline(always)]
+fn load_q(inputs: &Inputs<'_>, tile: &RowTile, group: usize, pieces: &mut Pieces<'_>) {
+    let d = inputs.problem.head_dim();
+    let row = &mut pieces.row[..d];
+    let count = tile.rows.len();
+    pieces.q[(count / group) * group * d..count.div_ceil(group) * group * d].fill(0.0);
+    for r in 0..count {
+        let (h, i) = tile.place(tile.rows.start + r);
+        inputs.q.rows(tile.b, h).read(i, row);
+        let to = &mut pieces.q[r / group * group * d + r % group..];
+        for (to, &x) in to.iter_mut().step_by(group).zip(row.iter()) {
+            *to = x;
+        }
+    }
+}
+
+/// Reads Q of the tile, a row per query, padded with zeroes to whole vectors of `lanes`.
+#[inline(always)]
+fn load_q_rows(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces<'_>) {
+    let d = inputs.problem.head_dim();
+    let rows = pieces.q.chunks_exact_mut(d.next_multiple_of(lanes));
+    for (r, to) in tile.rows.clone().zip(rows) {
+        let (h, i) = tile.place(r);
+        inputs.q.rows(tile.b, h).read(i, &mut to[..d]);
+        to[d..].fill(0.0);
+    }
+}
+
+/// Reads the mask of `rows` (of the tile) for the keys `used` (from `first` on), transposed.
+#[inline(always)]
+fn load_bias<S: Simd, const NV: usize>(
+    mask: &MaskTensor<'_>,
+    tile: &RowTile,
+    rows: &Range<usize>,
+    first: usize,
+    used: Range<usize>,
+    bias: &mut [[S::f32s; NV]],
+) {
+    let start_of = |r: usize| {
+        let (h, i) = tile.place(tile.rows.start + r);
+        mask.row(tile.b, h, i)
+    };
+    let keys = first + used.start..first + used.end;
+    let mut known: Option<(usize, usize)> = None;
+    for (lane, r) in rows.clone().enumerate() {
+        let start = start_of(r);
+        match known {
+            // Rows often share a row of the mask, as where it hides padding.
+            Some((same, from)) if same == start => {
+                for to in &mut bias[used.clone()] {
+                    let to = lanes::<S, NV>(to);
+                    to[lane] = to[from];
+                }
+            }
+            Some(_) | None => {
+                for (to, x) in bias[used.clone()].iter_mut().zip(mask.bias(start, keys.clone())) {
+                    lanes::<S, NV>(to)[lane] = x;
+                }
+            }
+        }
+        known = Some((start, lane));
+    }
+}
+
+/// Whether V holds NaN or infinity.
+#[inline(always)]
+fn is_dirty(v: Block<'_>, rows: usize, width: usize) -> bool {
+    let any = |row: &[f32]| row.iter().fold(false, |any, x| any | !x.is_finite());
+    v.data.chunks(v.stride).take(rows).any(|row| any(&row[..width]))
+}
+
+/// Whether every number is 0, and none is NaN.
+#[inline(always)]
+fn all_zero<S: Simd, const NV: usize>(simd: S, numbers: [S::f32s; NV]) -> bool {
+    let mut sum = simd.splat_f32s(0.0);
+    for x in numbers {
+        sum = simd.add_f32s(sum, x);
+    }
+    simd.reduce_sum_f32s(sum) == 0.0
+}

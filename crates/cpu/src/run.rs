@@ -1,0 +1,256 @@
+//! One call: tiles of rows on all threads, the longest first.
+
+use crate::error::Error;
+use crate::flash::{Flash, Inputs, ResultRow, RowTile};
+use crate::output::Output;
+use crate::plan::Plan;
+use crate::softmax::Draws;
+use crate::tensors::{MaskTensor, Tensor};
+use crate::workspace::Workspace;
+use flashtile_core::{Dropout, HostArgs, HostStats, KeyChunks, Timing, check_host_args};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+impl Plan {
+    /// Runs one call on the caller's memory.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] for arguments that do not fit the problem; [`Error::HostMemory`].
+    pub fn run(&self, args: HostArgs<'_>) -> Result<HostStats, Error> {
+        let start = Instant::now();
+        let problem = self.problem();
+        let call = check_host_args(problem, &args)?;
+        let tensors = [args.q.len(), args.k.len(), args.v.len(), args.out.len()];
+        let optional =
+            args.mask.map_or(0, <[u8]>::len) + args.lse.as_ref().map_or(0, |lse| 4 * lse.len());
+        let bytes = (tensors.iter().sum::<usize>() + optional) as u64;
+        if !problem.is_empty() && call.seq_q > 0 {
+            let inputs = Inputs {
+                problem,
+                call,
+                band: problem.band(),
+                q: Tensor::new(*problem.q(), args.q),
+                k: Tensor::new(*problem.k(), args.k),
+                v: Tensor::new(*problem.v(), args.v),
+                mask: problem.mask().zip(args.mask).map(|(m, bytes)| MaskTensor::new(m, bytes)),
+                kv_lens: args.kv_lens,
+                draws: problem.dropout().map(|dropout| Draws::new(dropout, &call)),
+            };
+            let output = Output::new(problem, args.out, args.lse);
+            let results = Results { output: &output, dropout: problem.dropout() };
+            match self.chunks {
+                None => self.whole(&inputs, &results)?,
+                Some(chunks) => self.split(&inputs, &results, chunks)?,
+            }
+        }
+        let run = Timing::new(start.elapsed(), None);
+        Ok(HostStats::new(run, bytes + self.workspace_bytes()))
+    }
+
+    /// Tiles of rows over all their keys.
+    fn whole(&self, inputs: &Inputs<'_>, results: &Results<'_>) -> Result<(), Error> {
+        let heads = self.problem().batch() * (self.problem().heads() / self.fold);
+        let order = self.longest_first(inputs);
+        let count = heads * order.len();
+        self.with_workspaces(count, |plan, workspaces| {
+            plan.threads.for_each(count, workspaces, |n, workspace| {
+                let tile = plan.row_tile(inputs, n % heads, order[n / heads]);
+                let keys = inputs.keys(&tile);
+                plan.compute(inputs, &tile, keys, workspace, |row, result, scratch, encoded| {
+                    results.write(&tile, row, result, scratch, encoded);
+                });
+            });
+        })
+    }
+
+    /// The tiles of a head, those with the most keys first: work that starts last should be short.
+    fn longest_first(&self, inputs: &Inputs<'_>) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.tiles_per_head(inputs.call.seq_q)).collect();
+        // `kv_lens` cut off the last keys of an entry, which seldom changes the order.
+        let keys = |&tile: &usize| inputs.keys(&self.row_tile(inputs, 0, tile)).len();
+        order.sort_by_cached_key(|tile| std::cmp::Reverse(keys(tile)));
+        order
+    }
+
+    /// Tiles of rows over chunks of keys, merged in ascending order of the chunks.
+    fn split(
+        &self,
+        inputs: &Inputs<'_>,
+        results: &Results<'_>,
+        chunks: KeyChunks,
+    ) -> Result<(), Error> {
+        let per_head = self.tiles_per_head(inputs.call.seq_q);
+        let tile_count = self.problem().batch() * (self.problem().heads() / self.fold) * per_head;
+        let floats = self.partial_floats();
+        let per_chunk = floats / chunks.count().max(1);
+        let at_once = self.tiles_at_once().min(tile_count);
+        let mut partials = self.pool.take_partials(at_once * floats)?;
+        let done = self.with_workspaces(at_once * chunks.count(), |plan, workspaces| {
+            for first in (0..tile_count).step_by(at_once) {
+                let tiles: Vec<SplitTile> = (first..(first + at_once).min(tile_count))
+                    .map(|n| {
+                        let tile = plan.row_tile(inputs, n / per_head, n % per_head);
+                        let keys = inputs.keys(&tile);
+                        SplitTile { chunks: chunks.of_keys(keys.clone()), tile, keys }
+                    })
+                    .collect();
+                let work: Vec<(usize, usize)> = tiles
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(n, tile)| tile.chunks.clone().map(move |chunk| (n, chunk)))
+                    .collect();
+                let slots: Vec<Mutex<&mut [f32]>> =
+                    partials.chunks_exact_mut(per_chunk.max(1)).map(Mutex::new).collect();
+                let slot = |n: usize, chunk: usize| {
+                    let slot = &slots[n * chunks.count() + chunk];
+                    slot.lock().unwrap_or_else(PoisonError::into_inner)
+                };
+                plan.threads.for_each(work.len(), workspaces, |n, workspace| {
+                    let (n, chunk) = work[n];
+                    let SplitTile { tile, keys, .. } = &tiles[n];
+                    let begin = chunk * chunks.keys();
+                    let keys = keys.start.max(begin)..keys.end.min(begin + chunks.keys());
+                    let mut partial = slot(n, chunk);
+                    let width = inputs.problem.head_dim_v();
+                    plan.compute(inputs, tile, keys, workspace, |row, result, _, _| {
+                        let to = &mut partial[row * (width + 2)..][..width + 2];
+                        to[0] = result.m;
+                        to[1] = result.l;
+                        for (to, &x) in
+                            to[2..].iter_mut().zip(result.o.iter().step_by(result.stride))
+                        {
+                            *to = x;
+                        }
+                    });
+                });
+                plan.threads.for_each(tiles.len(), workspaces, |n, workspace| {
+                    let SplitTile { tile, chunks, .. } = &tiles[n];
+                    let parts: Vec<_> = chunks.clone().map(|chunk| slot(n, chunk)).collect();
+                    let pieces = workspace.pieces();
+                    for row in 0..tile.rows.len() {
+                        let width = inputs.problem.head_dim_v();
+                        let rows = parts.iter().map(|part| &part[row * (width + 2)..][..width + 2]);
+                        let (m, l) = merge(rows, &mut pieces.o[..width]);
+                        let merged = ResultRow { m, l, o: &pieces.o[..width], stride: 1 };
+                        results.write(tile, row, merged, pieces.row, pieces.encoded);
+                    }
+                });
+            }
+        });
+        self.pool.give_partials_back(partials);
+        done
+    }
+
+    /// Computes a tile over `keys`, and passes each row's result to `store`, with memory for a row
+    /// in f32 and encoded.
+    fn compute(
+        &self,
+        inputs: &Inputs<'_>,
+        tile: &RowTile,
+        keys: Range<usize>,
+        workspace: &mut Workspace,
+        mut store: impl FnMut(usize, ResultRow<'_>, &mut [f32], &mut Vec<u8>),
+    ) {
+        let mut pieces = workspace.pieces();
+        let few = self.few;
+        pulp::Arch::new().dispatch(Flash { inputs, few, tile, keys, pieces: &mut pieces });
+        let group = self.group_of(tile.rows.len());
+        let width = inputs.problem.head_dim_v();
+        for row in 0..tile.rows.len() {
+            let result = ResultRow::new(pieces.o, pieces.sums, width, group, few, row);
+            store(row, result, pieces.row, pieces.encoded);
+        }
+    }
+
+    /// Takes a workspace for each thread that `count` pieces of work can use.
+    fn with_workspaces(
+        &self,
+        count: usize,
+        work: impl FnOnce(&Self, &mut [Workspace]),
+    ) -> Result<(), Error> {
+        let mut workspaces = self.pool.take(self.threads.count().min(count))?;
+        work(self, &mut workspaces);
+        self.pool.give_back(workspaces);
+        Ok(())
+    }
+}
+
+/// A tile of rows, the keys that it sees, and their chunks.
+struct SplitTile {
+    tile: RowTile,
+    keys: Range<usize>,
+    chunks: Range<usize>,
+}
+
+/// Merges the partial results m, l and O of a row: M = max m, l = sum exp(m - M) l, and O in the
+/// same way. Returns M and l.
+fn merge<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone, o: &mut [f32]) -> (f32, f32) {
+    let top = parts.clone().map(|part| part[0]).fold(f32::MIN, f32::max);
+    let mut sum = 0.0;
+    o.fill(0.0);
+    for part in parts {
+        let factor = (part[0] - top).exp();
+        sum += factor * part[1];
+        for (o, &x) in o.iter_mut().zip(&part[2..]) {
+            *o += factor * x;
+        }
+    }
+    (top, sum)
+}
+
+/// Where results go.
+struct Results<'a> {
+    output: &'a Output<'a>,
+    dropout: Option<Dropout>,
+}
+
+impl Results<'_> {
+    /// Writes O / l and lse = m + ln l of row `r` of a tile. A row that sees a key has l >= 1.
+    fn write(
+        &self,
+        tile: &RowTile,
+        r: usize,
+        result: ResultRow<'_>,
+        scratch: &mut [f32],
+        encoded: &mut Vec<u8>,
+    ) {
+        let ResultRow { m, l, o, stride } = result;
+        let width = o.len().div_ceil(stride);
+        let keep = self.dropout.map_or(1.0, |dropout| dropout.keep_scale);
+        let factor = if l == 0.0 { 0.0 } else { keep / l };
+        let row = &mut scratch[..width];
+        for (to, &x) in row.iter_mut().zip(o.iter().step_by(stride)) {
+            // Adding 0 removes the sign of a zero, which could depend on keys that the row does not
+            // see.
+            *to = x * factor + 0.0;
+        }
+        let lse =
+            if l == 0.0 { f32::NEG_INFINITY } else { (f64::from(m) + f64::from(l).ln()) as f32 };
+        let (h, i) = tile.place(tile.rows.start + r);
+        self.output.write([tile.b, h, i], row, lse, encoded);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merge;
+
+    #[test]
+    fn chunks_without_keys_change_nothing() {
+        let full: &[f32] = &[2.0, 3.0, 1.5, -2.0];
+        let none: &[f32] = &[f32::MIN, 0.0, 0.0, 0.0];
+        let merged = |parts: &[&[f32]]| {
+            let mut o = [f32::NAN; 2];
+            let sums = merge(parts.iter().copied(), &mut o);
+            (sums, o)
+        };
+        assert_eq!(merged(&[full]), ((2.0, 3.0), [1.5, -2.0]));
+        assert_eq!(merged(&[none, full, none]), merged(&[full]));
+        assert_eq!(merged(&[none]), ((f32::MIN, 0.0), [0.0, 0.0]));
+        let lower: &[f32] = &[2.0 - 2f32.ln(), 4.0, 1.0, 1.0];
+        let ((m, l), o) = merged(&[lower, full]);
+        assert_eq!(m, 2.0);
+        assert!((l - 5.0).abs() < 1e-6 && (o[0] - 2.0).abs() < 1e-6);
+    }
+}
