@@ -41,7 +41,7 @@ impl Variant {
             Operation::FlashForward | Operation::FlashSplit => match &self.tiles {
                 Tiles::Block(_) => self.flash(shape),
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
-                Tiles::Broadcast(_) => self.flash_broadcast(shape),
+                Tiles::Broadcast(tiles) => self.flash_broadcast(tiles, shape),
                 Tiles::Uniform(tiles) => self.flash_uniform(tiles, shape),
                 Tiles::Lanes(_) => self.flash_lanes(shape),
                 Tiles::Matrix(tiles) => self.flash_matrix(tiles, shape),
@@ -91,15 +91,15 @@ impl Variant {
     }
 
     /// flash_forward_broadcast.wgsl.
-    fn flash_broadcast(&self, shape: &LoopShape) -> f64 {
+    fn flash_broadcast(&self, tiles: &BroadcastTiles, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
         let per_word = (16 / self.dtype.size()) as f64;
         let [words, words_v] = [shape.head_dim, shape.head_dim_v].map(|d| d as f64 / per_word);
         let load_q = repeat(words, 0.0);
         // Full tiles and edge tiles in two parts, each of which ends with a pass over no tile.
-        let tiles = repeat(t.tiles + 3.0, words + words_v);
+        let key_tiles = repeat(t.tiles + 3.0, words + words_v);
         let store = repeat(words_v, repeat(4.0, 0.0));
-        load_q + repeat(2.0, 0.0) + tiles + f64::from(BroadcastTiles::ROWS) * store
+        load_q + repeat(2.0, 0.0) + key_tiles + f64::from(tiles.rows) * store
     }
 
     /// flash_forward_matrix.wgsl.

@@ -53,21 +53,22 @@ impl RowTiles {
     pub const KC: u32 = 64;
 }
 
-/// A tile shape for software adapters and many queries: `4 * lanes` x 16. It has no masks, softcap
-/// or dropout.
+/// A tile shape for software adapters: `rows * lanes` queries. It has no masks, softcap or dropout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BroadcastTiles {
     /// The largest head_dim and head_dim_v.
     pub width: u32,
     /// The number of subgroup lanes that share keys by broadcast, and threads per workgroup.
     pub lanes: u32,
+    /// Queries per thread: 1 or 4.
+    pub rows: u32,
 }
 
 impl BroadcastTiles {
-    /// Queries per thread.
-    pub const ROWS: u32 = 4;
-    /// Keys per tile.
-    pub const KEYS: u32 = 16;
+    /// Keys per tile. The product with `rows` determines how long the kernel takes to compile.
+    pub const fn keys(&self) -> u32 {
+        if self.rows == 1 { 32 } else { 16 }
+    }
 }
 
 /// A tile shape of the kernel with one query per thread and uniform loads of K and V: 32 x 16.
@@ -158,13 +159,20 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
 /// The subgroup sizes that [`broadcast_tiles`] supports.
 pub const BROADCAST_LANES: [u32; 3] = [4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`, one of [`BROADCAST_LANES`]. They
-/// differ in the widest heads that they hold.
-pub const fn broadcast_tiles(lanes: u32) -> [Tiles; 3] {
-    const fn tiles(width: u32, lanes: u32) -> Tiles {
-        Tiles::Broadcast(BroadcastTiles { width, lanes })
+/// Tile shapes for software adapters with subgroups of `lanes`, one of [`BROADCAST_LANES`]: three for
+/// few queries and three for many, which differ in the widest heads that they hold.
+pub const fn broadcast_tiles(lanes: u32) -> [Tiles; 6] {
+    const fn tiles(width: u32, lanes: u32, rows: u32) -> Tiles {
+        Tiles::Broadcast(BroadcastTiles { width, lanes, rows })
     }
-    [tiles(64, lanes), tiles(128, lanes), tiles(256, lanes)]
+    [
+        tiles(64, lanes, 1),
+        tiles(128, lanes, 1),
+        tiles(256, lanes, 1),
+        tiles(64, lanes, 4),
+        tiles(128, lanes, 4),
+        tiles(256, lanes, 4),
+    ]
 }
 
 /// Every tile shape of the kernel with uniform loads, of each width the preferred one first.
@@ -213,7 +221,7 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.ty,
             Tiles::Rows(_) => RowTiles::THREADS,
-            Tiles::Broadcast(t) => t.lanes * BroadcastTiles::ROWS,
+            Tiles::Broadcast(t) => t.lanes * t.rows,
             Tiles::Uniform(_) => UniformTiles::THREADS,
             Tiles::Lanes(t) => LaneTiles::THREADS / t.lanes * t.rows,
             Tiles::Matrix(t) => t.rows(),
@@ -225,7 +233,7 @@ impl Tiles {
         match self {
             Tiles::Block(t) => 4 * t.tx,
             Tiles::Rows(_) => RowTiles::KEYS,
-            Tiles::Broadcast(_) => BroadcastTiles::KEYS,
+            Tiles::Broadcast(t) => t.keys(),
             Tiles::Uniform(_) => UniformTiles::KEYS,
             Tiles::Lanes(_) => LaneTiles::KEYS,
             Tiles::Matrix(t) => t.keys(),
@@ -332,8 +340,8 @@ impl Tiles {
                 format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")
             }
             Tiles::Rows(RowTiles { width, lanes }) => format!("rows w{width} lanes{lanes}"),
-            Tiles::Broadcast(BroadcastTiles { width, lanes }) => {
-                format!("broadcast w{width} lanes{lanes}")
+            Tiles::Broadcast(BroadcastTiles { width, lanes, rows }) => {
+                format!("broadcast w{width} lanes{lanes} rows{rows}")
             }
             Tiles::Uniform(UniformTiles { width, q_in_memory }) => {
                 let q = if *q_in_memory { " q in memory" } else { "" };

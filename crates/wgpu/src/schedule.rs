@@ -358,7 +358,7 @@ mod tests {
             Tiles::Uniform(_) => "uniform".to_owned(),
             Tiles::Lanes(t) => format!("{} lanes, {} rows", t.lanes, t.rows),
             Tiles::Block(_) => "block".to_owned(),
-            Tiles::Broadcast(t) => format!("broadcast over {} lanes", t.lanes),
+            Tiles::Broadcast(t) => format!("broadcast over {} lanes, {} rows", t.lanes, t.rows),
             Tiles::Rows(_) => "rows".to_owned(),
             Tiles::Matrix(_) => "matrix".to_owned(),
         };
@@ -375,7 +375,13 @@ mod tests {
             assert_eq!(kind(machine, [1, 2, 100, 72]), "block", "an odd width");
         }
         let software = Machine { software: true, lanes: 8, subgroup: 8, ..large() };
-        assert_eq!(kind(&software, [1, 2, 300, 72]), "broadcast over 8 lanes");
+        assert_eq!(kind(&software, [1, 2, 300, 72]), "broadcast over 8 lanes, 4 rows");
+        assert_eq!(
+            kind(&software, [1, 2, 16, 72]),
+            "broadcast over 8 lanes, 1 rows",
+            "few queries"
+        );
+        assert_eq!(kind(&software, [1, 2, 8, 72]), "rows", "too few scores");
         assert_eq!(kind(&software, [1, 2, 300, 71]), "rows", "not whole words");
         assert_eq!(
             kind(&software, [1, 2, 100, 72]),

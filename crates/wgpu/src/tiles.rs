@@ -2,7 +2,8 @@
 
 use crate::{machine::Machine, matrix};
 use flashtile_core::{
-    Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason, planning::key_splits,
+    Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    planning::{folded_heads, key_splits},
 };
 use flashtile_shaders::{
     BROADCAST_LANES, BroadcastTiles, FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM,
@@ -13,9 +14,10 @@ use flashtile_shaders::{
 /// Bytes that the kernels made for one width read at once. Their tensors start at multiples of it.
 pub(crate) const WORD_BYTES: u64 = 16;
 
-/// Scores per head from which on a software adapter takes the kernel that broadcasts K and V. It is
-/// more than twice as fast and takes a second longer to compile.
-const BROADCAST_SCORES: usize = 1 << 16;
+/// Scores of the heads of a group from which on a software adapter takes the kernel that broadcasts
+/// K and V, for one query per thread and for several. It is 2 to 20 times as fast as the row kernel, and takes
+/// a quarter longer to compile with one query per thread and twice as long with several.
+const BROADCAST_SCORES: [usize; 2] = [1 << 8, 1 << 16];
 
 /// The variant of `operation` that computes `problem` with `tiles`.
 pub(crate) fn variant(problem: &Problem, operation: Operation, tiles: Tiles) -> Variant {
@@ -190,12 +192,20 @@ fn not_in_words(problem: &Problem, tiles: &Tiles) -> Option<String> {
     None
 }
 
+/// Whether a shape of the kernel that broadcasts K and V suits the queries of `problem`, and whether
+/// there is enough work to pay for its compilation.
+fn broadcast_pays(problem: &Problem, tiles: &BroadcastTiles) -> bool {
+    let lanes = tiles.lanes as usize;
+    let rows = problem.seq_q() * folded_heads(problem, lanes);
+    let few = rows <= 2 * lanes;
+    let least = BROADCAST_SCORES[usize::from(!few)];
+    few == (tiles.rows == 1) && rows * problem.seq_kv() >= least
+}
+
 /// Every shape whose registers hold the heads, best first.
 fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     let reaches = |tiles: &Tiles| tiles.max_head_dim_v() as usize >= problem.head_dim_v();
     let few_queries = problem.seq_q() <= 8;
-    // Its source takes a software adapter twice as long to compile as that of the others.
-    let long = problem.seq_q() * problem.seq_kv() >= BROADCAST_SCORES;
     let preference = |tiles: &Tiles| {
         // Few queries want few rows, many queries many rows. Registers for columns that V does not
         // have are wasted.
@@ -211,13 +221,19 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software);
     // What keeps rows in registers is made for many queries and for heads of its own width.
     let runs = |tiles: &Tiles| match tiles {
-        Tiles::Uniform(_) => machine.scalar_loads,
+        Tiles::Uniform(_) => !few_queries && machine.scalar_loads,
         Tiles::Lanes(t) => {
             let many_rows = t.rows == 4;
-            !machine.software && t.lanes <= machine.subgroup && many_rows == machine.many_registers
+            !machine.software
+                && !few_queries
+                && t.lanes <= machine.subgroup
+                && many_rows == machine.many_registers
         }
         Tiles::Broadcast(t) => {
-            long && machine.software && t.lanes == machine.lanes && t.lanes <= machine.subgroup
+            machine.software
+                && t.lanes == machine.lanes
+                && t.lanes <= machine.subgroup
+                && broadcast_pays(problem, t)
         }
         Tiles::Block(_) | Tiles::Rows(_) => true,
         // Chosen before these.
@@ -227,7 +243,7 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     let registers = broadcast
         .chain(UNIFORM_TILES)
         .chain(LANE_TILES)
-        .filter(|tiles| !few_queries && runs(tiles) && not_in_words(problem, tiles).is_none());
+        .filter(|tiles| runs(tiles) && not_in_words(problem, tiles).is_none());
     registers.chain(rows).chain(blocks).collect()
 }
 
@@ -351,11 +367,11 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
             ),
         };
     }
-    if let Tiles::Broadcast(BroadcastTiles { lanes, .. }) = tiles {
+    if let Tiles::Broadcast(BroadcastTiles { lanes, rows, .. }) = tiles {
         return format!(
-            "{tiles}, {} queries per thread: a software adapter; K and V broadcast across {lanes} \
+            "{tiles}, {rows} {} per thread: a software adapter; K and V broadcast across {lanes} \
              lanes",
-            BroadcastTiles::ROWS,
+            if *rows == 1 { "query" } else { "queries" },
         );
     }
     if let Tiles::Uniform(_) = tiles {

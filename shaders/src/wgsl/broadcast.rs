@@ -34,7 +34,7 @@ struct Unroll {
 impl Unroll {
     /// `f` of every row of a thread.
     fn each_row(&self, f: impl Fn(u32) -> String) -> String {
-        (0..BroadcastTiles::ROWS).map(f).collect()
+        (0..self.tiles.rows).map(f).collect()
     }
 
     /// Blocks of four columns per word.
@@ -90,7 +90,7 @@ impl Unroll {
     fn over_keys(&self, tensor: &str, product: impl Fn(u32, u32) -> String) -> String {
         let lanes = self.tiles.lanes;
         let mut code = String::new();
-        for first in (0..BroadcastTiles::KEYS).step_by(lanes as usize) {
+        for first in (0..self.tiles.keys()).step_by(lanes as usize) {
             code += "{\n";
             let loaded = format!("{tensor}[{tensor}{first}_at + w]");
             code += &self.words.unpack(&loaded, tensor, 0);
@@ -109,7 +109,7 @@ impl Unroll {
 
     /// The word at which this lane's key of each group starts.
     fn addresses(&self, tensor: &str) -> String {
-        (0..BroadcastTiles::KEYS)
+        (0..self.tiles.keys())
             .step_by(self.tiles.lanes as usize)
             .map(|first| {
                 format!(
@@ -122,7 +122,7 @@ impl Unroll {
 
     /// One tile of keys. At an `edge`, rows do not see all of them.
     fn tile(&self, edge: bool) -> String {
-        let keys = || 0..BroadcastTiles::KEYS;
+        let keys = || 0..self.tiles.keys();
         let mut code = self.addresses("k") + &self.addresses("v");
 
         // S = Q K^T
