@@ -112,13 +112,14 @@ KERNEL(flash_forward) {
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = tile_row_end(params, item, BR);
     const Range range = kv_range(params, item, row_end);
+    const u32 j_end = range.end;
     const u32 tx = thread_x();
     const u32 ty = thread_y();
     const u32 thread = ty * TX + tx;
     const bool q_stays = params.head_dim <= Q_WIDTH;
     const u32 column_begin = item.across * COLUMNS;
-    const u32 columns_left = params.head_dim_v - column_begin;
-    const u32 column_end = column_begin + (COLUMNS < columns_left ? COLUMNS : columns_left);
+    const u32 block_end = column_begin + COLUMNS;
+    const u32 column_end = block_end < params.head_dim_v ? block_end : params.head_dim_v;
 
     // The thread's queries. l sums over the thread's own keys; row_sum adds the others at the end.
     float m[RT];
@@ -137,8 +138,8 @@ KERNEL(flash_forward) {
         }
     }
 
-    u32 j_begin = range.begin / BC * BC;
-    if (j_begin < range.end) {
+    u32 j_begin = (u32)range.begin / BC * BC;
+    if (j_begin < j_end) {
         if (q_stays) {
             for (u32 d_begin = 0; d_begin < params.head_dim; d_begin += KV_WIDTH) {
                 load_q_block(params, item, q_tile, d_begin, d_begin, thread);
@@ -148,7 +149,7 @@ KERNEL(flash_forward) {
         copy_commit();
     }
     u32 stage = 0;
-    for (; j_begin < range.end; j_begin += BC) {
+    for (; j_begin < j_end; j_begin += BC) {
         // S = Q K^T
         float s[RT][4 * KT];
 #pragma unroll
@@ -221,7 +222,7 @@ KERNEL(flash_forward) {
             float* next = kv_tile + (stage ^ 1) * KV_FLOATS;
             if (d_begin + KV_WIDTH < column_end) {
                 load_v_block(params, item, next, j_begin, d_begin + KV_WIDTH, thread);
-            } else if (j_begin + BC < range.end) {
+            } else if (j_begin + BC < j_end) {
                 load_k_block(params, item, next, j_begin + BC, 0, thread);
             }
             copy_commit();

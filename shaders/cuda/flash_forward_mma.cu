@@ -200,13 +200,14 @@ KERNEL(flash_forward) {
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = tile_row_end(params, item, BR);
     const Range range = kv_range(params, item, row_end);
+    const u32 j_end = range.end;
     const u32 lane = thread_x();
     const u32 thread = thread_y() * TX + lane;
     const u32 first = thread_y() * (16 * MT);   // the warp's first query in the tile
     const u32 i_begin = item.row_begin + first;
     const u32 column_begin = item.across * COLUMNS;
-    const u32 columns_left = params.head_dim_v - column_begin;
-    const u32 column_end = column_begin + (COLUMNS < columns_left ? COLUMNS : columns_left);
+    const u32 block_end = column_begin + COLUMNS;
+    const u32 column_end = block_end < params.head_dim_v ? block_end : params.head_dim_v;
 
     Row rows[MT][2];
     float o[MT][OT][4];
@@ -219,13 +220,13 @@ KERNEL(flash_forward) {
         }
     }
 
-    u32 j_begin = range.begin / BC * BC;
-    if (j_begin < range.end) {
+    u32 j_begin = (u32)range.begin / BC * BC;
+    if (j_begin < j_end) {
         load_q(params, item, q_tile, thread);
         load_k(params, item, k_tile, j_begin, thread);
         copy_commit();
     }
-    for (; j_begin < range.end; j_begin += BC) {
+    for (; j_begin < j_end; j_begin += BC) {
         copy_wait<0>();
         barrier(); // K has arrived, and no thread reads V any more
         load_v(params, item, v_tile, j_begin, column_begin, thread);
@@ -244,7 +245,7 @@ KERNEL(flash_forward) {
 
         copy_wait<0>();
         barrier(); // V has arrived, and no thread reads K any more
-        if (j_begin + BC < range.end) {
+        if (j_begin + BC < j_end) {
             load_k(params, item, k_tile, j_begin + BC, thread);
             copy_commit();
         }

@@ -4,10 +4,10 @@
 KERNEL(flash_merge) {
     const Item item = work_item(params, block_index(), 1);
     const u32 row = item.row_begin;
-    const Range visible = visible_keys(params, item, row); // of all chunks
-    const u32 begin = visible.begin / params.chunk_keys;
+    const Range visible = kv_range(params, item, row + 1); // of all chunks
+    const u32 begin = (u32)visible.begin / params.chunk_keys;
     const bool any = visible.begin < visible.end;
-    const u32 end = any ? (visible.end - 1) / params.chunk_keys + 1 : begin;
+    const u32 end = any ? (u32)(visible.end - 1) / params.chunk_keys + 1 : begin;
     const u32 width = params.head_dim_v;
 
     float m = LOWEST;

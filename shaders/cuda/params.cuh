@@ -153,50 +153,54 @@ DEVICE u64 score_row(const Params& params, const Item& item, u32 i) {
     return (item.place * rows + (i - params.row_begin)) * params.score_stride;
 }
 
-// begin <= x < end.
+// begin <= x < end. Empty if there is no such x >= 0.
 struct Range {
-    u32 begin;
-    u32 end;
+    i32 begin;
+    i32 end;
 };
 
 DEVICE i32 clamp(i32 x, i32 low, i32 high) { return x < low ? low : (x > high ? high : x); }
 
 // The keys that row r sees by position, from valid lengths, causal masks and windows: the one
 // rule of visibility, `Band::visible` in flashtile-core. Neither end of the range decreases from
-// one query to the next. A row at or beyond launch_row_end sees no key. Kernels that split keys see
-// those of the item's chunk only.
+// one query to the next. A row at or beyond launch_row_end sees no key. Either end may be negative:
+// clamping both to 0 would cost instructions and registers in the loop over keys. Kernels that
+// split keys see those of the item's chunk only.
 DEVICE Range visible_keys(const Params& params, const Item& item, u32 r) {
     i32 position = (i32)query_of(params, r) + item.diagonal;
-    i32 kv_len = r < launch_row_end(params) ? (i32)item.kv_len : 0;
-    i32 end = clamp(position + params.band_hi + 1, 0, kv_len);
-    i32 begin = clamp(position + params.band_lo, 0, end);
+    i32 valid = r < launch_row_end(params) ? (i32)item.kv_len : 0;
+    i32 end = position + params.band_hi + 1;
+    i32 begin = position + params.band_lo;
+    end = end < valid ? end : valid;
     if (SPLIT) {
         i32 first = (i32)(item.chunk * params.chunk_keys);
         i32 last = first + (i32)params.chunk_keys;
         begin = begin < first ? first : begin;
         end = end < last ? end : last;
     }
-    return Range{(u32)begin, (u32)end};
+    return Range{begin, end};
 }
 
-// The keys that some query in item.row_begin..row_end sees: `key_range` in flashtile-core.
+// The keys that some query in item.row_begin..row_end sees: `key_range` in flashtile-core. Neither
+// end is negative.
 DEVICE Range kv_range(const Params& params, const Item& item, u32 row_end) {
-    Range first = visible_keys(params, item, item.row_begin);
-    Range last = visible_keys(params, item, row_end - 1);
-    return Range{first.begin, last.end};
+    i32 begin = visible_keys(params, item, item.row_begin).begin;
+    i32 end = visible_keys(params, item, row_end - 1).end;
+    end = end < 0 ? 0 : end;
+    return Range{clamp(begin, 0, end), end};
 }
 
 // Whether every query in item.row_begin..row_end sees every key in begin..end by position.
 DEVICE bool tile_is_full(const Params& params, const Item& item, u32 row_end, u32 begin, u32 end) {
     Range first = visible_keys(params, item, item.row_begin);
     Range last = visible_keys(params, item, row_end - 1);
-    return last.begin <= begin && end <= first.end;
+    return last.begin <= (i32)begin && (i32)end <= first.end;
 }
 
 // Whether a query with these visible keys sees key j. `bias` is the mask's entry, as the bits of
 // an f32.
 DEVICE bool allowed(const Range& visible, u32 j, u32 bias) {
-    return j >= visible.begin && j < visible.end && bias != NEG_INF;
+    return (i32)j >= visible.begin && (i32)j < visible.end && bias != NEG_INF;
 }
 
 // The three steps from a scaled q.k to the score that softmax sees: saturation, softcap (`capped`)
