@@ -23,9 +23,9 @@ DEVICE u32 block_index() { return blockIdx.x; }
 DEVICE u32 thread_x() { return threadIdx.x; } // the fastest index
 DEVICE u32 thread_y() { return threadIdx.y; }
 
-// The block's dynamic shared memory, aligned to 16 bytes.
+// The block's dynamic shared memory. It starts in the first bank.
 DEVICE u8* shared_memory() {
-    extern __shared__ __align__(16) u8 shared_bytes[];
+    extern __shared__ __align__(128) u8 shared_bytes[];
     return shared_bytes;
 }
 
@@ -169,31 +169,46 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row) {
                  : "memory");
 }
 
-// C += A B on tensor cores. A is 16 x 16 and B 16 x 8, both of the storage type; C is 16 x 8 in
-// f32. With g = lane / 4 and t = lane % 4, a lane holds
+// How many products of a dot product tensor cores sum. They truncate every sum. In a longer one the
+// loss may exceed the error bound; crates/emulator/src/sums.rs describes the generations.
+#if __CUDA_ARCH__ >= 900
+DEVICE constexpr u32 sum_depth() { return 128; }
+#elif __CUDA_ARCH__ >= 800
+DEVICE constexpr u32 sum_depth() { return 64; }
+#else
+DEVICE constexpr u32 sum_depth() { return 32; }
+#endif
+
+// D = A B + C on tensor cores. A is 16 x 16 and B 16 x 8, both of the storage type; C and D are
+// 16 x 8 in f32. With g = lane / 4 and t = lane % 4, a lane holds
 //   A[g][2t, 2t + 1], A[g + 8][2t, 2t + 1], A[g][2t + 8, 2t + 9], A[g + 8][2t + 8, 2t + 9];
 //   B[2t, 2t + 1][g], B[2t + 8, 2t + 9][g];
 //   C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1].
 #if __CUDA_ARCH__ >= 800
-DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+DEVICE void multiply_add_16x8x16(
+    float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const float (&c)[4]
+) {
 #if defined(ELEM_BF16)
 #define MMA_16X8X16 "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 #else
 #define MMA_16X8X16 "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 #endif
-    asm(MMA_16X8X16 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm(MMA_16X8X16 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
 }
 #else
 // Turing has the instruction for f16 only, and with half the depth: it takes the first two words of
 // A and the first word of B.
 #define TENSOR_DEPTH_8
-DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b) {
+DEVICE void multiply_add_16x8x8(
+    float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4]
+) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(b));
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 #endif
 #endif // FLASHTILE_EMULATED

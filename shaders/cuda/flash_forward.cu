@@ -111,7 +111,7 @@ KERNEL(flash_forward) {
 
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = tile_row_end(params, item, BR);
-    const Range range = kv_range(params, item, row_end);
+    const Range range = kv_range(params, item, item.row_begin, row_end);
     const u32 j_end = range.end;
     const u32 tx = thread_x();
     const u32 ty = thread_y();

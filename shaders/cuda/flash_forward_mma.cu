@@ -27,6 +27,14 @@ constexpr float M_HIGHEST = GENERAL ? HIGHEST : HIGHEST * LOG4_E;
 // weights, the kernel rounds each score to f32 before it subtracts m.
 constexpr float FAR = 524288.0f;
 
+// Whether warps skip tiles that none of their rows see. From 10.0 on, the tiles with most scores and
+// sums per thread would spill.
+#if __CUDA_ARCH__ >= 1000
+constexpr bool SKIPS = MT * (ST + OT) <= 40;
+#else
+constexpr bool SKIPS = true;
+#endif
+
 // The state of a row.
 struct Row {
     float m;
@@ -161,6 +169,65 @@ DEVICE void drop_weights(
     }
 }
 
+// Sets what a warp does not compute. Otherwise the compiler would keep registers for it all along.
+template <typename T, u32 A, u32 B, u32 C> DEVICE void clear(T (&x)[A][B][C]) {
+#pragma unroll
+    for (u32 n = 0; n < A * B * C; n++) {
+        x[n / (B * C)][n / C % B][n % C] = 0;
+    }
+}
+
+// Turns products of Q and K into the scores that softmax sees. In an `edge` tile, the scores of
+// keys that the query does not see become -inf.
+DEVICE void finish_scores(
+    const Params& params, const Item& item, float (&s)[MT][ST][4], bool edge, u32 i_begin,
+    u32 j_begin, u32 lane
+) {
+    if (GENERAL || params.scale < 0.0f) {
+        // make_weights multiplies by the size of the scale where this does not.
+        const float factor = GENERAL ? params.scale : -1.0f;
+#pragma unroll
+        for (u32 n = 0; n < MT * ST * 4; n++) {
+            s[n / (ST * 4)][n / 4 % ST][n % 4] *= factor;
+        }
+    }
+    if (GENERAL && params.softcap > 0.0f) {
+#pragma unroll
+        for (u32 n = 0; n < MT * ST * 4; n++) {
+            float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+            x = capped(params, x);
+        }
+    }
+    if (edge) {
+        mask_scores(params, item, s, i_begin, j_begin, lane);
+    } else if (GENERAL) {
+#pragma unroll
+        for (u32 n = 0; n < MT * ST * 4; n++) {
+            float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
+            x = score<false>(x, 0u);
+        }
+    }
+}
+
+// O = alpha O, and alpha = 1. Most tiles raise no row's maximum, and leave every alpha at 1.
+DEVICE void rescale_values(float (&o)[MT][OT][4], float (&alpha)[MT][2]) {
+    bool changes = false;
+#pragma unroll
+    for (u32 n = 0; n < 2 * MT; n++) {
+        changes = changes || alpha[n / 2][n % 2] != 1.0f;
+    }
+    if (warp_any(changes)) {
+#pragma unroll
+        for (u32 n = 0; n < MT * OT * 4; n++) {
+            o[n / (OT * 4)][n / 4 % OT][n % 4] *= alpha[n / (OT * 4)][n % 4 / 2];
+        }
+#pragma unroll
+        for (u32 n = 0; n < 2 * MT; n++) {
+            alpha[n / 2][n % 2] = 1.0f;
+        }
+    }
+}
+
 #if SPLIT
 // Stores O, m and l of the item's chunk, from registers. They leave the units of this kernel: m
 // becomes a score again, and O and l lose the factor 2^SHIFT.
@@ -193,18 +260,21 @@ DEVICE void store_partials(
 #endif
 
 KERNEL(flash_forward) {
-    elem* q_tile = (elem*)shared_memory();      // [query][QK_PITCH]
-    elem* k_tile = q_tile + BR * QK_PITCH;      // [key][QK_PITCH]
-    elem* v_tile = k_tile + BC * QK_PITCH;      // [key][V_PITCH]
+    elem* tiles = (elem*)shared_memory();       // Q [BR][Q_WIDTH]
+    constexpr u32 K_TILES = BR * Q_WIDTH;       // [STAGES][BC][Q_WIDTH]
+    constexpr u32 V_TILES = K_TILES + STAGES * K_ELEMS; // [STAGES][BC][COLUMNS]
 
     const Item item = work_item(params, block_index(), BR);
     const u32 row_end = tile_row_end(params, item, BR);
-    const Range range = kv_range(params, item, row_end);
+    const Range range = kv_range(params, item, item.row_begin, row_end);
     const u32 j_end = range.end;
     const u32 lane = thread_x();
     const u32 thread = thread_y() * TX + lane;
     const u32 first = thread_y() * (16 * MT);   // the warp's first query in the tile
     const u32 i_begin = item.row_begin + first;
+    const u32 i_end = i_begin + 16 * MT < row_end ? i_begin + 16 * MT : row_end;
+    Range mine = kv_range(params, item, i_begin, i_end); // the keys that the warp's queries see
+    mine.end = i_begin < i_end ? mine.end : 0;
     const u32 column_begin = item.across * COLUMNS;
     const u32 block_end = column_begin + COLUMNS;
     const u32 column_end = block_end < params.head_dim_v ? block_end : params.head_dim_v;
@@ -220,94 +290,107 @@ KERNEL(flash_forward) {
         }
     }
 
-    u32 j_begin = (u32)range.begin / BC * BC;
+    const u32 j_first = (u32)range.begin / BC * BC;
+    u32 j_begin = j_first;
     if (j_begin < j_end) {
-        load_q(params, item, q_tile, thread);
-        load_k(params, item, k_tile, j_begin, thread);
+        load_q(params, item, tiles, thread);
+        load_k(params, item, tiles + K_TILES, j_begin, thread);
+        if (STAGES == 2) {
+            load_v(params, item, tiles + V_TILES, j_begin, column_begin, thread);
+        }
         copy_commit();
     }
+    u32 stage = 0;
     for (; j_begin < j_end; j_begin += BC) {
+        const u32 k_at = K_TILES + stage * K_ELEMS;
+        const u32 v_at = V_TILES + stage * V_ELEMS;
+        elem* v_tile = tiles + v_at;
+        stage ^= STAGES - 1;
         copy_wait<0>();
-        barrier(); // K has arrived, and no thread reads V any more
-        load_v(params, item, v_tile, j_begin, column_begin, thread);
-        copy_commit();
+        if (STAGES == 2) {
+            barrier(); // K and V have arrived, and no thread reads the tiles before them any more
+            if (j_begin + BC < j_end) {
+                elem* next_k = tiles + K_TILES + stage * K_ELEMS;
+                elem* next_v = tiles + V_TILES + stage * V_ELEMS;
+                load_k(params, item, next_k, j_begin + BC, thread);
+                load_v(params, item, next_v, j_begin + BC, column_begin, thread);
+                copy_commit();
+            }
+        } else {
+            barrier(); // K has arrived, and no thread reads V any more
+            load_v(params, item, v_tile, j_begin, column_begin, thread);
+            copy_commit();
+        }
 
         // S = Q K^T
+        const bool sees =
+            !SKIPS || warp_any(j_begin < mine.end && j_begin + BC > mine.begin);
         float s[MT][ST][4];
-#pragma unroll
-        for (u32 r = 0; r < MT; r++) {
-#pragma unroll
-            for (u32 c = 0; c < ST; c++) {
-                s[r][c][0] = s[r][c][1] = s[r][c][2] = s[r][c][3] = 0.0f;
-            }
+        if (sees) {
+            compute_scores(s, tiles, first * Q_WIDTH, k_at, lane);
+        } else {
+            clear(s);
         }
-        add_scores(s, q_tile + first * QK_PITCH, k_tile, lane);
 
-        copy_wait<0>();
-        barrier(); // V has arrived, and no thread reads K any more
-        if (j_begin + BC < j_end) {
-            load_k(params, item, k_tile, j_begin + BC, thread);
-            copy_commit();
+        if (STAGES == 1) {
+            copy_wait<0>();
+            barrier(); // V has arrived, and no thread reads K any more
+            if (j_begin + BC < j_end) {
+                load_k(params, item, tiles + K_TILES, j_begin + BC, thread);
+                copy_commit();
+            }
         }
 
         // Masks, and P = exp(S - m).
         const bool changes = GENERAL && (params.mask_kind != NO_MASK || params.dropout != 0);
         const bool edge = changes || !tile_is_full(params, item, row_end, j_begin, j_begin + BC);
-        if (GENERAL || params.scale < 0.0f) {
-            // make_weights multiplies by the size of the scale where this does not.
-            const float factor = GENERAL ? params.scale : -1.0f;
-#pragma unroll
-            for (u32 n = 0; n < MT * ST * 4; n++) {
-                s[n / (ST * 4)][n / 4 % ST][n % 4] *= factor;
-            }
-        }
-        if (GENERAL && params.softcap > 0.0f) {
-#pragma unroll
-            for (u32 n = 0; n < MT * ST * 4; n++) {
-                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-                x = capped(params, x);
-            }
-        }
-        if (edge) {
-            mask_scores(params, item, s, i_begin, j_begin, lane);
-        } else if (GENERAL) {
-#pragma unroll
-            for (u32 n = 0; n < MT * ST * 4; n++) {
-                float& x = s[n / (ST * 4)][n / 4 % ST][n % 4];
-                x = score<false>(x, 0u);
-            }
-        }
-        float top[MT][2];
-        largest(top, s);
         float alpha[MT][2];
-        make_weights(params, rows, s, top, edge, alpha);
-        if (GENERAL && params.dropout != 0) {
-            drop_weights(params, item, s, i_begin, j_begin, lane);
-        }
         u32 p[MT][BC / 16][4];
+        if (sees) {
+            finish_scores(params, item, s, edge, i_begin, j_begin, lane);
+            float top[MT][2];
+            largest(top, s);
+            make_weights(params, rows, s, top, edge, alpha);
+            if (GENERAL && params.dropout != 0) {
+                drop_weights(params, item, s, i_begin, j_begin, lane);
+            }
 #pragma unroll
-        for (u32 r = 0; r < MT; r++) {
+            for (u32 n = 0; n < MT * BC / 16; n++) {
+                const float(&x)[ST][4] = s[n / (BC / 16)];
+                u32(&pairs)[4] = p[n / (BC / 16)][n % (BC / 16)];
+                const u32 c = n % (BC / 16) * 2;
+                pairs[0] = pair(x[c][0], x[c][1]);
+                pairs[1] = pair(x[c][2], x[c][3]);
+                pairs[2] = pair(x[c + 1][0], x[c + 1][1]);
+                pairs[3] = pair(x[c + 1][2], x[c + 1][3]);
+            }
+        } else {
+            clear(p);
 #pragma unroll
-            for (u32 j = 0; j < BC / 16; j++) {
-                p[r][j][0] = pair(s[r][2 * j][0], s[r][2 * j][1]);
-                p[r][j][1] = pair(s[r][2 * j][2], s[r][2 * j][3]);
-                p[r][j][2] = pair(s[r][2 * j + 1][0], s[r][2 * j + 1][1]);
-                p[r][j][3] = pair(s[r][2 * j + 1][2], s[r][2 * j + 1][3]);
+            for (u32 n = 0; n < 2 * MT; n++) {
+                alpha[n / 2][n % 2] = 1.0f;
             }
         }
 
         // O = alpha O + P V
-#pragma unroll
-        for (u32 n = 0; n < MT * OT * 4; n++) {
-            o[n / (OT * 4)][n / 4 % OT][n % 4] *= alpha[n / (OT * 4)][n % 4 / 2];
-        }
         if (edge && barrier_any(is_dirty(v_tile, thread))) {
-            add_dirty_values(params, item, o, p, v_tile, i_begin, j_begin, lane);
+            if (sees) {
+                rescale_values(o, alpha);
+                add_dirty_values(params, item, o, p, v_tile, i_begin, j_begin, lane);
+            }
             barrier();
             clean(v_tile, thread);
             barrier();
         }
-        add_values(o, p, v_tile, lane);
+        if (sees) {
+            const u32 chunk_at = v_at + place<COLUMNS>(lane % 16, lane / 16);
+            if (j_begin - j_first < DIRECT_KEYS) {
+                rescale_values(o, alpha);
+                add_values(o, p, tiles, chunk_at);
+            } else {
+                rescale_and_add_values(o, alpha, p, tiles, chunk_at);
+            }
+        }
     }
 
 #if SPLIT
@@ -321,18 +404,18 @@ KERNEL(flash_forward) {
     for (u32 n = 0; n < 2 * MT; n++) {
         const u32 r = n / 2;
         const u32 half = n % 2;
-        const u32 place = first + 8 * n + lane / 4;
-        const u32 i = item.row_begin + place;
+        const u32 row_of_tile = first + 8 * n + lane / 4;
+        const u32 i = item.row_begin + row_of_tile;
         const Row row = rows[r][half];
         const float sum = row_sum(row.l);
         const bool empty = sum == 0.0f; // a row that sees any key has a sum near 2^SHIFT or above
         const float factor = empty ? 0.0f : params.keep_scale / sum;
-        elem* to = q_tile + place * QK_PITCH + lane % 4 * 2;
 #pragma unroll
         for (u32 c = 0; c < OT; c++) {
             const float low = o[r][c][2 * half] * factor;
             const float high = o[r][c][2 * half + 1] * factor;
-            *(u32*)(to + 8 * c) = pair(low, high);
+            const u32 at = place<Q_WIDTH>(row_of_tile, c) + lane % 4 * 2;
+            *(u32*)(tiles + at) = pair(low, high);
         }
         if (lane % 4 == 0 && item.across == 0 && i < row_end) {
             const float lse = row.m * M_TO_LN + ln(sum * UNSHIFT);
@@ -342,10 +425,10 @@ KERNEL(flash_forward) {
     barrier();
     for (u32 block = thread; block < BR * (COLUMNS / 8); block += THREADS) {
         const u32 d = column_begin + block % (COLUMNS / 8) * 8;
-        const u32 place = block / (COLUMNS / 8);
-        const u32 i = item.row_begin + place;
+        const u32 row_of_tile = block / (COLUMNS / 8);
+        const u32 i = item.row_begin + row_of_tile;
         if (i < row_end && d < column_end) {
-            const elem* from = q_tile + place * QK_PITCH + (d - column_begin);
+            const elem* from = tiles + place<Q_WIDTH>(row_of_tile, (d - column_begin) / 8);
             store8_out(params, out_row(params, item, i), d, from);
         }
     }

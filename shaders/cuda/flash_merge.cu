@@ -4,7 +4,7 @@
 KERNEL(flash_merge) {
     const Item item = work_item(params, block_index(), 1);
     const u32 row = item.row_begin;
-    const Range visible = kv_range(params, item, row + 1); // of all chunks
+    const Range visible = kv_range(params, item, row, row + 1); // of all chunks
     const u32 begin = (u32)visible.begin / params.chunk_keys;
     const bool any = visible.begin < visible.end;
     const u32 end = any ? (u32)(visible.end - 1) / params.chunk_keys + 1 : begin;

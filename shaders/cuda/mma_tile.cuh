@@ -1,13 +1,29 @@
 // Both products of attention on tensor cores: S = Q K^T sums over head_dim, O = P V over keys.
-// Q, K and V are in shared memory in their storage type. Each row is 16 bytes longer than its
-// data, so that eight consecutive rows start in different banks. A warp holds 16 MT queries. With
+// Q, K and V are in shared memory in their storage type. A warp holds 16 MT queries. With
 // g = lane / 4 and t = lane % 4, a lane holds rows g and g + 8 of every 16, and columns 2 t and
 // 2 t + 1 of every 8.
 constexpr u32 MT = BR / TY / 16;
 constexpr u32 ST = BC / 8;        // groups of 8 keys
 constexpr u32 OT = COLUMNS / 8;   // groups of 8 columns of O
-constexpr u32 QK_PITCH = Q_WIDTH + 8;
-constexpr u32 V_PITCH = COLUMNS + 8;
+constexpr u32 K_ELEMS = BC * Q_WIDTH;
+constexpr u32 V_ELEMS = BC * COLUMNS;
+
+// Rows in shared memory have no padding. The chunks of eight elements, 16 bytes each, change places
+// within a row, so that the same chunk of eight consecutive rows lies in different banks.
+template <u32 WIDTH> constexpr u32 CHUNKS_SWAPPED = WIDTH % 64 == 0 ? 8 : 4;
+
+// The offset of a chunk in a tile of WIDTH columns.
+template <u32 WIDTH> DEVICE u32 place(u32 row, u32 chunk) {
+    static_assert(WIDTH % 32 == 0, "a row has whole groups of chunks that change places");
+    return row * WIDTH + (chunk ^ (CHUNKS_SWAPPED<WIDTH> == 8 ? row % 8 : row / 2 % 4)) * 8;
+}
+
+// The offset of the chunk `chunks` chunks to the right of the one at `at`. `chunks` is even, and
+// the chunk at `at` is the first or second one of its row.
+template <u32 WIDTH> DEVICE u32 right_of(u32 at, u32 chunks) {
+    constexpr u32 SWAPPED = CHUNKS_SWAPPED<WIDTH>;
+    return (at ^ (chunks % SWAPPED * 8)) + chunks / SWAPPED * SWAPPED * 8;
+}
 
 struct alignas(16) Eight {
     elem x[8];
@@ -38,18 +54,18 @@ constexpr u32 BY_4_BYTES = 16;
 // ldmatrix and mma need no __syncwarp() after it: every lane reaches them, and PTX defines that
 // `.sync` makes each lane wait there for its warp. The machine code for compute capabilities 7.5
 // to 12.0 reconverges the warp (BSYNC) where this function ends.
-template <u32 ROWS, u32 WIDTH, u32 PITCH>
+template <u32 ROWS, u32 WIDTH>
 DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
     constexpr u32 CHUNKS = WIDTH / 8;                   // of eight numbers, one per thread
     constexpr u32 PASS = THREADS / CHUNKS;              // rows that the block loads at once
     constexpr u32 PASSES = (ROWS + PASS - 1) / PASS;
     forget(thread); // keeps the compiler from holding the addresses below from tile to tile
-    const u32 d = d_begin + thread % CHUNKS * 8;
+    const u32 chunk = thread % CHUNKS;
+    const u32 d = d_begin + chunk * 8;
     const u32 r_begin = thread / CHUNKS;
     if (PASS * CHUNKS != THREADS && r_begin >= PASS) {
         return;
     }
-    elem* to = tile + r_begin * PITCH + thread % CHUNKS * 8;
     const elem* from = rows.first + r_begin * rows.row_step;
     const u32 left = d < rows.width ? rows.width - d : 0;
     if ((rows.dense & BY_16_BYTES) != 0) {
@@ -60,8 +76,7 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
             if (left == 0) {
 #pragma unroll 1
                 for (u32 r = r_begin; r < ROWS; r += PASS) {
-                    *(Eight*)to = Eight{};
-                    to += PASS * PITCH;
+                    *(Eight*)(tile + place<WIDTH>(r, chunk)) = Eight{};
                 }
                 return;
             }
@@ -70,7 +85,12 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
                 if (ROWS % PASS != 0 && r_begin + n * PASS >= ROWS) {
                     break;
                 }
-                copy16(to + n * PASS * PITCH, from);
+                // After whole groups of eight rows, chunks change places in the same way.
+                copy16(
+                    PASS % 8 == 0 ? tile + place<WIDTH>(r_begin, chunk) + n * PASS * WIDTH
+                                  : tile + place<WIDTH>(r_begin + n * PASS, chunk),
+                    from
+                );
                 from += PASS * rows.row_step;
             }
             return;
@@ -78,8 +98,8 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
         const u32 bytes = 2 * (left < 8 ? left : 8);
 #pragma unroll 1
         for (u32 r = r_begin; r < ROWS; r += PASS) {
+            elem* to = tile + place<WIDTH>(r, chunk);
             copy16_padded(to, from, rows.row_begin + r < rows.row_end ? bytes : 0);
-            to += PASS * PITCH;
             from += PASS * rows.row_step;
         }
         return;
@@ -89,11 +109,11 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
 #pragma unroll 1
         for (u32 r = r_begin; r < ROWS; r += PASS) {
             const u32 here = rows.row_begin + r < rows.row_end ? left : 0;
+            elem* to = tile + place<WIDTH>(r, chunk);
 #pragma unroll
             for (u32 c = 0; c < 8; c += 2) {
                 copy4_padded(to + c, from + c, c + 1 < here ? 4 : (c < here ? 2 : 0));
             }
-            to += PASS * PITCH;
             from += PASS * rows.row_step;
         }
         return;
@@ -111,8 +131,7 @@ DEVICE void begin_load(elem* tile, const Rows& rows, u32 d_begin, u32 thread) {
             at += rows.step;
             forget(at);
         }
-        *(Eight*)to = x;
-        to += PASS * PITCH;
+        *(Eight*)(tile + place<WIDTH>(r, chunk)) = x;
         from += PASS * rows.row_step;
     }
 }
@@ -128,7 +147,7 @@ DEVICE void load_q(const Params& params, const Item& item, elem* q_tile, u32 thr
             if (row < launch_row_end(params) && d < params.head_dim) {
                 x = ((const elem*)params.q)[q_row(params, item, row) + d * params.q_strides[3]];
             }
-            q_tile[n / Q_WIDTH * QK_PITCH + d] = x;
+            q_tile[place<Q_WIDTH>(n / Q_WIDTH, d / 8) + d % 8] = x;
         }
         return;
     }
@@ -141,7 +160,7 @@ DEVICE void load_q(const Params& params, const Item& item, elem* q_tile, u32 thr
         params.head_dim,
         params.dense,
     };
-    begin_load<BR, Q_WIDTH, QK_PITCH>(q_tile, rows, 0, thread);
+    begin_load<BR, Q_WIDTH>(q_tile, rows, 0, thread);
 }
 
 // Starts to load K[j_begin .. j_begin + BC].
@@ -155,7 +174,7 @@ DEVICE void load_k(const Params& params, const Item& item, elem* k_tile, u32 j_b
         params.head_dim,
         params.dense >> 1,
     };
-    begin_load<BC, Q_WIDTH, QK_PITCH>(k_tile, rows, 0, thread);
+    begin_load<BC, Q_WIDTH>(k_tile, rows, 0, thread);
 }
 
 // Starts to load V[j_begin .. j_begin + BC, d_begin .. d_begin + COLUMNS].
@@ -171,7 +190,7 @@ DEVICE void load_v(
         params.head_dim_v,
         params.dense >> 2,
     };
-    begin_load<BC, COLUMNS, V_PITCH>(v_tile, rows, d_begin, thread);
+    begin_load<BC, COLUMNS>(v_tile, rows, d_begin, thread);
 }
 
 // Whether an element is NaN or infinity.
@@ -185,10 +204,9 @@ DEVICE bool is_dirty_half(elem x) {
 
 // Whether this thread's share of V contains NaN or infinity.
 DEVICE bool is_dirty(const elem* v_tile, u32 thread) {
-    constexpr u32 CHUNKS = COLUMNS / 8;
     bool dirty = false;
-    for (u32 block = thread; block < BC * CHUNKS; block += THREADS) {
-        const Eight x = *(const Eight*)(v_tile + block / CHUNKS * V_PITCH + block % CHUNKS * 8);
+    for (u32 n = thread; n < V_ELEMS / 8; n += THREADS) {
+        const Eight x = *(const Eight*)(v_tile + n * 8);
 #pragma unroll
         for (u32 c = 0; c < 8; c++) {
             dirty = dirty || is_dirty_half(x.x[c]);
@@ -200,62 +218,121 @@ DEVICE bool is_dirty(const elem* v_tile, u32 thread) {
 // Replaces NaN and infinity in this thread's share of V by zeros.
 DEVICE void clean(elem* v_tile, u32 thread) {
 #pragma unroll 1
-    for (u32 block = thread; block < BC * COLUMNS; block += THREADS) {
-        elem* x = v_tile + block / COLUMNS * V_PITCH + block % COLUMNS;
+    for (u32 n = thread; n < V_ELEMS; n += THREADS) {
+        elem* x = v_tile + n;
         *x = is_dirty_half(*x) ? (elem)0 : *x;
     }
 }
 
-// C += A B over a depth of 16.
-DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+// C += A B over a depth of 16. With `fresh`, C = A B.
+DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, bool fresh) {
+    // A constant zero as an operand needs no register.
+    const float before[4] = {
+        fresh ? 0.0f : c[0], fresh ? 0.0f : c[1], fresh ? 0.0f : c[2], fresh ? 0.0f : c[3]
+    };
 #if defined(TENSOR_DEPTH_8)
-    multiply_add_16x8x8(c, a[0], a[1], b0);
-    multiply_add_16x8x8(c, a[2], a[3], b1);
+    multiply_add_16x8x8(c, a[0], a[1], b0, before);
+    multiply_add_16x8x8(c, a[2], a[3], b1, c);
 #else
-    multiply_add_16x8x16(c, a, b0, b1);
+    multiply_add_16x8x16(c, a, b0, b1, before);
 #endif
 }
 
-// Adds Q K^T. `q` points to the warp's first query.
-DEVICE void add_scores(float (&s)[MT][ST][4], const elem* q, const elem* k, u32 lane) {
-    const elem* a_row = q + lane % 16 * QK_PITCH + lane / 16 * 8;
-    const elem* b_row = k + (lane / 16 * 8 + lane % 8) * QK_PITCH + lane / 8 % 2 * 8;
-#pragma unroll(Q_WIDTH <= 128 ? Q_WIDTH / 16 : 2)
-    for (u32 d = 0; d < Q_WIDTH; d += 16) {
+// Q K^T over `width` columns from d_begin on, for COUNT groups of 8 keys. The lane's first chunks
+// of Q and K are at these offsets in shared memory.
+template <u32 COUNT>
+DEVICE void multiply_part(
+    float (&s)[MT][COUNT][4], const elem* tiles, u32 q_at, u32 k_at, u32 d_begin, u32 width
+) {
+#pragma unroll
+    for (u32 d = 0; d < width; d += 16) {
+        const u32 chunks = (d_begin + d) / 8;
         u32 a[MT][4];
 #pragma unroll
         for (u32 r = 0; r < MT; r++) {
-            load_matrix4(a[r], a_row + 16 * r * QK_PITCH + d);
+            load_matrix4(a[r], tiles + right_of<Q_WIDTH>(q_at, chunks) + 16 * r * Q_WIDTH);
         }
 #pragma unroll
-        for (u32 c = 0; c < ST; c += 2) {
+        for (u32 c = 0; c < COUNT; c += 2) {
             u32 b[4];
-            load_matrix4(b, b_row + 8 * c * QK_PITCH + d);
+            load_matrix4(b, tiles + right_of<Q_WIDTH>(k_at, chunks) + 8 * c * Q_WIDTH);
 #pragma unroll
             for (u32 r = 0; r < MT; r++) {
-                multiply_add(s[r][c], a[r], b[0], b[1]);
-                multiply_add(s[r][c + 1], a[r], b[2], b[3]);
+                multiply_add(s[r][c], a[r], b[0], b[1], d == 0);
+                multiply_add(s[r][c + 1], a[r], b[2], b[3], d == 0);
             }
         }
     }
 }
 
-// Adds P V. `p` holds the weights as the left operand.
-DEVICE void add_values(
-    float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], const elem* v, u32 lane
+// S = Q K^T. The warp's first query and the tile of K are at these offsets in shared memory. Tensor
+// cores sum parts of head_dim, and f32 units add the parts.
+DEVICE void compute_scores(
+    float (&s)[MT][ST][4], const elem* tiles, u32 q_at, u32 k_at, u32 lane
 ) {
-    const elem* row = v + lane % 16 * V_PITCH + lane / 16 * 8;
+    q_at += place<Q_WIDTH>(lane % 16, lane / 16);
+    k_at += place<Q_WIDTH>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    const u32 width = Q_WIDTH / ((Q_WIDTH + sum_depth() - 1) / sum_depth());
+    multiply_part(s, tiles, q_at, k_at, 0, width);
+    // Fewer keys at a time, because the sums of a part need registers of their own.
+    constexpr u32 COUNT = ST % 4 == 0 ? 4 : 2;
+#pragma unroll(Q_WIDTH <= 128 ? 4 : 1)
+    for (u32 d = width; d < Q_WIDTH; d += width) {
+#pragma unroll
+        for (u32 c = 0; c < ST; c += COUNT) {
+            float sums[MT][COUNT][4];
+            multiply_part(sums, tiles, q_at, k_at + 8 * c * Q_WIDTH, d, width);
+#pragma unroll
+            for (u32 n = 0; n < MT * COUNT * 4; n++) {
+                s[n / (COUNT * 4)][c + n / 4 % COUNT][n % 4] +=
+                    sums[n / (COUNT * 4)][n / 4 % COUNT][n % 4];
+            }
+        }
+    }
+}
+
+// Adds P V, for columns 8 c..8 c + 16 of V, to two groups of `sums`, from group `to` on; with
+// `fresh`, replaces these sums. The lane's first chunk of V is at v_at.
+template <u32 GROUPS>
+DEVICE void add_columns(
+    float (&sums)[MT][GROUPS][4], u32 to, const u32 (&p)[MT][BC / 16][4], const elem* tiles,
+    u32 v_at, u32 c, bool fresh
+) {
 #pragma unroll
     for (u32 j = 0; j < BC / 16; j++) {
+        u32 b[4];
+        load_matrix4_transposed(b, tiles + right_of<COLUMNS>(v_at, c) + 16 * j * COLUMNS);
 #pragma unroll
-        for (u32 c = 0; c < OT; c += 2) {
-            u32 b[4];
-            load_matrix4_transposed(b, row + 16 * j * V_PITCH + 8 * c);
+        for (u32 r = 0; r < MT; r++) {
+            multiply_add(sums[r][to], p[r][j], b[0], b[1], fresh && j == 0);
+            multiply_add(sums[r][to + 1], p[r][j], b[2], b[3], fresh && j == 0);
+        }
+    }
+}
+
+// O += P V. `p` holds the weights as the left operand. The lane's first chunk of V is at v_at.
+DEVICE void add_values(
+    float (&o)[MT][OT][4], const u32 (&p)[MT][BC / 16][4], const elem* tiles, u32 v_at
+) {
 #pragma unroll
-            for (u32 r = 0; r < MT; r++) {
-                multiply_add(o[r][c], p[r][j], b[0], b[1]);
-                multiply_add(o[r][c + 1], p[r][j], b[2], b[3]);
-            }
+    for (u32 c = 0; c < OT; c += 2) {
+        add_columns(o, c, p, tiles, v_at, c, false);
+    }
+}
+
+// O = alpha O + P V. Tensor cores sum P V alone, and f32 units add O.
+DEVICE void rescale_and_add_values(
+    float (&o)[MT][OT][4], const float (&alpha)[MT][2], const u32 (&p)[MT][BC / 16][4],
+    const elem* tiles, u32 v_at
+) {
+#pragma unroll
+    for (u32 c = 0; c < OT; c += 2) {
+        float sums[MT][2][4];
+        add_columns(sums, 0, p, tiles, v_at, c, true);
+#pragma unroll
+        for (u32 n = 0; n < MT * 8; n++) {
+            float& x = o[n / 8][c + n / 4 % 2][n % 4];
+            x = fmaf(x, alpha[n / 8][n % 4 / 2], sums[n / 8][n / 4 % 2][n % 4]);
         }
     }
 }
@@ -290,7 +367,7 @@ DEVICE void add_dirty_values(
                 for (u32 c = 0; c < OT; c++) {
 #pragma unroll
                     for (u32 n = 0; n < 2; n++) {
-                        const elem x = v[j * V_PITCH + 8 * c + lane % 4 * 2 + n];
+                        const elem x = v[place<COLUMNS>(j, c) + lane % 4 * 2 + n];
                         float& sum = o[r][c][2 * half + n];
                         sum = is_dirty_half(x) ? fmaf(weight, value(x), sum) : sum;
                     }

@@ -181,10 +181,10 @@ DEVICE Range visible_keys(const Params& params, const Item& item, u32 r) {
     return Range{begin, end};
 }
 
-// The keys that some query in item.row_begin..row_end sees: `key_range` in flashtile-core. Neither
-// end is negative.
-DEVICE Range kv_range(const Params& params, const Item& item, u32 row_end) {
-    i32 begin = visible_keys(params, item, item.row_begin).begin;
+// The keys that some query in row_begin..row_end sees: `key_range` in flashtile-core. Neither end
+// is negative.
+DEVICE Range kv_range(const Params& params, const Item& item, u32 row_begin, u32 row_end) {
+    i32 begin = visible_keys(params, item, row_begin).begin;
     i32 end = visible_keys(params, item, row_end - 1).end;
     end = end < 0 ? 0 : end;
     return Range{clamp(begin, 0, end), end};

@@ -124,6 +124,11 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles, split: bool) 
             return Some(format!("they support a head_dim of {} at most", tiles.head_dim));
         }
     }
+    // A chunk of a split has fewer keys.
+    let max_keys = tiles.max_keys(machine.arch);
+    if !split && problem.seq_kv() > max_keys as usize {
+        return Some(format!("their sums stay within the error bound up to {max_keys} keys"));
+    }
     if machine.arch < variant.min_arch() {
         let needed = variant.min_arch();
         return Some(format!("they need compute capability {}.{}", needed / 10, needed % 10));
@@ -184,6 +189,15 @@ fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> NoMatrixUnits {
     }
     if machine.arch < needed {
         return NoMatrixUnits::ComputeCapability { dtype, given: machine.arch, needed };
+    }
+    let most = CUDA_MMA_TILES
+        .iter()
+        .filter(|tiles| tiles.head_dim as usize >= problem.head_dim())
+        .map(|tiles| tiles.max_keys(machine.arch) as usize)
+        .max()
+        .unwrap_or(usize::MAX);
+    if problem.seq_kv() > most {
+        return NoMatrixUnits::Axis { axis: "seq_kv", given: problem.seq_kv(), max: most };
     }
     let smallest = CUDA_MMA_TILES
         .iter()

@@ -21,7 +21,7 @@ static void load_matrices(Thread* lane, bool transposed) {
     }
 }
 
-// C += A B, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8. x
+// D = A B + C, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8. x
 // holds C from 0 on, A from 4 on and B from 8 on.
 static void multiply_add(Thread* lane, u32 depth) {
     float a[16][16];
@@ -118,13 +118,13 @@ static void load_matrix(u32 (&x)[4], const void* row, Meeting meeting, u32 line)
 }
 
 template <u32 A, u32 B>
-static void multiply_together(float (&c)[4], const u32 (&a)[A], const u32 (&b)[B], Meeting meeting,
-                              u32 line) {
+static void multiply_together(float (&d)[4], const u32 (&a)[A], const u32 (&b)[B],
+                              const float (&c)[4], Meeting meeting, u32 line) {
     Thread& thread = current();
     memcpy(thread.x, c, sizeof c);
     memcpy(thread.x + 4, a, sizeof a);
     memcpy(thread.x + 8, b, sizeof b);
-    memcpy(c, meet(meeting, line).x, sizeof c);
+    memcpy(d, meet(meeting, line).x, sizeof d);
 }
 
 } // namespace emulation
@@ -154,15 +154,21 @@ DEVICE void load_matrix4_transposed(u32 (&x)[4], const void* row, u32 line = __b
     emulation::load_matrix(x, row, emulation::Meeting::LoadMatrixTransposed, line);
 }
 
-DEVICE void multiply_add_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1,
-                                 u32 line = __builtin_LINE()) {
-    const u32 b[2] = {b0, b1};
-    emulation::multiply_together(c, a, b, emulation::Meeting::MultiplyAdd, line);
+// As in device.cuh, for the generation whose sums are emulated.
+DEVICE u32 sum_depth() {
+    const u32 products = emulation::block.launch->sum_products;
+    return products != 0 ? 8 * products : 64;
 }
 
-DEVICE void multiply_add_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b,
+DEVICE void multiply_add_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1,
+                                 const float (&c)[4], u32 line = __builtin_LINE()) {
+    const u32 b[2] = {b0, b1};
+    emulation::multiply_together(d, a, b, c, emulation::Meeting::MultiplyAdd, line);
+}
+
+DEVICE void multiply_add_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4],
                                 u32 line = __builtin_LINE()) {
     const u32 a[2] = {a0, a1};
     const u32 all_of_b[1] = {b};
-    emulation::multiply_together(c, a, all_of_b, emulation::Meeting::MultiplyAddHalf, line);
+    emulation::multiply_together(d, a, all_of_b, c, emulation::Meeting::MultiplyAddHalf, line);
 }

@@ -57,7 +57,8 @@ fn kernel_named<'a>(variant: &CudaVariant, part: &'a str) -> Cow<'a, str> {
 /// The variant's compile-time constants. They are macros because device.cuh uses them before it
 /// defines any type.
 fn constants(variant: &CudaVariant) -> String {
-    let CudaTiles { engine: _, rows, keys, tx, ty, head_dim, columns, blocks } = variant.tiles;
+    let CudaTiles { engine: _, rows, keys, tx, ty, head_dim, columns, blocks, stages } =
+        variant.tiles;
     let mut source = format!("// {variant}\n");
     for (name, value) in [
         ("BR", rows),
@@ -68,6 +69,8 @@ fn constants(variant: &CudaVariant) -> String {
         ("MIN_BLOCKS", blocks),
         ("Q_WIDTH", head_dim),
         ("COLUMNS", columns),
+        ("STAGES", stages),
+        ("DIRECT_KEYS", variant.tiles.direct_keys()),
         ("KV_WIDTH", CudaTiles::KV_WIDTH),
         ("GENERAL", variant.general.into()),
         ("SPLIT", (variant.operation == Operation::FlashSplit).into()),

@@ -1,3 +1,4 @@
+use super::Arch;
 use std::fmt;
 
 /// The units that multiply matrices.
@@ -31,6 +32,10 @@ pub struct CudaTiles {
     /// Blocks that must fit one multiprocessor, so that one multiplies while another waits or
     /// computes weights. This bounds the registers per thread and the shared memory per block.
     pub blocks: u32,
+    /// Tiles of K, and of V, in shared memory. With 2, the next tile loads while one is multiplied,
+    /// and one barrier per tile is enough. SIMT kernels load blocks of [`Self::KV_WIDTH`] columns
+    /// in turn; 2 of these are in shared memory.
+    pub stages: u32,
 }
 
 const fn simt(
@@ -42,7 +47,8 @@ const fn simt(
     columns: u32,
     blocks: u32,
 ) -> CudaTiles {
-    CudaTiles { engine: Engine::Simt, rows, keys, tx, ty, head_dim, columns, blocks }
+    let stages = 2;
+    CudaTiles { engine: Engine::Simt, rows, keys, tx, ty, head_dim, columns, blocks, stages }
 }
 
 const fn mma(
@@ -52,8 +58,10 @@ const fn mma(
     head_dim: u32,
     columns: u32,
     blocks: u32,
+    stages: u32,
 ) -> CudaTiles {
-    CudaTiles { engine: Engine::Mma, rows, keys, tx: 32, ty: warps, head_dim, columns, blocks }
+    let (engine, tx, ty) = (Engine::Mma, 32, warps);
+    CudaTiles { engine, rows, keys, tx, ty, head_dim, columns, blocks, stages }
 }
 
 /// Every tile shape of `flash_forward.cu`: first the shape for few queries, then the preferred
@@ -72,25 +80,27 @@ pub const CUDA_SIMT_TILES: [CudaTiles; 6] = [
 
 /// Every tile shape of `flash_forward_mma.cu`. Among the shapes that hold a head, the preferred
 /// ones come first.
-pub const CUDA_MMA_TILES: [CudaTiles; 17] = [
-    mma(128, 64, 4, 32, 32, 2),
-    mma(128, 96, 4, 64, 64, 2),
-    mma(128, 64, 4, 64, 64, 2),
-    mma(64, 64, 4, 64, 64, 2),
-    mma(128, 64, 4, 96, 96, 2),
-    mma(64, 64, 4, 96, 96, 1),
-    mma(128, 64, 4, 128, 128, 2),
-    mma(64, 64, 4, 128, 128, 2),
-    // Two blocks fit GPUs with 100 KiB per multiprocessor, one block fits those with 64 KiB.
-    mma(64, 48, 4, 128, 128, 1),
-    mma(128, 64, 8, 192, 192, 1),
-    mma(64, 32, 4, 192, 192, 1),
-    mma(128, 64, 8, 256, 256, 1),
-    mma(64, 32, 4, 256, 256, 1),
-    mma(64, 32, 4, 256, 128, 1),
-    mma(64, 32, 4, 512, 256, 1),
-    mma(64, 16, 4, 512, 256, 1),
-    mma(32, 16, 2, 512, 256, 1),
+pub const CUDA_MMA_TILES: [CudaTiles; 19] = [
+    mma(128, 64, 4, 32, 32, 2, 2),
+    mma(128, 64, 4, 64, 64, 2, 2),
+    mma(64, 64, 4, 64, 64, 2, 2),
+    mma(64, 64, 4, 64, 64, 2, 1),
+    mma(128, 32, 4, 96, 96, 2, 2),
+    mma(64, 64, 4, 96, 96, 1, 1),
+    // For 227, 163, 163, 99 and 64 KiB of shared memory per block.
+    mma(128, 64, 4, 128, 128, 2, 2),
+    mma(128, 32, 4, 128, 128, 2, 2),
+    mma(64, 64, 4, 128, 128, 2, 2),
+    mma(64, 64, 4, 128, 128, 2, 1),
+    mma(64, 32, 4, 128, 128, 2, 1),
+    mma(128, 64, 8, 192, 192, 1, 2),
+    mma(64, 32, 4, 192, 192, 1, 1),
+    mma(128, 64, 8, 256, 256, 1, 1),
+    mma(64, 32, 4, 256, 256, 1, 1),
+    mma(64, 32, 4, 256, 128, 1, 1),
+    mma(64, 32, 4, 512, 256, 1, 1),
+    mma(64, 16, 4, 512, 256, 1, 1),
+    mma(32, 16, 2, 512, 256, 1, 1),
 ];
 
 /// The tile shape of the unfused products: 64 x 64.
@@ -126,24 +136,42 @@ impl CudaTiles {
         }
     }
 
+    /// The keys that tensor cores add to O directly. They truncate every sum, and the loss adds up.
+    /// From there on they sum each tile alone, and f32 units add it to O. Some shapes leave no
+    /// registers for that and add all keys directly.
+    pub const fn direct_keys(&self) -> u32 {
+        let sums = (self.keys + self.columns) * self.rows / self.threads();
+        let most = if self.columns <= 64 { 128 } else { 96 };
+        if self.columns <= 128 && sums <= most { 8192 } else { u32::MAX }
+    }
+
+    /// The most keys with which the sums in O stay within the error bound on a GPU of compute
+    /// capability `arch`. Newer tensor cores lose less.
+    pub const fn max_keys(&self, arch: Arch) -> u32 {
+        match (self.engine, arch) {
+            (Engine::Simt, _) => u32::MAX,
+            (Engine::Mma, _) if self.direct_keys() < u32::MAX => u32::MAX,
+            (Engine::Mma, ..80) => 16384,
+            (Engine::Mma, 80..90) => 32768,
+            (Engine::Mma, 90..) => 65536,
+        }
+    }
+
     /// Bytes of shared memory per block of the flash kernels: Q, K and V, and for SIMT the weights.
-    /// Rows are padded, so that threads that read down a column access different banks.
+    /// SIMT tiles have padded rows, so that threads that read down a column access different banks.
     pub const fn flash_shared_bytes(&self) -> u32 {
         match self.engine {
             Engine::Mma => {
-                let (q_pitch, v_pitch) = (2 * (self.head_dim + 8), 2 * (self.columns + 8));
-                (self.rows + self.keys) * q_pitch + self.keys * v_pitch
+                let stage = self.keys * (self.head_dim + self.columns);
+                2 * (self.rows * self.head_dim + self.stages * stage)
             }
             Engine::Simt => {
                 let q_tile = self.rows * (self.head_dim + 4);
                 let p_tile = self.rows * (self.keys + 4);
-                4 * (q_tile + p_tile + Self::STAGES * self.kv_floats())
+                4 * (q_tile + p_tile + self.stages * self.kv_floats())
             }
         }
     }
-
-    /// Blocks of K or V in shared memory at the same time (SIMT): one is read while the next loads.
-    pub const STAGES: u32 = 2;
 
     /// Columns of a block of K or V in shared memory (SIMT).
     pub const KV_WIDTH: u32 = 64;

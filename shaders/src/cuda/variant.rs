@@ -136,7 +136,8 @@ pub const fn shared_limit(arch: Arch) -> u32 {
 
 impl fmt::Display for CudaVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CudaTiles { engine, rows, keys, tx, ty, head_dim, columns, blocks: _ } = self.tiles;
+        let CudaTiles { engine, rows, keys, tx, ty, head_dim, columns, blocks: _, stages } =
+            self.tiles;
         write!(f, "{} {}", self.operation, self.dtype)?;
         if engine == Engine::Mma {
             f.write_str(" mma")?;
@@ -144,6 +145,10 @@ impl fmt::Display for CudaVariant {
         if self.general {
             f.write_str(" general")?;
         }
-        write!(f, " {rows}x{keys} {tx}x{ty} d{head_dim} c{columns}")
+        write!(f, " {rows}x{keys} {tx}x{ty} d{head_dim} c{columns}")?;
+        match engine {
+            Engine::Simt => Ok(()),
+            Engine::Mma => write!(f, " s{stages}"),
+        }
     }
 }

@@ -146,6 +146,27 @@ fn parts_of_a_split_hold_whole_groups() {
     }
 }
 
+/// Tensor cores truncate their sums, so not every tile shape takes any number of keys.
+#[test]
+fn many_keys_get_tiles_whose_sums_stay_within_the_error_bound() {
+    let tiles = |arch, keys, head_dim| {
+        let problem = problem(DType::F16, [1, 1, keys, head_dim]);
+        plan(&problem, KernelKind::Flash, &Machine::of_arch(arch)).tiles
+    };
+    for arch in [75, 80, 86, 90, 120] {
+        for head_dim in [64, 96, 128, 192, 256] {
+            for keys in [1000, 20_000, 40_000, 100_000] {
+                let tiles = tiles(arch, keys, head_dim);
+                assert_eq!(tiles.engine, Engine::Mma, "sm_{arch}, {keys} keys of {head_dim}");
+                assert!(keys <= tiles.max_keys(arch) as usize, "sm_{arch}, {keys} of {head_dim}");
+            }
+        }
+        assert_eq!(tiles(arch, 100_000, 512).engine, Engine::Simt, "sm_{arch}");
+        assert_eq!(tiles(arch, 16_384, 512).engine, Engine::Mma, "sm_{arch}");
+    }
+    assert_ne!(tiles(80, 32_768, 128), tiles(80, 32_769, 128));
+}
+
 #[test]
 fn tensor_cores_are_used_if_the_gpu_has_them() {
     for (arch, dtype, engine) in [

@@ -5,7 +5,8 @@ use flashtile_testkit::{Case, Failure, Prepared};
 
 /// A tile shape in the name of a test.
 pub(super) fn tile_name(tiles: &CudaTiles) -> String {
-    format!("{tiles}, head_dim {}, {} columns", tiles.head_dim, tiles.columns)
+    let CudaTiles { head_dim, columns, stages, .. } = tiles;
+    format!("{tiles}, head_dim {head_dim}, {columns} columns, {stages} stages")
 }
 
 /// Every line as a case with the oracle's answer; blank lines are skipped.

@@ -96,12 +96,12 @@ fn round(to_bf16: bool, x: f32) -> f32 {
 }
 
 /// One product, 16 deep.
-const DEEP: &str = "multiply_add_16x8x16(c, a, in[8], in[9]);";
+const DEEP: &str = "multiply_add_16x8x16(c, a, in[8], in[9], c);";
 
 /// Two products, 8 deep, as on Turing. The halves of A follow each other; B's words are its halves.
 const HALVES: &str = "
-    multiply_add_16x8x8(c, a[0], a[1], in[8]);
-    multiply_add_16x8x8(c, a[2], a[3], in[9]);";
+    multiply_add_16x8x8(c, a[0], a[1], in[8], c);
+    multiply_add_16x8x8(c, a[2], a[3], in[9], c);";
 
 fn body(multiply: &str) -> String {
     format!(

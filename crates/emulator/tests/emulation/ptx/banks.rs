@@ -40,13 +40,7 @@ pub(super) fn no_conflicts(
             let line = executed.line as usize - 1;
             let instruction = kernel.ptx().lines().nth(line).unwrap_or_default().trim();
             accesses += executed.shared_accesses;
-            // The tensor-core kernel loads operands with ldmatrix. Its ordinary loads of four words
-            // move O to where it is stored, once after all keys.
-            let end = engine == Engine::Mma && instruction.starts_with("ld.shared.v4");
-            // Copies of rows that are not a multiple of 128 bytes conflict at the ends of rows. A
-            // layout without these conflicts would give ldmatrix conflicts, which costs more.
-            let ragged = instruction.starts_with("cp.async") && 2 * head_dim % 128 != 0;
-            if executed.bank_conflicts > 0 && !end && !ragged {
+            if executed.bank_conflicts > 0 {
                 conflicts.push(format!(
                     "{variant}: {} conflicts in {} accesses, {instruction}",
                     executed.bank_conflicts, executed.shared_accesses

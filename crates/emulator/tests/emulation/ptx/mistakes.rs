@@ -18,7 +18,10 @@ pub(super) struct Suspect {
 }
 
 pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
-    let mma = CUDA_MMA_TILES.into_iter().find(|tiles| tiles.head_dim == 64 && tiles.rows == 64);
+    let mma = |stages| {
+        let of_64 = |tiles: &CudaTiles| tiles.head_dim == 64 && tiles.rows == 64;
+        CUDA_MMA_TILES.into_iter().find(|tiles| of_64(tiles) && tiles.stages == stages)
+    };
     let simt = CUDA_SIMT_TILES.into_iter().rev().find(|tiles| tiles.columns == 64);
     let suspect = |kernel, operation, dtype, tiles: Option<CudaTiles>, cases| {
         let variant =
@@ -36,8 +39,8 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
         shape=2x1x40x13 skv=130 dv=7 dtype=f16 window_left=40 align=60 poison=unseen
         shape=1x1x20x16 skv=70 dtype=f16 nan=v causal=yes window_left=9 align=30 seed=4";
     vec![
-        ("flash on tensor cores", 90, flash(DType::F16, mma, halves)),
-        ("flash on Turing's tensor cores", 75, flash(DType::F16, mma, halves)),
+        ("flash on tensor cores", 90, flash(DType::F16, mma(2), halves)),
+        ("flash on Turing's tensor cores", 75, flash(DType::F16, mma(1), halves)),
         (
             "flash on f32 units",
             90,
