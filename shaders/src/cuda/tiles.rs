@@ -131,7 +131,7 @@ impl CudaTiles {
         let scores = self.rows * self.keys / self.threads();
         let all = scores + self.rows * self.columns / self.threads();
         match self.engine {
-            Engine::Mma => scores <= 32 && all < 160,
+            Engine::Mma => scores <= 32 && all < if scores > 16 { 128 } else { 160 },
             Engine::Simt => all <= 96,
         }
     }

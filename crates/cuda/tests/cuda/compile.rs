@@ -4,6 +4,9 @@
 //! that it costs. UPDATE_USAGE=1 rewrites the file. Registers depend on the compiler's version, so
 //! the file binds only the versions that `scripts/fetch-nvrtc` installs. The rules bind every
 //! version.
+//!
+//! All kernels take an hour of CPU time to compile. The file therefore holds a hash of the sources
+//! that it describes. Where nothing has changed, one kernel in [`SAMPLE`] is compiled.
 
 use crate::ignored;
 use flashtile_cuda::{Arch, CudaVariant, Usage, compile, compiler_version};
@@ -11,6 +14,7 @@ use flashtile_shaders::cuda::shared_limit;
 use libtest_mimic::{Failed, Trial};
 use std::{
     env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::{Mutex, PoisonError},
@@ -19,6 +23,12 @@ use std::{
 /// The variable that makes a process compile for one architecture. Each architecture has a process
 /// of its own, because NVRTC serialises the compilations of one process.
 pub(crate) const ARCH: &str = "FLASHTILE_COMPILE_FOR";
+
+/// The variable that makes such a process compile one kernel in so many.
+const EACH: &str = "FLASHTILE_COMPILE_EACH";
+
+/// Of unchanged kernels, one in so many is compiled.
+const SAMPLE: usize = 16;
 
 /// Pascal, Volta, Turing, Ampere, Ada, Hopper, Blackwell.
 const ARCHS: [Arch; 9] = [60, 70, 75, 80, 86, 89, 90, 100, 120];
@@ -42,8 +52,13 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn every_kernel(arch: Arch) -> Result<(), Failed> {
     let version = compiler_version(arch).map_err(|e| e.to_string())?;
     let program = env::current_exe().map_err(|e| e.to_string())?;
-    let output =
-        Command::new(program).env(ARCH, arch.to_string()).output().map_err(|e| e.to_string())?;
+    let record = Record::read(arch, version)?;
+    let each = if record.describes_sources() { SAMPLE } else { 1 };
+    let output = Command::new(program)
+        .env(ARCH, arch.to_string())
+        .env(EACH, each.to_string())
+        .output()
+        .map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut usages: Vec<String> = text.lines().map(str::to_owned).collect();
     usages.sort();
@@ -54,7 +69,11 @@ fn every_kernel(arch: Arch) -> Result<(), Failed> {
         failures.push(format!("compiling for sm_{arch} ended with {}", output.status));
     }
     if PINNED.contains(&version) {
-        failures.extend(compare_with_file(arch, usages)?);
+        // Sources that break a rule stay undescribed, so that all of them are compiled every time.
+        if failures.is_empty() {
+            usages.push(record.sources.clone());
+        }
+        failures.extend(record.compare(usages, each)?);
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
 }
@@ -67,7 +86,8 @@ pub(crate) fn compile_all(arch: &str) -> ExitCode {
         eprintln!("{message}");
         failed = true;
     };
-    for variant in CudaVariant::all().filter(|variant| variant.fits(arch, shared_limit(arch))) {
+    let each = env::var(EACH).ok().and_then(|each| each.parse().ok()).unwrap_or(1);
+    for variant in variants(arch).step_by(each) {
         let usage = match compile(&variant, arch) {
             Ok(compiled) => compiled.usage().unwrap_or_default(),
             Err(e) => {
@@ -102,32 +122,87 @@ fn line(variant: &CudaVariant, arch: Arch, usage: &Usage) -> String {
     format!("sm_{arch} {variant}: {registers} registers, {shared} bytes shared")
 }
 
-/// The differences from the file. Trials run in parallel and share the file.
-fn compare_with_file(arch: Arch, usages: Vec<String>) -> Result<Vec<String>, String> {
-    static FILE: Mutex<()> = Mutex::new(());
-    let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Every kernel for GPUs of `arch`.
+fn variants(arch: Arch) -> impl Iterator<Item = CudaVariant> {
+    CudaVariant::all().filter(move |variant| variant.fits(arch, shared_limit(arch)))
+}
+
+/// What the file says about one architecture.
+struct Record {
+    arch: Arch,
+    /// The line about the sources that kernels have now.
+    sources: String,
+    lines: Vec<String>,
+}
+
+/// Trials run in parallel and share the file.
+static FILE: Mutex<()> = Mutex::new(());
+
+fn read_file() -> Result<String, String> {
     let path = usage_file();
-    let kept = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let of_arch = |line: &&str| line.split(' ').next() == Some(&format!("sm_{arch}"));
-    if env::var_os("UPDATE_USAGE").is_some() {
-        let others = kept.lines().filter(|line| !of_arch(line)).map(str::to_owned);
+    fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn is_about(line: &str, arch: Arch) -> bool {
+    line.split(' ').next() == Some(&format!("sm_{arch}"))
+}
+
+impl Record {
+    fn read(arch: Arch, (major, minor): (u32, u32)) -> Result<Self, String> {
+        let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Should the standard library ever hash in another way, all kernels are compiled again.
+        let mut hasher = DefaultHasher::new();
+        for variant in variants(arch) {
+            (variant.to_string(), variant.source()).hash(&mut hasher);
+        }
+        let hash = hasher.finish();
+        let sources = format!("sm_{arch} sources: {hash:016x}, compiled by NVRTC {major}.{minor}");
+        let file = read_file()?;
+        let lines = file.lines().filter(|line| is_about(line, arch)).map(str::to_owned).collect();
+        Ok(Self { arch, sources, lines })
+    }
+
+    /// Whether the file was written for the sources and the compiler that are here now. If it is to
+    /// be rewritten, it does not count.
+    fn describes_sources(&self) -> bool {
+        env::var_os("UPDATE_USAGE").is_none() && self.lines.contains(&self.sources)
+    }
+
+    /// The differences of the usages of one kernel in `each` from the file, which this rewrites if
+    /// UPDATE_USAGE is set.
+    fn compare(&self, usages: Vec<String>, each: usize) -> Result<Vec<String>, String> {
+        if env::var_os("UPDATE_USAGE").is_some() {
+            self.write(usages)?;
+            return Ok(Vec::new());
+        }
+        let new = usages
+            .iter()
+            .filter(|line| !self.lines.contains(line))
+            .map(|line| format!("not in usage.txt: {line}"));
+        let old = self
+            .lines
+            .iter()
+            .filter(|line| each == 1 && !usages.contains(line))
+            .map(|line| format!("only in usage.txt: {line}"));
+        let mut differences: Vec<_> = new.chain(old).collect();
+        let listed = self.lines.iter().filter(|line| **line != self.sources).count();
+        let kernels = variants(self.arch).count();
+        if each > 1 && listed != kernels {
+            differences.push(format!("usage.txt has {listed} of {kernels} kernels"));
+        }
+        Ok(differences)
+    }
+
+    fn write(&self, usages: Vec<String>) -> Result<(), String> {
+        let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = read_file()?;
+        let others = kept.lines().filter(|line| !is_about(line, self.arch)).map(str::to_owned);
         let mut all: Vec<String> = others.chain(usages).collect();
         all.sort_by_key(|line| {
             (line.split(' ').next().and_then(|arch| arch[3..].parse::<u32>().ok()), line.clone())
         });
-        fs::write(&path, all.join("\n") + "\n").map_err(|e| e.to_string())?;
-        return Ok(Vec::new());
+        fs::write(usage_file(), all.join("\n") + "\n").map_err(|e| e.to_string())
     }
-    let kept: Vec<&str> = kept.lines().filter(of_arch).collect();
-    let new = usages
-        .iter()
-        .filter(|line| !kept.contains(&line.as_str()))
-        .map(|line| format!("not in usage.txt: {line}"));
-    let old = kept
-        .iter()
-        .filter(|line| !usages.iter().any(|usage| usage == *line))
-        .map(|line| format!("only in usage.txt: {line}"));
-    Ok(new.chain(old).collect())
 }
 
 fn usage_file() -> PathBuf {
