@@ -1,14 +1,15 @@
 //! Any description of attention is either refused with an error, or a problem that can be costed,
-//! planned and, if it is small, computed. Nothing panics or overflows, and core, the planner and
-//! the oracle agree about it.
+//! planned and, if it is small, computed. Nothing panics or overflows; core, the planner and the
+//! oracle agree about it, and the CPU backend stays within the error bound.
 
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use flashtile_core::{
-    Align, Call, Cost, DType, HostInputs, KernelKind, KeyTiles, Layout, Mask, MaskKind, Problem,
-    ResolvedCall, TensorView, TileKind,
+    Align, Call, Cost, DType, HostArgs, HostInputs, KernelKind, KeyTiles, Layout, Mask, MaskKind,
+    PlanOptions, Problem, ResolvedCall, TensorView, TileKind, bound,
 };
+use flashtile_cpu::Cpu;
 use flashtile_reference::{Answer, attention};
 use flashtile_wgpu::export_baseline;
 use libfuzzer_sys::fuzz_target;
@@ -253,6 +254,32 @@ fn compute(problem: &Problem, call: &ResolvedCall, given: &Given) {
     let answer = attention(problem, &inputs).expect("all inputs are there");
     check_rows(problem, call, &inputs, &answer);
     check_tiles(problem, call, given.tiles, kv_lens, &answer);
+    check_cpu(problem, call, &inputs, &answer);
+}
+
+/// The CPU backend runs what it does not refuse, within the bound.
+fn check_cpu(problem: &Problem, call: &ResolvedCall, inputs: &HostInputs<'_>, answer: &Answer) {
+    let Some(bytes) = problem.out().byte_span().filter(|&bytes| bytes <= 1 << 20) else { return };
+    let plan = match Cpu::new().plan(problem, &PlanOptions::new()) {
+        Ok(plan) => plan,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let mut out = vec![0; bytes];
+    let mut lse = vec![0.0; problem.lse_shape().iter().product()];
+    let mut args = HostArgs::new(inputs.q, inputs.k, inputs.v, &mut out).call(inputs.call);
+    (args.mask, args.kv_lens) = (inputs.mask, inputs.kv_lens);
+    args.lse = problem.lse().then_some(&mut lse);
+    plan.run(args).expect("all inputs are there");
+    let (dtype, width) = (problem.dtype(), problem.head_dim_v());
+    for (n, &expected) in answer.out.iter().enumerate() {
+        let row = n / width;
+        let (head, i) = (row / call.seq_q, row % call.seq_q);
+        let (b, h) = (head / problem.heads(), head % problem.heads());
+        let got = dtype.read(&out, problem.out().index(b, h, i, n % width));
+        let limit = answer.rows[row].out_bound(dtype, problem.head_dim());
+        let share = bound::share(got, expected, limit, dtype);
+        assert!(share <= 1.0, "({b}, {h}, {i}): {got} instead of {expected}, {problem}");
+    }
 }
 
 fn pick(data: &[u8], n: usize, which: usize) -> u8 {

@@ -112,6 +112,10 @@ impl Backend for Forced {
         self.device.is_software()
     }
 
+    fn measure_peak_flops(&self) -> Option<f64> {
+        self.device.measure_peak_flops()
+    }
+
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {
         self.device.verdict(problem, &self.options(options))
     }

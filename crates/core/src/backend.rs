@@ -22,6 +22,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Measures the f32 operations per second that the device can do at most, where a multiplication
+    /// and an addition are two. `None` where there is no such measurement.
+    fn measure_peak_flops(&self) -> Option<f64> {
+        None
+    }
+
     /// Whether it runs `problem` with `options`, and if not, why. Compiles nothing.
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict;
 

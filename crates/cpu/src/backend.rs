@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::flash::Machine;
+use crate::peak::peak_flops;
 use crate::plan::{Plan, how, refusals};
 use crate::threads::Threads;
 use flashtile_core::{
@@ -44,6 +45,12 @@ impl Cpu {
         Machine::detect().name()
     }
 
+    /// Measures the f32 operations per second of all threads, where a multiplication and an addition
+    /// are two, by chains of them in registers. It takes a few hundredths of a second.
+    pub fn peak_flops(&self) -> f64 {
+        peak_flops(&self.threads)
+    }
+
     /// Plans `problem`.
     ///
     /// # Errors
@@ -66,6 +73,10 @@ impl Backend for Cpu {
 
     fn device_name(&self) -> String {
         format!("CPU, {} threads, {}", self.threads(), self.instructions())
+    }
+
+    fn measure_peak_flops(&self) -> Option<f64> {
+        Some(self.peak_flops())
     }
 
     fn verdict(&self, problem: &Problem, options: &PlanOptions) -> Verdict {

@@ -24,21 +24,31 @@ fn load<S: Simd, const C: usize>(simd: S, row: &[f32], at: usize) -> [S::f32s; C
 }
 
 /// As `products::scores`, with a row of `q` per query, in whole vectors: (Q, queries, head_dim).
-/// `NV` is 1.
+/// `NV` is 1. Returns whether V, of which (tile, head_dim_v) are given, holds NaN or infinity.
+///
+/// V is tested here because that reads its rows in order, and beside those of K: processors fetch
+/// memory ahead of such reads. The product with V goes through its columns.
 #[inline(always)]
 pub(crate) fn scores<S: Simd, const NV: usize>(
     simd: S,
     (q, rows, width): (&[S::f32s], usize, usize),
     k: Block<'_>,
+    (v, width_v): (Block<'_>, usize),
     keys: Range<usize>,
     s: &mut [[S::f32s; NV]],
     state: &mut Scores<S, NV>,
-) {
+) -> bool {
     let vectors = width.div_ceil(S::F32_LANES);
+    let zero = simd.splat_f32s(0.0);
+    let mut v_check = [zero; 4];
     let s = &mut s[keys.clone()];
     s.fill([simd.splat_f32s(0.0); NV]);
     let row = |j: usize| &k.data[(keys.start + j) * k.stride..][..width];
     for (n, s) in s.chunks_mut(4).enumerate() {
+        for j in 0..s.len() {
+            let of_key = &v.data[(keys.start + 4 * n + j) * v.stride..][..width_v];
+            v_check = check_row(simd, of_key, v_check);
+        }
         let s: &mut [f32] = bytemuck::cast_slice_mut(s.as_flattened_mut());
         let mut r = 0;
         while r < rows {
@@ -65,13 +75,37 @@ pub(crate) fn scores<S: Simd, const NV: usize>(
             }
         }
     }
-    let zero = simd.splat_f32s(0.0);
     for s in s {
         let x = simd.mul_f32s(s[0], state.scale);
         state.top[0] = simd.max_f32s(state.top[0], x);
         state.check[0] = simd.mul_add_e_f32s(x, zero, state.check[0]);
         s[0] = x;
     }
+    let mut sum = zero;
+    for x in v_check {
+        sum = simd.add_f32s(sum, x);
+    }
+    simd.reduce_sum_f32s(sum) != 0.0
+}
+
+/// Adds 0 for each finite number of a row, and NaN for each other.
+#[inline(always)]
+fn check_row<S: Simd>(simd: S, row: &[f32], mut sums: [S::f32s; 4]) -> [S::f32s; 4] {
+    let zero = simd.splat_f32s(0.0);
+    let (whole, rest) = S::as_simd_f32s(row);
+    let (by_four, others) = pulp::as_arrays::<4, _>(whole);
+    for x in by_four {
+        for n in 0..4 {
+            sums[n] = simd.mul_add_e_f32s(x[n], zero, sums[n]);
+        }
+    }
+    for &x in others {
+        sums[0] = simd.mul_add_e_f32s(x, zero, sums[0]);
+    }
+    if !rest.is_empty() {
+        sums[1] = simd.mul_add_e_f32s(simd.partial_load_f32s(rest), zero, sums[1]);
+    }
+    sums
 }
 
 /// The products of `K` keys with `R` queries. The sum of one does not depend on the others.
@@ -181,30 +215,4 @@ fn value_block<S: Simd, const R: usize, const C: usize>(
             o[c] = simd.mul_add_e_f32s(o[c], alpha, sums[r][c]);
         }
     }
-}
-
-/// Whether V holds NaN or infinity. It reads the rows in order, which processors do best, before
-/// the products read them column by column.
-#[inline(always)]
-pub(crate) fn is_dirty<S: Simd>(simd: S, v: Block<'_>, rows: usize, width: usize) -> bool {
-    let zero = simd.splat_f32s(0.0);
-    let mut sums = [zero; 4];
-    for row in v.data.chunks(v.stride).take(rows) {
-        let (whole, rest) = S::as_simd_f32s(&row[..width]);
-        let (by_four, others) = pulp::as_arrays::<4, _>(whole);
-        for x in by_four {
-            for n in 0..4 {
-                sums[n] = simd.mul_add_e_f32s(x[n], zero, sums[n]);
-            }
-        }
-        for &x in others {
-            sums[0] = simd.mul_add_e_f32s(x, zero, sums[0]);
-        }
-        sums[1] = simd.mul_add_e_f32s(simd.partial_load_f32s(rest), zero, sums[1]);
-    }
-    let mut sum = zero;
-    for x in sums {
-        sum = simd.add_f32s(sum, x);
-    }
-    simd.reduce_sum_f32s(sum) != 0.0
 }

@@ -218,7 +218,7 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
         let tile_keys = first..(first + BC).min(keys.end);
         let k = k_rows.block(tile_keys.clone(), k_scratch);
         let v = v_rows.block(tile_keys.clone(), v_scratch);
-        let mut v_dirty = FEW.then(|| few::is_dirty(simd, v, tile_keys.len(), dv));
+        let mut v_dirty = None;
         for g in 0..group_count {
             let rows = g * group..((g + 1) * group).min(count);
             // Neither end decreases from one query to the next.
@@ -241,7 +241,8 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
             };
             if FEW {
                 let q = (q.as_flattened(), count, d);
-                few::scores::<S, NV>(simd, q, k, used.clone(), p, &mut state);
+                let dirty = few::scores::<S, NV>(simd, q, k, (v, dv), used.clone(), p, &mut state);
+                v_dirty = Some(dirty);
             } else {
                 let q = &q[g * d..][..d];
                 scores::<S, M, NV>(simd, q, k, used.clone(), p, &mut state);

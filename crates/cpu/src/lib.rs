@@ -34,6 +34,7 @@ mod few;
 mod flash;
 mod math;
 mod output;
+mod peak;
 mod plan;
 mod products;
 mod run;

@@ -134,21 +134,37 @@ fn value_block<S: Simd, const M: usize, const NV: usize>(
     o: &mut [[S::f32s; NV]],
 ) -> usize {
     let mut sums = [[simd.splat_f32s(0.0); NV]; M];
-    for (p, v) in p.iter().zip(v.data[c..].chunks(v.stride)) {
-        let v = &v[..M];
-        for m in 0..M {
-            let v = simd.splat_f32s(v[m]);
-            for n in 0..NV {
-                sums[m][n] = simd.mul_add_e_f32s(v, p[n], sums[m][n]);
-            }
-        }
+    // The last row may be shorter than the stride, and is read by itself.
+    let (last, others) = p.split_last().expect("a tile has a key");
+    let data = &v.data[c..];
+    assert!(v.stride >= M);
+    for (p, v) in others.iter().zip(data.chunks_exact(v.stride)) {
+        add_key(simd, p, &v[..M], &mut sums);
     }
+    add_key(simd, last, &data[others.len() * v.stride..][..M], &mut sums);
     for (o, sums) in o[c..c + M].iter_mut().zip(sums) {
         for n in 0..NV {
             o[n] = simd.mul_add_e_f32s(o[n], alpha[n], sums[n]);
         }
     }
     M
+}
+
+/// Adds one key's part of `M` columns. It is no closure, because that would not be compiled for the
+/// vector instructions of its caller.
+#[inline(always)]
+fn add_key<S: Simd, const M: usize, const NV: usize>(
+    simd: S,
+    p: &[S::f32s; NV],
+    v: &[f32],
+    sums: &mut [[S::f32s; NV]; M],
+) {
+    for m in 0..M {
+        let v = simd.splat_f32s(v[m]);
+        for n in 0..NV {
+            sums[m][n] = simd.mul_add_e_f32s(v, p[n], sums[m][n]);
+        }
+    }
 }
 
 /// As [`add_values`], where V holds NaN or infinity: 0 times NaN is NaN, so a weight of 0 would not

@@ -1,7 +1,6 @@
 //! Work shared among threads: rayon's, except in a browser, which has one thread.
 
 use crate::error::Error;
-use crate::workspace::Workspace;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The threads that a backend uses.
@@ -48,14 +47,14 @@ impl Threads {
 
     /// Calls `body` with every number below `count`, in ascending order of their start, on one
     /// thread per workspace.
-    pub(crate) fn for_each(
+    pub(crate) fn for_each<W: Send>(
         &self,
         count: usize,
-        workspaces: &mut [Workspace],
-        body: impl Fn(usize, &mut Workspace) + Sync,
+        workspaces: &mut [W],
+        body: impl Fn(usize, &mut W) + Sync,
     ) {
         let next = AtomicUsize::new(0);
-        let work = |workspace: &mut Workspace| {
+        let work = |workspace: &mut W| {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 if n >= count {

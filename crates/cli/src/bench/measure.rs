@@ -36,6 +36,9 @@ pub(crate) struct Row {
     /// Largest share of the error bound over the verified rows; `None` in results of other
     /// programs.
     pub(crate) error: Option<f64>,
+    /// What a probe measured as the device's f32 peak in GFLOP/s, right after the runs; `None`
+    /// where there is no probe.
+    pub(crate) peak_gflops: Option<f64>,
 }
 
 /// The tensors of a case, and what a right result is.
@@ -141,6 +144,7 @@ fn measure_untitled(
         peak_bytes: uploaded.peak_bytes,
         first_ms: uploaded.first_ms,
         error: Some(worst.share),
+        peak_gflops: target.device.measure_peak_flops().map(|flops| flops / 1e9),
     })
 }
 

@@ -70,6 +70,7 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
 
 const NOTES: &str = "\
 clock: gpu is the time of the kernels by GPU timestamps, host the time from submission to completion
+of peak: of the CPU's f32 peak, which a probe of multiplications and additions measures in the same run
 error: the largest error of the verified rows as a share of the error bound, at most 1; \
 a sample of rows is verified";
 
@@ -175,6 +176,9 @@ fn json_line(row: &Row) -> serde_json::Value {
     if let Some(error) = row.error {
         line["error"] = json!(error);
     }
+    if let Some(peak) = row.peak_gflops {
+        line["peak_gflops"] = json!(peak);
+    }
     line
 }
 
@@ -190,6 +194,7 @@ fn table(rows: &[Row]) -> Table {
         "time",
         "clock",
         "GFLOP/s",
+        "of peak",
         "GB/s",
         "peak memory",
         "first result",
@@ -206,6 +211,9 @@ fn table(rows: &[Row]) -> Table {
             text::ms(row.ms),
             row.clock.name().to_owned(),
             text::digits(row.gflops),
+            row.peak_gflops.map_or_else(String::new, |peak| {
+                format!("{:.0} %", 100.0 * row.gflops / peak.max(1e-9))
+            }),
             text::digits(row.gbps),
             text::bytes(row.peak_bytes),
             text::ms(row.first_ms),
@@ -213,7 +221,7 @@ fn table(rows: &[Row]) -> Table {
             row.device.clone(),
         ]);
     }
-    for column in [5, 7, 8, 9, 10, 11] {
+    for column in [5, 7, 8, 9, 10, 11, 12] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

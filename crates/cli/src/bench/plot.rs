@@ -222,6 +222,7 @@ mod tests {
             peak_bytes,
             first_ms,
             error: None,
+            peak_gflops: None,
         }
     }
 

@@ -104,6 +104,7 @@ fn row(value: &Value) -> Result<Row> {
         peak_bytes: number("peak_bytes")? as u64,
         first_ms: number("first_ms")?,
         error: value.get("error").map(|_| number("error")).transpose()?,
+        peak_gflops: value.get("peak_gflops").map(|_| number("peak_gflops")).transpose()?,
     })
 }
 
