@@ -21,7 +21,7 @@ pub use tiles::{
     LaneTiles, MAX_HEAD_DIM, MERGE_TILES, ROW_LANES, RowTiles, SOFTMAX_TILES, Tiles, UNFUSED_TILES,
     UNIFORM_TILES, UniformTiles, broadcast_tiles, row_tiles,
 };
-pub use variant::{Access, Binding, Constants, Operation, Slot, Variant};
+pub use variant::{Access, Binding, Constants, Operation, Slot, Variant, flash_tiles};
 
 /// Compiles the example in README.md.
 #[cfg(doctest)]

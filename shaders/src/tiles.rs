@@ -333,8 +333,8 @@ impl Tiles {
         }
     }
 
-    /// The distinguishing part of a variant's name.
-    pub(crate) fn name(&self) -> String {
+    /// Its name: the distinguishing part of a variant's name. No two shapes share one.
+    pub fn name(&self) -> String {
         match self {
             Tiles::Block(BlockTiles { tx, ty, kc, qw4, ot }) => {
                 format!("{tx}x{ty} kc{kc} qw{qw4} ot{ot}")

@@ -152,6 +152,14 @@ impl Constants {
     }
 }
 
+/// Every tile shape of every flash kernel.
+pub fn flash_tiles() -> impl Iterator<Item = Tiles> {
+    let rows = ROW_LANES.into_iter().flat_map(row_tiles);
+    let rows = rows.chain(BROADCAST_LANES.into_iter().flat_map(broadcast_tiles));
+    let registers = UNIFORM_TILES.into_iter().chain(LANE_TILES);
+    FLASH_TILES.into_iter().chain(rows).chain(registers).chain(matrix_tiles())
+}
+
 impl Variant {
     /// Resets what `operation` does not use, so that equal sources are equal variants.
     pub fn new(
@@ -179,12 +187,7 @@ impl Variant {
         let flags = || [(false, false), (false, true), (true, false), (true, true)];
         let masks = || std::iter::once(None).chain(MaskKind::ALL.iter().copied().map(Some));
         let tiles = |operation| match operation {
-            Operation::FlashForward | Operation::FlashSplit => {
-                let rows = ROW_LANES.into_iter().flat_map(row_tiles);
-                let rows = rows.chain(BROADCAST_LANES.into_iter().flat_map(broadcast_tiles));
-                let registers = UNIFORM_TILES.into_iter().chain(LANE_TILES);
-                FLASH_TILES.into_iter().chain(rows).chain(registers).chain(matrix_tiles()).collect()
-            }
+            Operation::FlashForward | Operation::FlashSplit => flash_tiles().collect(),
             Operation::FlashMerge => vec![MERGE_TILES],
             Operation::UnfusedSoftmax => vec![SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![UNFUSED_TILES],

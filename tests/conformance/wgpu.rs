@@ -8,6 +8,7 @@ mod long;
 mod matrix;
 mod registers;
 mod stress;
+mod tuning;
 mod visited;
 
 use crate::{
@@ -82,6 +83,7 @@ fn tests() -> Vec<Test<Devices>> {
     tests.extend(embedding::CHECKS.map(|(name, run)| check(format!("embedding: {name}"), run)));
     tests.extend(calls::CHECKS.map(|(name, run)| check(format!("calls: {name}"), run)));
     tests.extend(registers::CHECKS.map(|(name, run)| check(format!("registers: {name}"), run)));
+    tests.extend(tuning::CHECKS.map(|(name, run)| check(format!("tuning: {name}"), run)));
     tests.extend(devices::CHECKS.map(|(name, run)| check(format!("device: {name}"), run)));
     tests.push(check(
         "kernels visit the key tiles of core's visitor".into(),

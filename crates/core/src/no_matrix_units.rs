@@ -85,6 +85,9 @@ pub enum NoMatrixUnits {
     /// A software adapter emulates them, which is slower than its other kernels.
     #[error("a software adapter emulates them, which is slow")]
     Software,
+    /// Tiles of a kernel without them were measured to be faster on this device.
+    #[error("tiles of another kernel were measured to be faster here")]
+    Slower,
     /// Few queries would leave most of each matrix empty.
     #[error("seq_q is {seq_q}: most rows of each matrix would be empty")]
     FewQueries {

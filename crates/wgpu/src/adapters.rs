@@ -19,11 +19,14 @@ pub struct AdapterEntry {
 /// - `SUBGROUP`, above all: kernels share keys among the lanes of a subgroup. A decode step over
 ///   8192 keys took 1.43 s without it and 0.37 s with it on a software adapter.
 /// - `TIMESTAMP_QUERY`, for times by the GPU's own clock in [`HostRun`](crate::HostRun).
+/// - `PIPELINE_CACHE`, for [`Context::with_pipeline_cache`]. By itself it changes nothing.
 ///
 /// Matrix units need more, which is experimental in wgpu and therefore not among these: see
 /// [`matrix_unit_features`].
 pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-    adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY)
+    let worthwhile =
+        wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+    adapter.features() & worthwhile
 }
 
 /// The limits worth requesting of `adapter`: all that it has.

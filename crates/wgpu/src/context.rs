@@ -1,8 +1,9 @@
 use crate::{
-    Error,
+    Error, Tuning, TuningError,
     machine::Machine,
     params::ParamSlots,
     scope::{Caught, catch, check_lost},
+    tuning,
 };
 use flashtile_shaders::{Access, Binding, Constants, Slot, Variant};
 use std::{
@@ -35,6 +36,10 @@ pub(crate) struct Inner {
     pub(crate) empty: wgpu::Buffer,
     /// Whether kernels are compiled with wgpu's runtime checks.
     checked: bool,
+    /// Measured tile shapes, which plans prefer.
+    pub(crate) tuning: Option<Arc<Tuning>>,
+    /// What the driver keeps of compiled kernels.
+    cache: Option<wgpu::PipelineCache>,
     pipelines: Mutex<HashMap<(Variant, Constants), Pipeline>>,
     modules: Mutex<HashMap<Variant, wgpu::ShaderModule>>,
 }
@@ -99,10 +104,33 @@ impl Context {
             info,
             empty,
             checked: false,
+            tuning: None,
+            cache: None,
             pipelines: Mutex::default(),
             modules: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Another context on the same device, without pipelines, changed by `change`.
+    fn changed(&self, change: impl FnOnce(&mut Inner)) -> Self {
+        let Inner { device, queue, info, machine, empty, checked, tuning, cache, .. } =
+            &*self.inner;
+        let mut inner = Inner {
+            machine: machine.clone(),
+            params: ParamSlots::new(device),
+            device: device.clone(),
+            queue: queue.clone(),
+            info: info.clone(),
+            empty: empty.clone(),
+            checked: *checked,
+            tuning: tuning.clone(),
+            cache: cache.clone(),
+            pipelines: Mutex::default(),
+            modules: Mutex::default(),
+        };
+        change(&mut inner);
+        Self { inner: Arc::new(inner) }
     }
 
     /// A context on the same device whose kernels test every index and bound every loop, as wgpu
@@ -111,19 +139,61 @@ impl Context {
     /// Without it, kernels run unchecked, because every index is in range and every loop ends for
     /// all parameters that a plan computes (docs/ARCHITECTURE.md, "Indices are in range").
     pub fn with_runtime_checks(&self) -> Self {
-        let Inner { device, queue, info, machine, empty, .. } = &*self.inner;
-        let inner = Inner {
-            machine: machine.clone(),
-            params: ParamSlots::new(device),
-            device: device.clone(),
-            queue: queue.clone(),
-            info: info.clone(),
-            empty: empty.clone(),
-            checked: true,
-            pipelines: Mutex::default(),
-            modules: Mutex::default(),
-        };
-        Self { inner: Arc::new(inner) }
+        self.changed(|inner| inner.checked = true)
+    }
+
+    /// A context on the same device whose plans take the tile shapes that were measured to be the
+    /// fastest, where `tuning` has any for the kind of the problem.
+    ///
+    /// The table is part of what a plan is made from, as the adapter is: for one table, the bits of
+    /// a row do not depend on the batch. Without a table, the choice is the planner's and the same
+    /// on every run. Make the context at the start, because plans and pipelines belong to one.
+    ///
+    /// # Errors
+    /// [`TuningError::Stale`] for a table of another adapter, driver or version: keep the context
+    /// as it is.
+    pub fn with_tuning(&self, tuning: Tuning) -> Result<Self, TuningError> {
+        tuning.check(&self.tuning_key())?;
+        Ok(self.changed(|inner| inner.tuning = Some(Arc::new(tuning))))
+    }
+
+    /// The adapter, driver and version of flashtile that a [`Tuning`] of this context is valid for.
+    pub fn tuning_key(&self) -> String {
+        tuning::key(&self.inner.info)
+    }
+
+    /// A context on the same device that compiles its kernels with `cache`, which belongs to the
+    /// device. The driver then reuses what it compiled before, in this process or in an earlier
+    /// one.
+    ///
+    /// The device needs the feature `PIPELINE_CACHE`, which
+    /// [`device_descriptor`](crate::device_descriptor) requests where the adapter has it (on
+    /// Vulkan). Desktop drivers keep a cache of their own; others leave it to the application.
+    ///
+    /// ```no_run
+    /// # use flashtile_wgpu::{Context, wgpu};
+    /// # fn f(context: Context, kept: Option<Vec<u8>>) {
+    /// let descriptor = wgpu::PipelineCacheDescriptor {
+    ///     label: Some("flashtile"),
+    ///     data: kept.as_deref(),
+    ///     fallback: true, // starts empty where the driver does not accept the data
+    /// };
+    /// // SAFETY: `kept` is what `pipeline_cache_data` returned for this adapter and driver, and
+    /// // nobody else writes the file that it was kept in.
+    /// let cache = unsafe { context.device().create_pipeline_cache(&descriptor) };
+    /// let context = context.with_pipeline_cache(cache);
+    /// // ... plan and run; then keep this for the next time:
+    /// let kept = context.pipeline_cache_data();
+    /// # let _ = kept;
+    /// # }
+    /// ```
+    pub fn with_pipeline_cache(&self, cache: wgpu::PipelineCache) -> Self {
+        self.changed(|inner| inner.cache = Some(cache))
+    }
+
+    /// What the pipeline cache holds, to be kept for the next process. `None` without a cache.
+    pub fn pipeline_cache_data(&self) -> Option<Vec<u8>> {
+        self.inner.cache.as_ref().and_then(wgpu::PipelineCache::get_data)
     }
 
     /// As [`new`](Self::new), blocking.
@@ -228,7 +298,7 @@ impl Context {
                 // The kernels write all they read.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.inner.cache.as_ref(),
         });
         Pipeline { pipeline, layout, bindings }
     }

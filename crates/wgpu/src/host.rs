@@ -128,10 +128,15 @@ impl HostRun {
     /// # Errors
     /// Those of [`Plan::submit`], and [`Error::DeviceLost`].
     pub async fn run(&self) -> Result<Timing, Error> {
-        let context = &self.plan.inner.context;
+        self.run_plan(&self.plan).await
+    }
+
+    /// As [`run`](Self::run), by another plan of the same problem and context.
+    pub(crate) async fn run_plan(&self, plan: &Plan) -> Result<Timing, Error> {
+        let context = &plan.inner.context;
         let stopwatch = lock(&self.stopwatch).take();
         let start = Instant::now();
-        let any = self.plan.submit_timed(&self.args(), stopwatch.as_ref())?;
+        let any = plan.submit_timed(&self.args(), stopwatch.as_ref())?;
         finished(context).await?;
         let host = start.elapsed();
         let gpu = match &stopwatch {
@@ -142,6 +147,16 @@ impl HostRun {
             *lock(&self.stopwatch) = stopwatch;
         }
         Ok(Timing::new(host, gpu))
+    }
+
+    /// Sets every byte of the output to 0xFF, which is NaN in every storage type: rows that no run
+    /// writes are then wrong.
+    pub(crate) async fn clear_output(&self) -> Result<(), Error> {
+        let context = &self.plan.inner.context;
+        let bytes = vec![0xFF; self.out.size() as usize];
+        let written =
+            catch(context.device(), || context.queue().write_buffer(&self.out, 0, &bytes));
+        written.await.map_err(|caught| caught.about(context.device(), || "the output".into()))
     }
 
     /// As [`run`](Self::run), blocking.

@@ -26,6 +26,7 @@
 //!   workspace, and why. Share it between layers, calls and threads.
 //! - [`Args`] are the buffers and values of one call. [`Region`] is a piece of a buffer.
 //!   [`Plan::encode`], [`Plan::encode_in_pass`] and [`Plan::submit`] record them.
+//! - [`Tuning`] is a table of tile shapes that [`Context::tune`] measured on one adapter.
 //! - [`device_descriptor`] is what to request a device with. Subgroups matter most.
 //! - [`HostRun`] uploads, runs and downloads tensors in host memory; [`open`] finds an adapter for
 //!   programs that have no device.
@@ -54,6 +55,7 @@
 //! of Chromium; it has not yet run in a browser.
 
 mod adapters;
+mod ahead;
 #[cfg(not(target_family = "wasm"))]
 mod backend;
 mod bind;
@@ -73,6 +75,8 @@ mod schedule;
 mod scope;
 mod tiles;
 mod timing;
+mod tune;
+mod tuning;
 
 pub use adapters::{
     AdapterEntry, adapters, device_descriptor, open, open_baseline, recommended_features,
@@ -89,6 +93,8 @@ pub use host::HostRun;
 pub use matrix::matrix_unit_features;
 pub use plan::{Dispatch, Plan, PlanOptions};
 pub use region::{Args, Region};
+pub use tune::{Outcome, TuneOptions, TuneProgress, TuneResult, Tuned};
+pub use tuning::{ProblemKind, TileChoice, Tuning, TuningError};
 pub use wgpu;
 
 /// Compiles the example in README.md.

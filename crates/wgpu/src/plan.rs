@@ -1,8 +1,8 @@
 use crate::{
     Args, Context, Error,
     bind::BindCache,
-    context::Pipeline,
-    schedule::{Schedule, Step, schedule},
+    context::{Inner, Pipeline},
+    schedule::{Schedule, Step, measured, schedule},
     scope::{catch, check_lost},
     tiles::WORD_BYTES,
 };
@@ -75,8 +75,9 @@ impl Context {
                 let without = schedule.no_matrix_units;
                 let without =
                     without.map_or(String::new(), |why| format!("; no matrix units: {why}"));
+                let measured = if schedule.measured { ", measured" } else { "" };
                 let (name, tiles) = (&self.inner.info.name, schedule.tiles);
-                Verdict::Runs(format!("{name}, {tiles}{chunks}{without}"))
+                Verdict::Runs(format!("{name}, {tiles}{chunks}{measured}{without}"))
             }
             Err((_, reasons)) => Verdict::Refused(reasons),
         }
@@ -102,7 +103,14 @@ impl Context {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<Schedule, (KernelKind, Vec<flashtile_core::Reason>)> {
-        let one = |kernel| schedule(problem, kernel, options, &self.inner.machine);
+        let Inner { machine, tuning, .. } = &*self.inner;
+        let one = |kernel| {
+            let planned = schedule(problem, kernel, options, machine)?;
+            Ok(match tuning {
+                Some(tuning) => measured(tuning, problem, options, machine, planned),
+                None => planned,
+            })
+        };
         let (mut schedule, why) = choose_kernel(options.named_kernel(), one)?;
         schedule.rationale.insert(0, why);
         Ok(schedule)
@@ -117,7 +125,7 @@ impl Context {
         pollster::block_on(self.plan(problem, options))
     }
 
-    async fn build(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {
+    pub(crate) async fn build(&self, problem: &Problem, schedule: Schedule) -> Result<Plan, Error> {
         let mut pipelines = Vec::with_capacity(schedule.steps.len());
         for step in &schedule.steps {
             pipelines.push(self.pipeline(&step.variant, &schedule.constants).await?);

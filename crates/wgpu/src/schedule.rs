@@ -4,6 +4,7 @@
 use crate::machine::Machine;
 use crate::parts::{Part, Window, Work, score_stride, split};
 use crate::tiles::{Choice, choose_tiles, over_loop_budget, variant};
+use crate::{ProblemKind, TileChoice, Tuning};
 use flashtile_core::{
     KernelKind, KeyChunks, KeySplit, NoMatrixUnits, PlanOptions, Problem, Reason, ResolvedCall,
     TensorView,
@@ -29,6 +30,8 @@ pub(crate) struct Schedule {
     pub(crate) rationale: Vec<String>,
     /// Why the flash kernel does not use matrix units.
     pub(crate) no_matrix_units: Option<NoMatrixUnits>,
+    /// Whether its tiles come from a table of measured shapes.
+    pub(crate) measured: bool,
     operations: Vec<(Operation, Tiles)>,
     fold: usize,
     grid: u32,
@@ -48,6 +51,17 @@ pub(crate) fn schedule(
     options: &PlanOptions<Tiles>,
     machine: &Machine,
 ) -> Result<Schedule, Vec<Reason>> {
+    schedule_named(problem, kernel, options, machine, "requested")
+}
+
+/// As [`schedule`]. What `options` force is there because it was `named`.
+fn schedule_named(
+    problem: &Problem,
+    kernel: KernelKind,
+    options: &PlanOptions<Tiles>,
+    machine: &Machine,
+    named: &str,
+) -> Result<Schedule, Vec<Reason>> {
     let limits = SizeLimits { buffer_bytes: machine.buffer_size, axis: i32::MAX as usize };
     let mut reasons = oversized(problem, &limits);
     reasons.extend(flash_options(kernel, options));
@@ -56,9 +70,38 @@ pub(crate) fn schedule(
         return Err(reasons);
     }
     match kernel {
-        KernelKind::Flash => flash(problem, options, machine),
+        KernelKind::Flash => flash(problem, options, machine, named),
         KernelKind::Unfused => unfused(problem, machine),
     }
+}
+
+/// The schedule with the fastest of the measured shapes that runs here with `options`, or else
+/// `planned`, which is what the planner chose without the table.
+pub(crate) fn measured(
+    tuning: &Tuning,
+    problem: &Problem,
+    options: &PlanOptions<Tiles>,
+    machine: &Machine,
+    planned: Schedule,
+) -> Schedule {
+    if planned.kernel != KernelKind::Flash || options.tiles.is_some() {
+        return planned;
+    }
+    let kind = ProblemKind::of(problem);
+    let named = "measured";
+    let runs = |choice: &TileChoice| {
+        schedule_named(problem, planned.kernel, &choice.within(options), machine, named).ok()
+    };
+    let Some(mut found) = tuning.choices(&kind).iter().find_map(runs) else { return planned };
+    let (tiles, without) = (found.tiles, planned.tiles);
+    let instead = if tiles == without { String::new() } else { format!("; planned: {without}") };
+    found.rationale[0] = format!("{tiles}: measured to be the fastest here ({kind}){instead}");
+    if !tiles.uses_matrix_units() {
+        let why = planned.no_matrix_units.unwrap_or(NoMatrixUnits::Slower);
+        found.rationale.insert(1, format!("no matrix units: {why}"));
+        found.no_matrix_units = Some(why);
+    }
+    Schedule { measured: true, ..found }
 }
 
 /// Takes the first way to split the keys, and to fold heads, that fits the bindings.
@@ -66,6 +109,7 @@ fn flash(
     problem: &Problem,
     options: &PlanOptions<Tiles>,
     machine: &Machine,
+    named: &str,
 ) -> Result<Schedule, Vec<Reason>> {
     let Choice { tiles, splits, why, no_matrix_units } = choose_tiles(problem, machine, options)?;
     let mut folds = vec![folded_heads(problem, tiles.rows() as usize), 1];
@@ -87,7 +131,8 @@ fn flash(
                     let mut rationale = vec![why];
                     let without = no_matrix_units.as_ref();
                     rationale.extend(without.map(|reason| format!("no matrix units: {reason}")));
-                    rationale.extend(chunks.map(|chunks| why_split(problem, options, chunks)));
+                    rationale
+                        .extend(chunks.map(|chunks| why_split(problem, options, chunks, named)));
                     if fold > 1 {
                         rationale.push(format!("rows are those of {fold} heads of a group"));
                     }
@@ -110,10 +155,15 @@ fn flash(
     Err(refused)
 }
 
-fn why_split(problem: &Problem, options: &PlanOptions<Tiles>, chunks: KeyChunks) -> String {
+fn why_split(
+    problem: &Problem,
+    options: &PlanOptions<Tiles>,
+    chunks: KeyChunks,
+    named: &str,
+) -> String {
     let (seq_q, seq_kv) = (problem.seq_q(), problem.seq_kv());
     let why = if options.key_split != KeySplit::Auto {
-        "requested".to_owned()
+        named.to_owned()
     } else if KeyChunks::of_few_queries(seq_q, seq_kv) == Some(chunks) {
         format!("few queries over many keys (seq_q {seq_q}, seq_kv {seq_kv})")
     } else {
@@ -196,6 +246,7 @@ fn assemble(
         chunks: work.chunks,
         rationale,
         no_matrix_units: None,
+        measured: false,
         operations: work.operations.to_vec(),
         fold: work.fold,
         grid: machine.grid,
