@@ -173,6 +173,22 @@ impl Attention {
         Self::first(Session::with_device(device))
     }
 
+    /// The same session, which changes a wgpu context as `prepare` says when it has opened one: to
+    /// one with measured tile shapes ([`with_tuning`](flashtile_wgpu::Context::with_tuning)), say.
+    /// It does not concern devices that are open already.
+    #[cfg(feature = "wgpu")]
+    #[must_use]
+    pub fn prepare_wgpu<F>(mut self, prepare: F) -> Self
+    where
+        F: Fn(flashtile_wgpu::Context) -> flashtile_wgpu::Context + Send + Sync + 'static,
+    {
+        let prepare = crate::backends::Prepare { wgpu: Some(Arc::new(prepare)) };
+        for session in self.sessions.iter_mut().filter(|s| s.kind() == BackendKind::Wgpu) {
+            session.prepare(prepare.clone());
+        }
+        self
+    }
+
     /// `session` first, then the others in their usual order.
     fn first(session: Session) -> Self {
         let mut all = Self::new().sessions;

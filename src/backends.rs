@@ -3,15 +3,35 @@
 use flashtile_core::{Backend, BackendKind, DeviceChoice, Reason};
 use std::sync::Arc;
 
+/// What is done to a device when it has been opened.
+#[derive(Clone, Default)]
+pub(crate) struct Prepare {
+    #[cfg(feature = "wgpu")]
+    pub(crate) wgpu: Option<Arc<PrepareWgpu>>,
+}
+
+#[cfg(feature = "wgpu")]
+pub(crate) type PrepareWgpu =
+    dyn Fn(flashtile_wgpu::Context) -> flashtile_wgpu::Context + Send + Sync;
+
 /// Opens the device of `kind` that `choice` names.
 ///
 /// # Errors
 /// Why there is no such backend or device here.
-pub(crate) fn open(kind: BackendKind, choice: &DeviceChoice) -> Result<Arc<dyn Backend>, Reason> {
+pub(crate) fn open(
+    kind: BackendKind,
+    choice: &DeviceChoice,
+    prepare: &Prepare,
+) -> Result<Arc<dyn Backend>, Reason> {
+    #[cfg(not(feature = "wgpu"))]
+    let _ = prepare;
     match kind {
         #[cfg(feature = "wgpu")]
         BackendKind::Wgpu => match flashtile_wgpu::open_blocking(choice) {
-            Ok(context) => Ok(Arc::new(context)),
+            Ok(context) => Ok(match &prepare.wgpu {
+                Some(prepare) => Arc::new(prepare(context)),
+                None => Arc::new(context),
+            }),
             Err(error) => Err(Reason::NoDevice(error.to_string())),
         },
         #[cfg(feature = "cuda")]

@@ -1,4 +1,7 @@
-use crate::{Error, Report, backends};
+use crate::{
+    Error, Report,
+    backends::{self, Prepare},
+};
 use flashtile_core::{
     Backend, BackendKind, BackendPlan, DeviceChoice, Explanation, HostArgs, KernelKind, PlanCache,
     PlanOptions, Problem, Reason, Verdict,
@@ -15,6 +18,7 @@ pub(crate) struct Session {
     kind: BackendKind,
     /// What to open; `None` where the caller gave a device.
     choice: Option<DeviceChoice>,
+    prepare: Prepare,
     /// The device, or why there is none; `None` before it is first needed, and after it was lost.
     device: Mutex<Option<Result<Arc<dyn Backend>, Reason>>>,
     plans: PlanCache<Arc<dyn BackendPlan>>,
@@ -32,14 +36,22 @@ impl fmt::Debug for Session {
 impl Session {
     /// Opens the device that `choice` names when it is first needed.
     pub(crate) fn new(kind: BackendKind, choice: DeviceChoice) -> Self {
-        Self { kind, choice: Some(choice), device: Mutex::default(), plans: PlanCache::new() }
+        let (prepare, device, plans) = (Prepare::default(), Mutex::default(), PlanCache::new());
+        Self { kind, choice: Some(choice), prepare, device, plans }
+    }
+
+    /// What is done to the device when it has been opened.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn prepare(&mut self, prepare: Prepare) {
+        self.prepare = prepare;
     }
 
     /// Works on a device that is open already.
     pub(crate) fn with_device(device: Arc<dyn Backend>) -> Self {
         let kind = device.kind();
         let device = Mutex::new(Some(Ok(device)));
-        Self { kind, choice: None, device, plans: PlanCache::new() }
+        let (prepare, plans) = (Prepare::default(), PlanCache::new());
+        Self { kind, choice: None, prepare, device, plans }
     }
 
     pub(crate) fn kind(&self) -> BackendKind {
@@ -53,7 +65,8 @@ impl Session {
 
     fn device(&self) -> Result<Arc<dyn Backend>, Reason> {
         let choice = self.choice.clone().unwrap_or_default();
-        self.lock().get_or_insert_with(|| backends::open(self.kind, &choice)).clone()
+        let open = || backends::open(self.kind, &choice, &self.prepare);
+        self.lock().get_or_insert_with(open).clone()
     }
 
     /// Lets go of a lost device, so that the next call opens another. A device of the caller's

@@ -1,3 +1,4 @@
+use crate::tuning::TuningArg;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flashtile::{Align, BackendKind, Choice, DType, KernelKind, KeySplit, Layout, MatrixUnits};
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Compare every backend of this machine with the oracle
     Check(CheckArgs),
+    /// Measure which tile shapes are the fastest on an adapter, and keep them for later runs
+    Tune(TuneArgs),
     /// Measure speed, memory and error of every backend of this machine
     Bench(BenchArgs),
 }
@@ -135,6 +138,48 @@ pub(crate) struct BenchArgs {
     pub(crate) cases: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TuneArgs {
+    /// Tune for self-attention of this size, BxHxSxD; may be repeated [default: usual widths, and a
+    /// decode step]
+    #[arg(long, value_parser = shape)]
+    pub(crate) shape: Vec<[usize; 4]>,
+    /// Queries of each head, where they are fewer than the keys: 1 for a decode step
+    #[arg(long, requires = "shape")]
+    pub(crate) queries: Option<usize>,
+    /// Heads of k and v
+    #[arg(long, requires = "shape")]
+    pub(crate) kv_heads: Option<usize>,
+    /// Storage type [default: f32 and f16]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DTypeArg>,
+    /// Tune for causal attention [default: with --shape not causal, without both]
+    #[arg(long)]
+    pub(crate) causal: bool,
+    /// Tune for the cases of a file, one per line: BxHxSxD,dtype[,causal]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["shape", "queries", "kv_heads", "dtype", "causal"]
+    )]
+    pub(crate) cases: Option<PathBuf>,
+    /// Seconds per case. A compilation that has begun is not interrupted
+    #[arg(long, default_value_t = 20.0, value_parser = seconds)]
+    pub(crate) seconds: f64,
+    /// Adapter: its number in the list of `flashtile devices`, or part of its name
+    #[arg(long, value_name = "NUMBER or NAME")]
+    pub(crate) adapter: Option<String>,
+    /// Whether shapes on matrix units are tried
+    #[arg(long, value_enum, default_value_t = MatrixUnitsArg::Auto)]
+    pub(crate) matrix_units: MatrixUnitsArg,
+    /// Where the winners are kept: auto is the user's cache directory, off nowhere
+    #[arg(long, value_name = "auto|off|FILE", default_value_t = TuningArg::Auto)]
+    pub(crate) tuning: TuningArg,
+    /// Print one JSON object per line instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// The requested backend, kernel and device.
 #[derive(Debug, Args)]
 pub(crate) struct ChoiceArgs {
@@ -150,6 +195,10 @@ pub(crate) struct ChoiceArgs {
     /// Split the keys of a row among workgroups: auto, off, or the keys of a chunk, a power of two
     #[arg(long, value_name = "auto|off|N", default_value_t = KeySplit::Auto)]
     pub(crate) split: KeySplit,
+    /// Measured tile shapes of wgpu: auto takes what `flashtile tune` kept for the adapter, off
+    /// leaves the choice to the planner
+    #[arg(long, value_name = "auto|off|FILE", default_value_t = TuningArg::Auto)]
+    pub(crate) tuning: TuningArg,
     /// Device: its number in the list of `flashtile devices`, or part of its name. It is an adapter
     /// of wgpu, or with `--backend cuda` an NVIDIA GPU
     #[arg(long, value_name = "NUMBER or NAME")]
@@ -179,11 +228,7 @@ impl ChoiceArgs {
     }
 
     pub(crate) fn matrix_units(&self) -> MatrixUnits {
-        match self.matrix_units {
-            MatrixUnitsArg::Auto => MatrixUnits::Auto,
-            MatrixUnitsArg::Off => MatrixUnits::Off,
-            MatrixUnitsArg::Require => MatrixUnits::Require,
-        }
+        self.matrix_units.matrix_units()
     }
 }
 
@@ -208,6 +253,16 @@ pub(crate) enum MatrixUnitsArg {
     Auto,
     Off,
     Require,
+}
+
+impl MatrixUnitsArg {
+    pub(crate) fn matrix_units(self) -> MatrixUnits {
+        match self {
+            MatrixUnitsArg::Auto => MatrixUnits::Auto,
+            MatrixUnitsArg::Off => MatrixUnits::Off,
+            MatrixUnitsArg::Require => MatrixUnits::Require,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

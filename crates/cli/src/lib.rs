@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! flashtile run IN.safetensors --output OUT.safetensors
-//! flashtile devices | explain IN.safetensors | check | bench
+//! flashtile devices | explain IN.safetensors | check | tune | bench
 //! ```
 //!
 //! This library exists for the program's own tests and fuzz targets. Use the crate `flashtile`
@@ -15,11 +15,15 @@ mod check;
 mod devices;
 mod explain;
 pub mod input;
+mod kept;
 mod open;
 mod output;
+mod pipelines;
 mod progress;
 mod run;
 mod text;
+mod tune;
+mod tuning;
 mod verify;
 
 use args::{Cli, Command};
@@ -49,8 +53,10 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::devices(&args, &mut stdout),
         Command::Explain(args) => explain::explain(&args, &mut stdout),
         Command::Check(args) => check::check(&args, &mut stdout),
+        Command::Tune(args) => tune::tune(&args, &mut stdout),
         Command::Bench(args) => bench::bench(&args, &mut stdout),
     };
+    pipelines::keep();
     match done.and_then(|()| Ok(stdout.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader closed the pipe, as `head` does.
@@ -75,7 +81,9 @@ fn usage(e: &clap::Error) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            complain("a command is missing: run, devices, explain, check or bench (see --help)");
+            complain(
+                "a command is missing: run, devices, explain, check, tune or bench (see --help)",
+            );
         }
         _ => {
             let text = e.render().to_string();

@@ -1,6 +1,6 @@
 //! From the command line to open devices.
 
-use crate::{args::ChoiceArgs, complain};
+use crate::{args::ChoiceArgs, complain, pipelines};
 use anyhow::{Result, ensure};
 use flashtile::{
     Attention, Backend, BackendError, BackendKind, BackendPlan, DeviceChoice, KeySplit,
@@ -10,18 +10,20 @@ use std::{fmt::Display, sync::Arc};
 
 /// The device that `--adapter` names. A number is an index in the list of `flashtile devices`;
 /// anything else is part of a name.
-fn named(adapter: &str) -> DeviceChoice {
+pub(crate) fn named(adapter: &str) -> DeviceChoice {
     match adapter.parse() {
         Ok(index) => DeviceChoice::new().index(index),
         Err(_) => DeviceChoice::new().name(adapter),
     }
 }
 
-/// A session that prefers the requested device. Without `--adapter`, the best devices.
+/// A session that prefers the requested device. Without `--adapter`, the best devices. Adapters use
+/// measured tile shapes as `--tuning` says, and the pipelines of earlier runs.
 ///
 /// # Errors
-/// If the requested threads cannot be started.
+/// If the requested threads cannot be started, and for a table that was named and is not there.
 pub(crate) fn session(choice: &ChoiceArgs) -> Result<Attention> {
+    choice.tuning.check()?;
     let session = match &choice.adapter {
         None => Attention::new(),
         Some(adapter) if choice.choice().backend == Some(BackendKind::Cuda) => {
@@ -29,6 +31,8 @@ pub(crate) fn session(choice: &ChoiceArgs) -> Result<Attention> {
         }
         Some(adapter) => Attention::with_wgpu_choice(named(adapter)),
     };
+    let tuning = choice.tuning.clone();
+    let session = session.prepare_wgpu(move |context| pipelines::reuse(tuning.apply(context)));
     match threads(choice)? {
         None => Ok(session),
         Some(threads) => Ok(session.cpu_threads(threads)?),
@@ -53,8 +57,10 @@ fn cpu(choice: &ChoiceArgs) -> Result<Cpu> {
 /// the reference. With `baseline`, adapters grant what a browser grants.
 ///
 /// # Errors
-/// Where the requested device does not open. Other devices that do not open are left out.
+/// Where the requested device does not open, or the table of measured tiles is not there. Other
+/// devices that do not open are left out.
 pub(crate) fn devices(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn Backend>>> {
+    choice.tuning.check()?;
     let requested = choice.choice().backend;
     let allowed = |kind| requested.is_none_or(|requested| requested == kind);
     threads(choice)?;
@@ -147,7 +153,11 @@ fn gpus(choice: &ChoiceArgs) -> Result<Vec<Arc<dyn Backend>>> {
 
 /// The requested adapter, or all of them.
 fn adapters(choice: &ChoiceArgs, baseline: bool) -> Result<Vec<Arc<dyn Backend>>> {
-    let open = if baseline { wgpu::open_baseline_blocking } else { wgpu::open_blocking };
+    // A table was measured with all that the adapter offers.
+    let open = |device: &DeviceChoice| match baseline {
+        true => wgpu::open_baseline_blocking(device),
+        false => wgpu::open_blocking(device).map(|context| choice.tuning.apply(context)),
+    };
     if let Some(adapter) = &choice.adapter {
         return Ok(vec![Arc::new(open(&named(adapter))?)]);
     }

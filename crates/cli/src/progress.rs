@@ -13,8 +13,17 @@ pub(crate) fn spinner(message: String) -> ProgressBar {
 
 /// A bar of `len` steps.
 pub(crate) fn bar(len: u64) -> ProgressBar {
+    bar_of(len, "{bar:32} {pos}/{len} {msg} ({elapsed}, {eta} left)")
+}
+
+/// A bar of an amount of time, which may be exceeded.
+pub(crate) fn time_bar(within: Duration) -> ProgressBar {
+    bar_of(within.as_millis() as u64, "{bar:32} {msg} ({elapsed})")
+}
+
+fn bar_of(len: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(len);
-    bar.set_style(style("{bar:32} {pos}/{len} {msg} ({elapsed}, {eta} left)"));
+    bar.set_style(style(template));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }

@@ -1,7 +1,7 @@
 //! The tensors of a case.
 
 use super::cases::Case;
-use flashtile::HostArgs;
+use flashtile::{DType, HostArgs};
 
 /// Elements after which a tensor repeats: generating all of a large one takes longer than
 /// measuring. A prime, so that rows and heads differ.
@@ -18,9 +18,15 @@ impl Inputs {
     /// Numbers spread evenly over -1..1, which give scores of a usual size. They are the same in
     /// every run.
     pub(crate) fn new(case: &Case) -> Self {
-        let (len, size): (usize, _) = (case.shape.iter().product(), case.dtype.size());
+        let len = case.shape.iter().product();
+        Self::of_sizes(case.dtype, len, len)
+    }
+
+    /// The same for q of `q_len` elements, and k and v of `kv_len`.
+    pub(crate) fn of_sizes(dtype: DType, q_len: usize, kv_len: usize) -> Self {
+        let size = dtype.size();
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        let mut fill = || {
+        let mut fill = |len: usize| {
             let mut bytes = vec![0; len * size];
             for index in 0..len.min(PERIOD) {
                 // xorshift64 (Marsaglia 2003).
@@ -28,7 +34,7 @@ impl Inputs {
                 state ^= state >> 7;
                 state ^= state << 17;
                 let number = (state >> 40) as f64 / f64::from(1 << 23) - 1.0;
-                case.dtype.write(&mut bytes, index, number);
+                dtype.write(&mut bytes, index, number);
             }
             let mut filled = PERIOD * size;
             while filled < bytes.len() {
@@ -38,7 +44,7 @@ impl Inputs {
             }
             bytes
         };
-        Self { q: fill(), k: fill(), v: fill() }
+        Self { q: fill(q_len), k: fill(kv_len), v: fill(kv_len) }
     }
 
     /// The arguments of a call that writes to `out`.
@@ -50,7 +56,6 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flashtile::DType;
 
     #[test]
     fn tensors_repeat_and_differ() {

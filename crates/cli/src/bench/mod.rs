@@ -1,12 +1,12 @@
 //! Speed, memory and error of every backend of this machine.
 
-mod cases;
-mod inputs;
+pub(crate) mod cases;
+pub(crate) mod inputs;
 mod measure;
 mod plot;
 mod questions;
 mod results;
-mod sample;
+pub(crate) mod sample;
 mod target;
 
 use crate::{args::BenchArgs, complain, open, output::Destination, progress, text};

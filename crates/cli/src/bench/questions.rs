@@ -7,7 +7,7 @@ use super::{
     target::Target,
 };
 use crate::args::{BenchArgs, ChoiceArgs, KernelArg, MatrixUnitsArg};
-use crate::{args, open};
+use crate::{args, open, tuning::TuningArg};
 use anyhow::{Error, Result, bail, ensure};
 use clap::ValueEnum as _;
 use flashtile::{Attention, Backend, BackendError, BackendKind, Choice, KeySplit};
@@ -57,6 +57,7 @@ pub(super) struct Answerer<'a> {
     adapter: Option<String>,
     matrix_units: MatrixUnitsArg,
     split: KeySplit,
+    tuning: TuningArg,
     seconds: f64,
     devices: Vec<(BackendKind, Vec<Arc<dyn Backend>>)>,
     /// The same case often follows for another backend.
@@ -75,6 +76,7 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
     let mut answerer = Answerer::new(&open, adapter, args.seconds);
     answerer.matrix_units = args.choice.matrix_units;
     answerer.split = args.choice.split;
+    answerer.tuning = args.choice.tuning.clone();
     if path == Path::new("-") {
         answerer.answer_lines(io::stdin().lock(), out)
     } else {
@@ -87,8 +89,9 @@ pub(crate) fn answer_all(args: &BenchArgs, path: &Path, out: &mut dyn Write) -> 
 impl<'a> Answerer<'a> {
     pub(super) fn new(open: &'a Open<'a>, adapter: Option<String>, seconds: f64) -> Self {
         let (matrix_units, split) = (MatrixUnitsArg::Auto, KeySplit::Auto);
-        let (devices, prepared) = (Vec::new(), None);
-        Self { open, adapter, matrix_units, split, seconds, devices, prepared, failures: 0 }
+        let (tuning, devices, prepared) = (TuningArg::Auto, Vec::new(), None);
+        let failures = 0;
+        Self { open, adapter, matrix_units, split, tuning, seconds, devices, prepared, failures }
     }
 
     pub(super) fn answer_lines(&mut self, input: impl BufRead, out: &mut dyn Write) -> Result<()> {
@@ -150,6 +153,7 @@ impl<'a> Answerer<'a> {
             kernel: question.kernel,
             matrix_units: self.matrix_units,
             split: self.split,
+            tuning: self.tuning.clone(),
             adapter: self.adapter.clone(),
             threads: None,
         };

@@ -38,7 +38,11 @@ struct Row {
 impl Sample {
     /// Runs the oracle on some rows, on all CPU cores.
     pub(crate) fn new(case: &Case, inputs: &Inputs) -> Result<Self> {
-        let problem = case.problem()?;
+        Self::of(case.problem()?, inputs)
+    }
+
+    /// The same for any problem over q, k and v without other features than a causal mask.
+    pub(crate) fn of(problem: Problem, inputs: &Inputs) -> Result<Self> {
         let row_cost = problem.seq_kv() * (problem.head_dim() + problem.head_dim_v());
         let places =
             places(problem.batch(), problem.heads(), problem.seq_q(), BUDGET / row_cost.max(1));
@@ -107,9 +111,14 @@ fn row(problem: &Problem, inputs: &Inputs, at: [usize; 3]) -> Result<Row> {
     let (q, q_bytes) = part(problem.q(), &inputs.q, [b, h, i], 1);
     let (k, k_bytes) = part(problem.k(), &inputs.k, [b, kv_head, 0], problem.seq_kv());
     let (v, v_bytes) = part(problem.v(), &inputs.v, [b, kv_head, 0], problem.seq_kv());
+    let first = match problem.align() {
+        Align::TopLeft => 0,
+        Align::BottomRight => problem.seq_kv() as i64 - problem.seq_q() as i64,
+        Align::Offset(n) => n,
+    };
     let alone = Problem::builder(q, k, v)
         .causal(problem.causal())
-        .align(Align::Offset(i as i64))
+        .align(Align::Offset(first + i as i64))
         .build()?;
     let answer = reference::attention(&alone, &HostInputs::new(q_bytes, k_bytes, v_bytes))?;
     // One row in, one row out.

@@ -84,7 +84,7 @@ fn arguments() {
 fn commands() {
     let scene = Scene::new(&three_keys());
     let cases: &[(&[&str], &str)] = &[
-        (&[], "a command is missing: run, devices, explain, check or bench"),
+        (&[], "a command is missing: run, devices, explain, check, tune or bench"),
         (&["fly"], "unrecognized subcommand 'fly'"),
         (&["run"], "the following required arguments were not provided: --output <OUTPUT> <INPUT>"),
         (
@@ -116,6 +116,15 @@ fn commands() {
             &["bench", "--backend", "cpu", "--kernel", "unfused"],
             "the cpu backend has no unfused kernel",
         ),
+        (&["tune", "--shape", "1x2x3"], "expected BxHxSxD"),
+        (&["tune", "--queries", "1"], "arguments were not provided: --shape <SHAPE>"),
+        (
+            &["tune", "--cases", "absent", "--causal"],
+            "the argument '--cases <FILE>' cannot be used with '--causal'",
+        ),
+        (&["tune", "--seconds=-1"], "invalid value '-1' for '--seconds <SECONDS>'"),
+        (&["tune", "--adapter", "no such adapter"], "no graphics adapter"),
+        (&["check", "--tuning", "no/such/file"], "cannot read no/such/file: there is no such file"),
         (
             &["bench", "--backend", "reference", "--kernel", "flash"],
             "the reference backend has no flash kernel",

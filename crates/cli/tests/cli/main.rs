@@ -7,6 +7,7 @@
 mod errors;
 mod reports;
 mod results;
+mod tuning;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{
@@ -108,6 +109,8 @@ fn flashtile_in(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flashtile"))
         .args(args)
         .current_dir(folder)
+        // What this machine's user keeps must not decide a test, and no test changes it.
+        .env("FLASHTILE_CACHE_DIR", "")
         .output()
         .expect("the program starts")
 }
@@ -117,6 +120,7 @@ fn flashtile_with_input(folder: &Path, args: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
         .args(args)
         .current_dir(folder)
+        .env("FLASHTILE_CACHE_DIR", "")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

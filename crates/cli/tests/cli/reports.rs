@@ -181,9 +181,14 @@ fn bench_reads_questions_from_a_file() {
 #[test]
 fn help_and_version_are_not_errors() {
     let scene = Scene::new(&three_keys());
-    for args in
-        [&["--help"][..], &["run", "--help"], &["bench", "--help"], &["help"], &["--version"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["bench", "--help"],
+        &["tune", "--help"],
+        &["help"],
+        &["--version"],
+    ] {
         let output = scene.flashtile(args);
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
         assert!(stdout(&output).contains("flashtile"), "{args:?}");
@@ -196,6 +201,7 @@ fn a_closed_pipe_is_not_an_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
         .args(["explain", "in.safetensors"])
         .current_dir(scene.folder.path())
+        .env("FLASHTILE_CACHE_DIR", "")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
