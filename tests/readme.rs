@@ -40,8 +40,10 @@ mod readme {
 /// The code in docs/COOKBOOK.md. Compiled but not run.
 #[expect(dead_code, reason = "shown in a document, not called")]
 mod cookbook {
-    use flashtile::wgpu::{Args, Context, Plan, PlanOptions, Tiles, device_descriptor, wgpu};
-    use flashtile::{Align, Call, DType, PlanCache, Problem, TensorView};
+    use flashtile::wgpu::{
+        Args, Context, Plan, PlanOptions, Tiles, TuneOptions, Tuning, device_descriptor, wgpu,
+    };
+    use flashtile::{Align, Call, DType, HostArgs, PlanCache, Problem, TensorView};
 
     type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -77,6 +79,38 @@ mod cookbook {
         Ok(plan)
     }
 
+    fn tuned(
+        context: Context,
+        kept: &str,
+        problem: &Problem,
+        args: &HostArgs<'_>,
+    ) -> Result<(Context, String)> {
+        // <tune>
+        // Once per adapter and driver: measure, and keep the text in a file, say.
+        let found = context.tune_blocking(problem, args, TuneOptions::new())?;
+        let mut table = Tuning::new(context.tuning_key());
+        table.add(&found);
+        let text = table.to_string();
+
+        // At every start: plan with the table, or without one that is damaged or out of date.
+        let context = match kept.parse().and_then(|table| context.with_tuning(table)) {
+            Ok(tuned) => tuned,
+            Err(error) => {
+                eprintln!("ignored the measured tiles: {error}");
+                context
+            }
+        };
+        // </tune>
+        Ok((context, text))
+    }
+
+    fn ahead(context: &Context, problems: &[Problem]) -> Result<Vec<Plan>> {
+        // <ahead>
+        let plans = context.compile_ahead_blocking(problems, &PlanOptions::new())?;
+        // </ahead>
+        Ok(plans)
+    }
+
     async fn device(adapter: wgpu::Adapter) -> Result<Context> {
         // <device>
         let (device, queue) = adapter.request_device(&device_descriptor(&adapter)).await?;
@@ -89,7 +123,7 @@ mod cookbook {
 #[test]
 fn documents_show_the_examples_that_compile() {
     compare("README.md", "example", &code("example"));
-    for name in ["decode", "cache", "device"] {
+    for name in ["decode", "cache", "tune", "ahead", "device"] {
         compare("docs/COOKBOOK.md", name, &code(name));
     }
 }
