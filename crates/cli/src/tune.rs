@@ -296,7 +296,8 @@ impl Report<'_> {
         match file {
             Some(path) => {
                 let (kinds, path) = (table.len(), path.display());
-                Ok(writeln!(self.out, "kept in {path}, with {kinds} kinds of problems")?)
+                let s = if kinds == 1 { "" } else { "s" };
+                Ok(writeln!(self.out, "kept in {path}, with {kinds} kind{s} of problem")?)
             }
             None => Ok(writeln!(self.out, "nothing was kept")?),
         }
