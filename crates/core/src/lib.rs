@@ -16,7 +16,7 @@
 //! # The nouns
 //!
 //! - [`Problem`] is one attention configuration, checked once. [`Call`] holds what may change from
-//!   call to call; [`Args`] and [`HostArgs`] add the memory.
+//!   call to call; [`Args`] and [`HostArgs`] add the memory, and [`HostCopies`] keeps it.
 //! - [`TensorView`] is a shape with strides; [`Layout`] names common orders of axes; [`Mask`] is an
 //!   attention mask.
 //! - [`Backend`] plans and runs problems on one device. [`PlanOptions`] force a kernel or a tile
@@ -42,6 +42,7 @@ mod dtype;
 mod error;
 mod explain;
 mod host;
+mod host_copies;
 mod layout;
 mod mask;
 mod merge;
@@ -68,6 +69,7 @@ pub use explain::{BackendKind, Explanation, KernelKind, Reason, Verdict};
 pub use host::{
     HostArgs, HostInputs, check_host_args, check_host_inputs, check_host_outputs, check_presence,
 };
+pub use host_copies::HostCopies;
 pub use layout::Layout;
 pub use mask::{Mask, MaskKind};
 pub use merge::{Partial, merge};

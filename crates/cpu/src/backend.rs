@@ -6,11 +6,11 @@ use crate::peak::peak_flops;
 use crate::plan::{Plan, how, refusals};
 use crate::threads::Threads;
 use flashtile_core::{
-    Backend, BackendError, BackendKind, BackendPlan, BackendRun, Call, HostArgs, HostStats,
-    KernelKind, PlanOptions, Problem, Timing, Verdict, check_host_args, check_host_outputs,
+    Backend, BackendError, BackendKind, BackendPlan, BackendRun, HostArgs, HostCopies, HostStats,
+    KernelKind, PlanOptions, Problem, Timing, Verdict,
 };
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The CPU as a device.
 ///
@@ -45,8 +45,8 @@ impl Cpu {
         Machine::detect().name()
     }
 
-    /// Measures the f32 operations per second of all threads, where a multiplication and an addition
-    /// are two, by chains of them in registers. It takes a few hundredths of a second.
+    /// Measures the f32 operations per second of all threads, where a multiplication and an
+    /// addition are two, by chains of them in registers. It takes a few hundredths of a second.
     pub fn peak_flops(&self) -> f64 {
         peak_flops(&self.threads)
     }
@@ -125,15 +125,8 @@ impl BackendPlan for SharedPlan {
     }
 
     fn upload(&self, args: &HostArgs<'_>) -> Result<Box<dyn BackendRun>, BackendError> {
-        check_host_args(self.0.problem(), args).map_err(Error::from)?;
-        Ok(Box::new(CpuRun {
-            plan: self.0.clone(),
-            inputs: [args.q, args.k, args.v].map(<[u8]>::to_vec),
-            mask: args.mask.map(<[u8]>::to_vec),
-            kv_lens: args.kv_lens.map(<[i32]>::to_vec),
-            call: args.call,
-            results: Mutex::new((args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec))),
-        }))
+        let tensors = HostCopies::new(self.0.problem(), args).map_err(Error::from)?;
+        Ok(Box::new(CpuRun { plan: self.0.clone(), tensors }))
     }
 
     /// Works on the caller's memory: nothing is copied.
@@ -145,45 +138,19 @@ impl BackendPlan for SharedPlan {
 /// A call with copies of its tensors, to be run any number of times.
 struct CpuRun {
     plan: Arc<Plan>,
-    inputs: [Vec<u8>; 3],
-    mask: Option<Vec<u8>>,
-    kv_lens: Option<Vec<i32>>,
-    call: Call,
-    /// out and lse: the caller's contents before the first run, then the results.
-    results: Mutex<(Vec<u8>, Option<Vec<f32>>)>,
+    tensors: HostCopies,
 }
 
 impl BackendRun for CpuRun {
     fn run(&self) -> Result<Timing, BackendError> {
-        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let (out, lse) = &mut *results;
-        let [q, k, v] = &self.inputs;
-        let mut args = HostArgs::new(q, k, v, out).call(self.call);
-        args.mask = self.mask.as_deref();
-        args.kv_lens = self.kv_lens.as_deref();
-        args.lse = lse.as_deref_mut();
-        Ok(self.plan.run(args)?.run)
+        Ok(self.tensors.with_args(|args| self.plan.run(args))?.run)
     }
 
     fn download(&self, args: &mut HostArgs<'_>) -> Result<(), BackendError> {
-        let problem = self.plan.problem();
-        check_host_outputs(problem, args).map_err(Error::from)?;
-        let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let (out, lse) = &*results;
-        let bytes = problem.out().byte_span().unwrap_or(0);
-        args.out[..bytes].copy_from_slice(&out[..bytes]);
-        if let (Some(to), Some(from)) = (&mut args.lse, lse) {
-            let rows = problem.lse_shape().iter().product();
-            to[..rows].copy_from_slice(&from[..rows]);
-        }
-        Ok(())
+        Ok(self.tensors.download(args).map_err(Error::from)?)
     }
 
     fn device_bytes(&self) -> u64 {
-        let (out, lse) = &*self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let inputs = self.inputs.iter().map(Vec::len).sum::<usize>();
-        let optional =
-            self.mask.as_ref().map_or(0, Vec::len) + lse.as_ref().map_or(0, |lse| 4 * lse.len());
-        (inputs + optional + out.len()) as u64 + self.plan.workspace_bytes()
+        self.tensors.bytes() + self.plan.workspace_bytes()
     }
 }

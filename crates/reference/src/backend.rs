@@ -1,14 +1,10 @@
 use crate::attention;
 use flashtile_core::{
-    Backend, BackendError, BackendKind, BackendPlan, BackendRun, HostArgs, HostStats, KernelKind,
-    KeySplit, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, ProblemError, Reason, Timing,
-    Verdict, check_host_args, check_host_outputs,
+    Backend, BackendError, BackendKind, BackendPlan, BackendRun, HostArgs, HostCopies, HostStats,
+    KernelKind, KeySplit, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, ProblemError, Reason,
+    Timing, Verdict, check_host_args,
 };
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 /// Computes attention in float64 and rounds the results to nearest even into `out` and `lse`.
 ///
@@ -124,16 +120,9 @@ impl BackendPlan for ReferencePlan {
     }
 
     fn upload(&self, args: &HostArgs<'_>) -> Result<Box<dyn BackendRun>, BackendError> {
-        check_host_args(&self.0, args).map_err(of_problem)?;
-        Ok(Box::new(ReferenceRun {
-            problem: self.0.clone(),
-            workspace_bytes: self.workspace_bytes(),
-            inputs: [args.q, args.k, args.v].map(<[u8]>::to_vec),
-            mask: args.mask.map(<[u8]>::to_vec),
-            kv_lens: args.kv_lens.map(<[i32]>::to_vec),
-            call: args.call,
-            results: Mutex::new((args.out.to_vec(), args.lse.as_deref().map(<[f32]>::to_vec))),
-        }))
+        let tensors = HostCopies::new(&self.0, args).map_err(of_problem)?;
+        let (problem, workspace_bytes) = (self.0.clone(), self.workspace_bytes());
+        Ok(Box::new(ReferenceRun { problem, workspace_bytes, tensors }))
     }
 
     fn run(&self, args: HostArgs<'_>) -> Result<HostStats, BackendError> {
@@ -152,47 +141,24 @@ impl BackendPlan for ReferencePlan {
 struct ReferenceRun {
     problem: Problem,
     workspace_bytes: u64,
-    inputs: [Vec<u8>; 3],
-    mask: Option<Vec<u8>>,
-    kv_lens: Option<Vec<i32>>,
-    call: flashtile_core::Call,
-    /// The contents of out and lse: the caller's before the first run, then the results.
-    results: Mutex<(Vec<u8>, Option<Vec<f32>>)>,
+    tensors: HostCopies,
 }
 
 impl BackendRun for ReferenceRun {
     fn run(&self) -> Result<Timing, BackendError> {
-        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let (out, lse) = &mut *results;
-        let [q, k, v] = &self.inputs;
-        let mut args = HostArgs::new(q, k, v, out).call(self.call);
-        args.mask = self.mask.as_deref();
-        args.kv_lens = self.kv_lens.as_deref();
-        args.lse = lse.as_deref_mut();
-        let start = Instant::now();
-        run(&self.problem, args).map_err(of_problem)?;
-        Ok(Timing::new(start.elapsed(), None))
+        self.tensors.with_args(|args| {
+            let start = Instant::now();
+            run(&self.problem, args).map_err(of_problem)?;
+            Ok(Timing::new(start.elapsed(), None))
+        })
     }
 
     fn download(&self, args: &mut HostArgs<'_>) -> Result<(), BackendError> {
-        check_host_outputs(&self.problem, args).map_err(of_problem)?;
-        let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let (out, lse) = &*results;
-        let bytes = self.problem.out().byte_span().unwrap_or(0);
-        args.out[..bytes].copy_from_slice(&out[..bytes]);
-        if let (Some(to), Some(from)) = (&mut args.lse, lse) {
-            let rows = self.problem.lse_shape().iter().product();
-            to[..rows].copy_from_slice(&from[..rows]);
-        }
-        Ok(())
+        self.tensors.download(args).map_err(of_problem)
     }
 
     fn device_bytes(&self) -> u64 {
-        let (out, lse) = &*self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let inputs = self.inputs.iter().map(Vec::len).sum::<usize>();
-        let optional =
-            self.mask.as_ref().map_or(0, Vec::len) + lse.as_ref().map_or(0, |l| 4 * l.len());
-        (inputs + optional + out.len()) as u64 + self.workspace_bytes
+        self.tensors.bytes() + self.workspace_bytes
     }
 }
 
