@@ -54,7 +54,7 @@ impl<D: Send + Sync + 'static> Suite<D> {
         if tests.is_empty() {
             return Vec::new();
         }
-        let required = std::env::var_os(required).is_some_and(|value| value == "1");
+        let required = is_required(required);
         let opened = Arc::new(open());
         let trial = |Test { name, misfit, run }| {
             let why = match &*opened {
@@ -79,4 +79,9 @@ impl<D: Send + Sync + 'static> Suite<D> {
 fn ignored(name: &str, why: &str, flag: bool) -> Trial {
     let why = why.to_owned();
     Trial::test(name, move || Err(Failed::from(why))).with_ignored_flag(flag)
+}
+
+/// Whether `variable` requires something that a machine may lack: it is 1.
+pub(crate) fn is_required(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
 }

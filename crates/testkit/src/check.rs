@@ -64,6 +64,17 @@ pub struct Failure {
     pub wrong: Wrong,
 }
 
+impl Failure {
+    pub(crate) fn new(
+        backend: &dyn Backend,
+        kernel: KernelKind,
+        case: &Case,
+        wrong: Wrong,
+    ) -> Self {
+        Self { backend: name(backend), kernel, case: Box::new(case.clone()), wrong }
+    }
+}
+
 /// What can go wrong with a case.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -308,7 +319,7 @@ impl Prepared {
     }
 
     fn failure(&self, backend: &dyn Backend, kernel: KernelKind, wrong: Wrong) -> Failure {
-        Failure { backend: name(backend), kernel, case: Box::new(self.case.clone()), wrong }
+        Failure::new(backend, kernel, &self.case, wrong)
     }
 
     fn compare(&self, results: &Results) -> Outcome {
@@ -352,11 +363,7 @@ pub fn run_case(
     kernel: KernelKind,
     case: &Case,
 ) -> Result<Outcome, Failure> {
-    let prepared = Prepared::new(case).map_err(|error| Failure {
-        backend: name(backend),
-        kernel,
-        case: Box::new(case.clone()),
-        wrong: error.into(),
-    })?;
+    let prepared =
+        Prepared::new(case).map_err(|error| Failure::new(backend, kernel, case, error.into()))?;
     prepared.check(backend, kernel)
 }

@@ -19,17 +19,9 @@ pub fn check_repeats(
         let tensors = case.build()?;
         let [first, second] = [(); 2].map(|()| execute(backend, kernel, &tensors));
         let (first, second) = (bits(&tensors, &first?)?, bits(&tensors, &second?)?);
-        match first.iter().zip(&second).find(|(a, b)| a != b) {
-            Some((&(at, _), _)) => Err(Wrong::NotRepeated { at }),
-            None => Ok(()),
-        }
+        require_same(&first, &second, |at| Wrong::NotRepeated { at })
     };
-    twice().map_err(|wrong| Failure {
-        backend: name(backend),
-        kernel,
-        case: Box::new(case.clone()),
-        wrong,
-    })
+    twice().map_err(|wrong| Failure::new(backend, kernel, case, wrong))
 }
 
 /// Runs each batch entry of a case alone and compares its bits with those that it had in the batch.
@@ -58,12 +50,7 @@ pub fn check_neighbours(
         }
         Ok(())
     };
-    apart().map_err(|wrong| Failure {
-        backend: name(backend),
-        kernel,
-        case: Box::new(case.clone()),
-        wrong,
-    })
+    apart().map_err(|wrong| Failure::new(backend, kernel, case, wrong))
 }
 
 /// Runs a case with `kv_lens`, and again in a call that ends at the longest of these. The keys
@@ -83,21 +70,13 @@ pub fn check_lengths(
         let seq_kv = tensors.call.resolve(&tensors.problem)?.seq_kv.min(longest);
         tensors.call = tensors.call.seq_kv(seq_kv);
         let short = bits(&tensors, &execute(backend, kernel, &tensors)?)?;
-        match whole.iter().zip(&short).find(|(a, b)| a != b) {
-            Some((&(at, _), _)) => Err(Wrong::Lengths { at }),
-            None => Ok(()),
-        }
+        require_same(&whole, &short, |at| Wrong::Lengths { at })
     };
-    shortened().map_err(|wrong| Failure {
-        backend: name(backend),
-        kernel,
-        case: Box::new(case.clone()),
-        wrong,
-    })
+    shortened().map_err(|wrong| Failure::new(backend, kernel, case, wrong))
 }
 
-/// Runs a case on two settings of a backend, such as numbers of threads, which have to give the same
-/// bits.
+/// Runs a case on two settings of a backend, such as numbers of threads, which have to give the
+/// same bits.
 ///
 /// # Errors
 /// A [`Failure`] with [`Wrong::Disagree`], or with the reason why the case did not run.
@@ -110,21 +89,28 @@ pub fn check_agreement(
         let tensors = case.build()?;
         let [first, second] = [one, other].map(|backend| execute(backend, kernel, &tensors));
         let (first, second) = (bits(&tensors, &first?)?, bits(&tensors, &second?)?);
-        match first.iter().zip(&second).find(|(a, b)| a != b) {
-            Some((&(at, _), _)) => Err(Wrong::Disagree { other: name(other), at }),
-            None => Ok(()),
-        }
+        require_same(&first, &second, |at| Wrong::Disagree { other: name(other), at })
     };
-    both().map_err(|wrong| Failure {
-        backend: name(one),
-        kernel,
-        case: Box::new(case.clone()),
-        wrong,
-    })
+    both().map_err(|wrong| Failure::new(one, kernel, case, wrong))
+}
+
+/// A number's position and bits.
+type Bits = ([usize; 4], u32);
+
+/// `wrong` at the first difference.
+fn require_same(
+    one: &[Bits],
+    other: &[Bits],
+    wrong: impl FnOnce([usize; 4]) -> Wrong,
+) -> Result<(), Wrong> {
+    match one.iter().zip(other).find(|(a, b)| a != b) {
+        Some((&(at, _), _)) => Err(wrong(at)),
+        None => Ok(()),
+    }
 }
 
 /// The bits of out, then of lse, each with its position.
-fn bits(tensors: &Tensors, results: &Results) -> Result<Vec<([usize; 4], u32)>, ProblemError> {
+fn bits(tensors: &Tensors, results: &Results) -> Result<Vec<Bits>, ProblemError> {
     let problem = &tensors.problem;
     let seq_q = tensors.call.resolve(problem)?.seq_q;
     let size = problem.dtype().size();

@@ -8,15 +8,16 @@ use flashtile_core::{
 use flashtile_shaders::{
     BROADCAST_LANES, BroadcastTiles, FLASH_TILES, LANE_TILES, LaneTiles, LoopShape, MAX_HEAD_DIM,
     MERGE_TILES, Operation, ROW_LANES, RowTiles, Tiles, UNIFORM_TILES, Variant, broadcast_tiles,
-    matrix_tiles, row_tiles,
+    flash_tiles, row_tiles,
 };
 
 /// Bytes that the kernels made for one width read at once. Their tensors start at multiples of it.
 pub(crate) const WORD_BYTES: u64 = 16;
 
 /// Scores of the heads of a group from which on a software adapter takes the kernel that broadcasts
-/// K and V, for one query per thread and for several. It is 2 to 20 times as fast as the row kernel, and takes
-/// a quarter longer to compile with one query per thread and twice as long with several.
+/// K and V, for one query per thread and for several. It is 2 to 20 times as fast as the row
+/// kernel, and takes a quarter longer to compile with one query per thread and twice as long with
+/// several.
 const BROADCAST_SCORES: [usize; 2] = [1 << 8, 1 << 16];
 
 /// The variant of `operation` that computes `problem` with `tiles`.
@@ -107,13 +108,7 @@ fn forced(
     {
         return refuse(reason.to_string());
     }
-    if !FLASH_TILES.contains(&tiles)
-        && !ROW_LANES.into_iter().any(|n| row_tiles(n).contains(&tiles))
-        && !BROADCAST_LANES.into_iter().any(|n| broadcast_tiles(n).contains(&tiles))
-        && !UNIFORM_TILES.contains(&tiles)
-        && !LANE_TILES.contains(&tiles)
-        && !matrix_tiles().any(|listed| listed == tiles)
-    {
+    if !flash_tiles().any(|listed| listed == tiles) {
         return refuse("the flash kernel does not have this shape".to_owned());
     }
     let reach = tiles.max_head_dim_v() as usize;
@@ -192,8 +187,8 @@ fn not_in_words(problem: &Problem, tiles: &Tiles) -> Option<String> {
     None
 }
 
-/// Whether a shape of the kernel that broadcasts K and V suits the queries of `problem`, and whether
-/// there is enough work to pay for its compilation.
+/// Whether a shape of the kernel that broadcasts K and V suits the queries of `problem`, and
+/// whether there is enough work to pay for its compilation.
 fn broadcast_pays(problem: &Problem, tiles: &BroadcastTiles) -> bool {
     let lanes = tiles.lanes as usize;
     let rows = problem.seq_q() * folded_heads(problem, lanes);
@@ -219,7 +214,8 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
     // lanes that share keys by broadcast, needs few of them.
     let lanes = if ROW_LANES.contains(&machine.lanes) { machine.lanes } else { 1 };
     let rows = row_tiles(lanes).into_iter().find(reaches).filter(|_| machine.software);
-    // What keeps rows in registers is made for many queries and for heads of its own width.
+    // What keeps rows in registers is made for many queries. What reads words wants a problem of
+    // its form.
     let runs = |tiles: &Tiles| match tiles {
         Tiles::Uniform(_) => !few_queries && machine.scalar_loads,
         Tiles::Lanes(t) => {
@@ -240,11 +236,11 @@ fn candidates(problem: &Problem, machine: &Machine) -> Vec<Tiles> {
         Tiles::Matrix(_) => false,
     };
     let broadcast = BROADCAST_LANES.into_iter().flat_map(broadcast_tiles).filter(reaches);
-    let registers = broadcast
+    let in_words = broadcast
         .chain(UNIFORM_TILES)
         .chain(LANE_TILES)
         .filter(|tiles| runs(tiles) && not_in_words(problem, tiles).is_none());
-    registers.chain(rows).chain(blocks).collect()
+    in_words.chain(rows).chain(blocks).collect()
 }
 
 /// Those of `splits` with which `tiles` stay within the limits of the device.

@@ -2,7 +2,10 @@
 //! units that a kernel uses, the tests are ignored.
 
 use super::Devices;
-use crate::{harness::Test, shared::report};
+use crate::{
+    harness::{Test, is_required},
+    shared::report,
+};
 use flashtile_core::{DType, KernelKind, MatrixUnits, NoMatrixUnits, Problem, Reason, TensorView};
 use flashtile_core::{PlanOptions, Verdict};
 use flashtile_testkit::{Case, Failure, Wrong, run_case};
@@ -25,7 +28,7 @@ pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
 /// Why the adapter cannot run these tests. With FLASHTILE_REQUIRE_MATRIX_UNITS=1 they run, and fail
 /// where it cannot.
 fn missing(devices: &Devices) -> Option<String> {
-    if std::env::var_os("FLASHTILE_REQUIRE_MATRIX_UNITS").is_some_and(|value| value == "1") {
+    if is_required("FLASHTILE_REQUIRE_MATRIX_UNITS") {
         return None;
     }
     let view = TensorView::bshd(DType::F16, [1; 4]).expect("small");

@@ -5,6 +5,7 @@ use super::{
     Check, Devices,
     embedding::{buffer, read},
 };
+use crate::harness::is_required;
 use crate::shared::{bytes, cases, dense, floats, hold, run_all, text};
 use flashtile_core::{HostInputs, KernelKind, Problem};
 use flashtile_shaders::{BROADCAST_LANES, LANE_TILES, UNIFORM_TILES, broadcast_tiles};
@@ -25,10 +26,10 @@ pub(super) fn shapes() -> impl Iterator<Item = Tiles> {
     UNIFORM_TILES.into_iter().chain(LANE_TILES).filter(narrow).chain(broadcast)
 }
 
-/// What a test of a shape means where subgroups do not have its number of lanes. The planner refuses
-/// the shape there, which its own tests check.
+/// What a test of a shape means where subgroups do not have its number of lanes. The planner
+/// refuses the shape there, which its own tests check.
 fn without_lanes(lanes: u32) -> Result<(), String> {
-    if std::env::var_os("FLASHTILE_REQUIRE_LANES").is_some_and(|value| value == "1") {
+    if is_required("FLASHTILE_REQUIRE_LANES") {
         return Err(format!("the adapter has no subgroups of {lanes} lanes"));
     }
     Ok(())
