@@ -149,9 +149,9 @@ impl Attention {
         Self::first(Session::new(BackendKind::Cuda, choice))
     }
 
-    /// The same session, whose `cpu` backend has `threads` threads of its own. By default it works in
-    /// the rayon pool of the thread that calls, or in rayon's global pool. The order of the backends
-    /// stays as it is.
+    /// The same session, whose `cpu` backend has `threads` threads of its own. By default it works
+    /// in the rayon pool of the thread that calls, or in rayon's global pool. The order of the
+    /// backends stays as it is.
     ///
     /// # Errors
     /// For 0 threads, and where the system starts no more of them.

@@ -159,8 +159,8 @@ pub const fn row_tiles(lanes: u32) -> [Tiles; 5] {
 /// The subgroup sizes that [`broadcast_tiles`] supports.
 pub const BROADCAST_LANES: [u32; 3] = [4, 8, 16];
 
-/// Tile shapes for software adapters with subgroups of `lanes`, one of [`BROADCAST_LANES`]: three for
-/// few queries and three for many, which differ in the widest heads that they hold.
+/// Tile shapes for software adapters with subgroups of `lanes`, one of [`BROADCAST_LANES`]: three
+/// for few queries and three for many, which differ in the widest heads that they hold.
 pub const fn broadcast_tiles(lanes: u32) -> [Tiles; 6] {
     const fn tiles(width: u32, lanes: u32, rows: u32) -> Tiles {
         Tiles::Broadcast(BroadcastTiles { width, lanes, rows })

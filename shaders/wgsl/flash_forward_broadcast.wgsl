@@ -1,7 +1,7 @@
-// The same algorithm as flash_forward.wgsl for software adapters. Loads at an index of each lane cost
-// most there, so what is loaded serves as many products as possible: each lane loads a word of one
-// key, broadcasts share it among the lanes, and a thread has several queries if there are many. A
-// workgroup is one subgroup, so there are no barriers.
+// The same algorithm as flash_forward.wgsl for software adapters. Loads at an index of each lane
+// cost most there, so what is loaded serves as many products as possible: each lane loads a word of
+// one key, broadcasts share it among the lanes, and a thread has several queries if there are many.
+// A workgroup is one subgroup, so there are no barriers.
 //
 // Masks, softcap and dropout are left to flash_forward_rows.wgsl, whose loops are short to compile.
 //

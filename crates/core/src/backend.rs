@@ -22,8 +22,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Measures the f32 operations per second that the device can do at most, where a multiplication
-    /// and an addition are two. `None` where there is no such measurement.
+    /// Measures the f32 operations per second that the device can do at most, where a
+    /// multiplication and an addition are two. `None` where there is no such measurement.
     fn measure_peak_flops(&self) -> Option<f64> {
         None
     }

@@ -1,9 +1,9 @@
 //! FlashAttention-2, forward, for one tile of queries over a range of keys.
 //!
 //! It reads beside `flash_forward.wgsl`: m is the largest score of a query so far, l the sum of
-//! exp(s - m), and O is rescaled when m grows. The lanes of a vector are queries. So everything that
-//! the other kernels do along a row of the tile happens here lane by lane, and no lane depends on
-//! another.
+//! exp(s - m), and O is rescaled when m grows. The lanes of a vector are queries. So everything
+//! that the other kernels do along a row of the tile happens here lane by lane, and no lane depends
+//! on another.
 
 use crate::few;
 use crate::math::{LOWEST, exp};
@@ -94,7 +94,8 @@ impl Machine {
         }
     }
 
-    /// Queries per group of a tile of `rows` rows: one vector if that holds them, else a full group.
+    /// Queries per group of a tile of `rows` rows: one vector if that holds them, else a full
+    /// group.
     pub(crate) fn group_of(&self, rows: usize) -> usize {
         if rows <= self.lanes { self.lanes } else { self.group }
     }

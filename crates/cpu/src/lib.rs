@@ -20,8 +20,8 @@
 //! # }
 //! ```
 //!
-//! - [`Cpu`] is the device. It works in the rayon pool of the thread that calls, or in a pool of its
-//!   own ([`Cpu::with_threads`]). In a browser there is one thread.
+//! - [`Cpu`] is the device. It works in the rayon pool of the thread that calls, or in a pool of
+//!   its own ([`Cpu::with_threads`]). In a browser there is one thread.
 //! - A [`Plan`] states how a problem is computed: tiles, chunks of keys, workspace and reasons. It
 //!   keeps its workspace from call to call, and several threads can share it.
 //! - Tensors stay where they are. K and V of f32 whose rows are dense are read in place; others are

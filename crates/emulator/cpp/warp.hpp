@@ -21,8 +21,8 @@ static void load_matrices(Thread* lane, bool transposed) {
     }
 }
 
-// D = A B + C, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8. x
-// holds C from 0 on, A from 4 on and B from 8 on.
+// D = A B + C, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8.
+// x holds C from 0 on, A from 4 on and B from 8 on.
 static void multiply_add(Thread* lane, u32 depth) {
     float a[16][16];
     float b[8][16]; // column by column
