@@ -41,8 +41,8 @@
 //!
 //! # Features
 //!
-//! - Self- and cross-attention; GQA and MQA; head dims from 1 to 512, odd and unequal; f32, f16,
-//!   bf16; any layout or strides.
+//! - Self- and cross-attention; GQA and MQA; any head_dim, and a head_dim_v that may differ (the
+//!   flash kernels for GPUs take up to 512); f32, f16, bf16; any layout or strides.
 //! - Causal masks, alignment, sliding windows, softcap, any finite scale, lengths per batch entry,
 //!   bool and additive masks, dropout, log-sum-exp, in any combination.
 //! - The kernel `flash` never stores the score matrix; `unfused` stores it, as a baseline.

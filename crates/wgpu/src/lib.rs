@@ -44,7 +44,8 @@
 //! # DX12
 //!
 //! Ship `dxcompiler.dll` (DXC) with the application. Without it wgpu falls back to FXC, which is
-//! not known to compile these kernels.
+//! not expected to compile all kernels: it rejects barriers in loops of unknown length. Planning
+//! then returns [`Error::Compile`].
 //!
 //! # In a browser
 //!
