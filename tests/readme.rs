@@ -3,7 +3,7 @@
 //!
 //! Each part is generated here and compared with the text between its markers.
 //! `UPDATE_README=1 cargo test --test readme` rewrites them.
-#![cfg(all(feature = "wgpu", feature = "cuda"))]
+#![cfg(all(feature = "wgpu", feature = "cuda", feature = "cpu"))]
 
 use flashtile::{
     Align, Attention, BackendKind, Call, Choice, DType, KernelKind, Layout, Mask, MaskKind,
@@ -111,6 +111,18 @@ mod cookbook {
         Ok(plans)
     }
 
+    fn cpu(pool: &rayon::ThreadPool, problem: &Problem, args: HostArgs<'_>) -> Result<()> {
+        use flashtile::{PlanOptions, cpu::Cpu};
+        // <cpu>
+        let cpu = Cpu::new(); // works in the caller's rayon pool; `with_threads(n)` starts its own
+        pool.install(|| {
+            let plan = cpu.plan(problem, &PlanOptions::new())?; // once per configuration
+            plan.run(args) // every call: HostArgs::new(&q, &k, &v, &mut out)
+        })?;
+        // </cpu>
+        Ok(())
+    }
+
     async fn device(adapter: wgpu::Adapter) -> Result<Context> {
         // <device>
         let (device, queue) = adapter.request_device(&device_descriptor(&adapter)).await?;
@@ -123,7 +135,7 @@ mod cookbook {
 #[test]
 fn documents_show_the_examples_that_compile() {
     compare("README.md", "example", &code("example"));
-    for name in ["decode", "cache", "tune", "ahead", "device"] {
+    for name in ["decode", "cache", "tune", "cpu", "ahead", "device"] {
         compare("docs/COOKBOOK.md", name, &code(name));
     }
 }
