@@ -12,19 +12,22 @@ use flashtile_core::{
     PlanOptions, Problem, ProblemError, Reason,
 };
 use flashtile_cpu::{Cpu, Error};
-use flashtile_testkit::{Case, catalogue, check_agreement, check_neighbours, check_repeats};
+use flashtile_testkit::{
+    Case, catalogue, check_agreement, check_neighbours, check_repeats, run_case,
+};
 
 const FLASH: KernelKind = KernelKind::Flash;
 
 /// A test of something that a program does with the crate.
 type Check = fn(&Cpu) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 8] = [
     ("the number of threads changes no bit", threads),
     ("a plan is shared by threads", shared_plan),
     ("work runs in the caller's pool", callers_pool),
     ("memory at odd addresses gives the same bits", odd_addresses),
     ("forced chunks of keys", chunks),
+    ("heads side by side", side_by_side),
     ("bad memory is a typed error", bad_memory),
     ("what it has not is refused", refusals),
 ];
@@ -165,6 +168,34 @@ fn chunks(cpu: &Cpu) -> Result<(), String> {
         if !plan.to_string().contains("chunks of 256 keys") {
             failures.push(format!("the plan does not mention its chunks: {plan}"));
         }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// One thread reads all heads of a tile of keys side by side, where memory interleaves them. Many
+/// threads take them one by one, for the same bits.
+fn side_by_side(_: &Cpu) -> Result<(), String> {
+    let [one, many] = [1, 64].map(|n| Cpu::with_threads(n).map_err(text));
+    let (one, many) = (one?, many?);
+    let mut failures = Vec::new();
+    for case in cases([
+        "shape=1x8x1x64 hkv=2 skv=4099 k=bshd v=bshd lse=yes",
+        "shape=2x6x2x40 hkv=3 skv=2100 dv=24 k=bshd v=bshd q=bshd out=bshd causal=yes \
+         align=bottom-right kv_lens=2099:300 window_left=900 poison=unseen",
+        "shape=1x3x1x72 skv=2050 dtype=f16 k=bshd v=bshd mask=f32:bhqk:blocks softcap=9.0 \
+         dropout=0.3",
+        "shape=1x4x1x20 skv=3000 dtype=bf16 k=bshd v=bshd poison=unseen kv_lens=2222 mask=bool:k:blocks",
+    ]) {
+        let tensors = case.build().map_err(text)?;
+        let said = |cpu: &Cpu| {
+            let plan = cpu.plan(&tensors.problem, &PlanOptions::new()).map_err(text)?;
+            Ok::<_, String>(plan.to_string().contains("side by side"))
+        };
+        if [said(&one)?, said(&many)?] != [true, false] {
+            failures.push(format!("{case}: the plans do not differ"));
+        }
+        failures.extend(run_case(&one, FLASH, &case).err().map(text));
+        failures.extend(check_agreement([&one, &many], FLASH, &case).err().map(text));
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }

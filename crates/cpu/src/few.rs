@@ -5,49 +5,30 @@
 //! Plans choose this by their capacity in queries, so that the bits of a row do not depend on the
 //! tile that it falls into.
 
+use crate::ahead::Ahead;
 use crate::products::{Block, Scores};
 use pulp::Simd;
 use std::ops::Range;
 
-/// `C` vectors from vector `at` of a row on. A single vector may end beyond the row: 0 there.
-#[inline(always)]
-fn load<S: Simd, const C: usize>(simd: S, row: &[f32], at: usize) -> [S::f32s; C] {
-    let mut columns = [simd.splat_f32s(0.0); C];
-    if C == 1 {
-        let from = at * S::F32_LANES;
-        let to = row.len().min(from + S::F32_LANES);
-        columns[0] = simd.partial_load_f32s(&row[from..to]);
-    } else {
-        columns.copy_from_slice(&S::as_simd_f32s(row).0[at..at + C]);
-    }
-    columns
-}
-
 /// As `products::scores`, with a row of `q` per query, in whole vectors: (Q, queries, head_dim).
-/// `NV` is 1. Returns whether V, of which (tile, head_dim_v) are given, holds NaN or infinity.
-///
-/// V is tested here because that reads its rows in order, and beside those of K: processors fetch
-/// memory ahead of such reads. The product with V goes through its columns.
+/// `NV` is 1.
 #[inline(always)]
 pub(crate) fn scores<S: Simd, const NV: usize>(
     simd: S,
     (q, rows, width): (&[S::f32s], usize, usize),
-    k: Block<'_>,
-    (v, width_v): (Block<'_>, usize),
+    (k, ahead): (Block<'_>, Ahead<'_>),
     keys: Range<usize>,
     s: &mut [[S::f32s; NV]],
     state: &mut Scores<S, NV>,
-) -> bool {
+) {
     let vectors = width.div_ceil(S::F32_LANES);
     let zero = simd.splat_f32s(0.0);
-    let mut v_check = [zero; 4];
     let s = &mut s[keys.clone()];
-    s.fill([simd.splat_f32s(0.0); NV]);
+    s.fill([zero; NV]);
     let row = |j: usize| &k.data[(keys.start + j) * k.stride..][..width];
     for (n, s) in s.chunks_mut(4).enumerate() {
         for j in 0..s.len() {
-            let of_key = &v.data[(keys.start + 4 * n + j) * v.stride..][..width_v];
-            v_check = check_row(simd, of_key, v_check);
+            ahead.ask(keys.start + 4 * n + j);
         }
         let s: &mut [f32] = bytemuck::cast_slice_mut(s.as_flattened_mut());
         let mut r = 0;
@@ -81,31 +62,6 @@ pub(crate) fn scores<S: Simd, const NV: usize>(
         state.check[0] = simd.mul_add_e_f32s(x, zero, state.check[0]);
         s[0] = x;
     }
-    let mut sum = zero;
-    for x in v_check {
-        sum = simd.add_f32s(sum, x);
-    }
-    simd.reduce_sum_f32s(sum) != 0.0
-}
-
-/// Adds 0 for each finite number of a row, and NaN for each other.
-#[inline(always)]
-fn check_row<S: Simd>(simd: S, row: &[f32], mut sums: [S::f32s; 4]) -> [S::f32s; 4] {
-    let zero = simd.splat_f32s(0.0);
-    let (whole, rest) = S::as_simd_f32s(row);
-    let (by_four, others) = pulp::as_arrays::<4, _>(whole);
-    for x in by_four {
-        for n in 0..4 {
-            sums[n] = simd.mul_add_e_f32s(x[n], zero, sums[n]);
-        }
-    }
-    for &x in others {
-        sums[0] = simd.mul_add_e_f32s(x, zero, sums[0]);
-    }
-    if !rest.is_empty() {
-        sums[1] = simd.mul_add_e_f32s(simd.partial_load_f32s(rest), zero, sums[1]);
-    }
-    sums
 }
 
 /// The products of `K` keys with `R` queries. The sum of one does not depend on the others.
@@ -157,62 +113,109 @@ pub(crate) struct Values<'a> {
     pub(crate) alpha: &'a [f32],
     /// Whether negative weights are those of absent keys, and skipped.
     pub(crate) mark: bool,
+    /// Rows of V after these.
+    pub(crate) ahead: Ahead<'a>,
 }
 
-/// As `products::add_values`, with a row of `o` per query, in whole vectors.
+/// As `products::add_values`, with a row of `o` per query, in whole vectors. `sums` is memory for
+/// as many vectors.
+///
+/// V is read in the order of memory, a few keys at a time, because processors fetch ahead of such
+/// reads.
 #[inline(always)]
-pub(crate) fn add_values<S: Simd>(simd: S, values: &Values<'_>, rows: usize, o: &mut [S::f32s]) {
-    let vectors = values.width.div_ceil(S::F32_LANES);
-    let mut r = 0;
-    while r < rows {
-        let two = rows - r >= 2 && !values.mark;
-        let mut at = 0;
-        while at < vectors {
-            // The last vector may end beyond the row, and is loaded by itself.
-            let four = (at + 4) * S::F32_LANES <= values.width;
-            match (two, four) {
-                (true, true) => value_block::<S, 2, 4>(simd, values, r, at, o),
-                (true, false) => value_block::<S, 2, 1>(simd, values, r, at, o),
-                (false, true) => value_block::<S, 1, 4>(simd, values, r, at, o),
-                (false, false) => value_block::<S, 1, 1>(simd, values, r, at, o),
-            }
-            at += if four { 4 } else { 1 };
-        }
-        r += if two { 2 } else { 1 };
-    }
-}
-
-/// Adds to `C` vectors of `R` queries, from vector `at` of query `first` on.
-#[inline(always)]
-fn value_block<S: Simd, const R: usize, const C: usize>(
+pub(crate) fn add_values<S: Simd>(
     simd: S,
     values: &Values<'_>,
-    first: usize,
-    at: usize,
+    rows: usize,
     o: &mut [S::f32s],
+    sums: &mut [S::f32s],
 ) {
-    let Values { p, v, width, alpha, mark } = *values;
-    let vectors = width.div_ceil(S::F32_LANES);
-    let mut sums = [[simd.splat_f32s(0.0); C]; R];
-    for (p, row) in p.chunks_exact(S::F32_LANES).zip(v.data.chunks(v.stride)) {
-        let row = &row[..width];
-        let columns: [S::f32s; C] = load(simd, row, at);
-        for r in 0..R {
-            let weight = p[first + r];
-            if mark && weight < 0.0 {
-                continue;
+    let vectors = values.width.div_ceil(S::F32_LANES);
+    let keys = values.p.len() / S::F32_LANES;
+    let sums = &mut sums[..rows * vectors];
+    sums.fill(simd.splat_f32s(0.0));
+    let mut j = 0;
+    while j < keys {
+        let four = keys - j >= 4 && !values.mark;
+        for j in j..j + if four { 4 } else { 1 } {
+            values.ahead.ask(j);
+        }
+        let mut r = 0;
+        while r < rows {
+            let two = rows - r >= 2 && !values.mark;
+            match (four, two) {
+                (true, true) => value_block::<S, 4, 2>(simd, values, j, r, sums),
+                (true, false) => value_block::<S, 4, 1>(simd, values, j, r, sums),
+                (false, true) => value_block::<S, 1, 2>(simd, values, j, r, sums),
+                (false, false) => value_block::<S, 1, 1>(simd, values, j, r, sums),
             }
-            let weight = simd.splat_f32s(weight);
-            for c in 0..C {
-                sums[r][c] = simd.mul_add_e_f32s(weight, columns[c], sums[r][c]);
-            }
+            r += if two { 2 } else { 1 };
+        }
+        j += if four { 4 } else { 1 };
+    }
+    for (r, (o, sums)) in o.chunks_exact_mut(vectors).zip(sums.chunks_exact(vectors)).enumerate() {
+        let alpha = simd.splat_f32s(values.alpha[r]);
+        for (o, sum) in o.iter_mut().zip(sums) {
+            *o = simd.mul_add_e_f32s(*o, alpha, *sum);
         }
     }
-    for r in 0..R {
-        let alpha = simd.splat_f32s(alpha[first + r]);
-        let o = &mut o[(first + r) * vectors + at..][..C];
-        for c in 0..C {
-            o[c] = simd.mul_add_e_f32s(o[c], alpha, sums[r][c]);
+}
+
+/// Adds `K` keys from key `j` on to the sums of `R` queries from query `first` on.
+#[inline(always)]
+fn value_block<S: Simd, const K: usize, const R: usize>(
+    simd: S,
+    values: &Values<'_>,
+    j: usize,
+    first: usize,
+    sums: &mut [S::f32s],
+) {
+    let Values { p, v, width, mark, .. } = *values;
+    let vectors = width.div_ceil(S::F32_LANES);
+    let mut weights = [[simd.splat_f32s(0.0); K]; R];
+    let mut rows = [(&[][..], &[][..]); K];
+    for k in 0..K {
+        let p = &p[(j + k) * S::F32_LANES + first..][..R];
+        // A block of one key and one query where V holds NaN.
+        if mark && p[0] < 0.0 {
+            return;
+        }
+        for r in 0..R {
+            weights[r][k] = simd.splat_f32s(p[r]);
+        }
+        rows[k] = S::as_simd_f32s(&v.data[(j + k) * v.stride..][..width]);
+    }
+    let whole = width / S::F32_LANES;
+    let columns = rows.map(|(columns, _)| &columns[..whole]);
+    let sums = &mut sums[first * vectors..][..R * vectors];
+    let (one, other) = sums.split_at_mut(vectors);
+    let one = &mut one[..vectors];
+    if R == 2 {
+        let other = &mut other[..vectors];
+        for c in 0..whole {
+            let (mut a, mut b) = (one[c], other[c]);
+            for k in 0..K {
+                a = simd.mul_add_e_f32s(weights[0][k], columns[k][c], a);
+                b = simd.mul_add_e_f32s(weights[R - 1][k], columns[k][c], b);
+            }
+            (one[c], other[c]) = (a, b);
+        }
+    } else {
+        for c in 0..whole {
+            let mut a = one[c];
+            for k in 0..K {
+                a = simd.mul_add_e_f32s(weights[0][k], columns[k][c], a);
+            }
+            one[c] = a;
+        }
+    }
+    if whole < vectors {
+        for k in 0..K {
+            let rest = simd.partial_load_f32s(rows[k].1);
+            one[whole] = simd.mul_add_e_f32s(weights[0][k], rest, one[whole]);
+            if R == 2 {
+                other[whole] = simd.mul_add_e_f32s(weights[R - 1][k], rest, other[whole]);
+            }
         }
     }
 }

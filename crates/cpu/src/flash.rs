@@ -32,19 +32,30 @@ pub(crate) struct Inputs<'a> {
 }
 
 /// A tile of queries. The heads of a group can share it: row `r` is query `r / fold` of head
-/// `h + r % fold`.
+/// `h + r % fold`. Tiles of several groups can be computed side by side, each with its own K and V.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RowTile {
     pub(crate) b: usize,
+    /// The first head.
     pub(crate) h: usize,
     pub(crate) fold: usize,
+    /// How many times `fold` heads.
+    pub(crate) beside: usize,
+    /// Of each of them.
     pub(crate) rows: Range<usize>,
 }
 
 impl RowTile {
-    /// Head and query of row `r`.
-    pub(crate) fn place(&self, r: usize) -> (usize, usize) {
-        (self.h + r % self.fold, r / self.fold)
+    /// Head and query of row `r`, of the tile's rows, of the `n`-th of the heads side by side.
+    pub(crate) fn place(&self, n: usize, r: usize) -> (usize, usize) {
+        let r = self.rows.start + r;
+        (self.h + n * self.fold + r % self.fold, r / self.fold)
+    }
+
+    /// What [`place`](Self::place) takes, for each row of the tile.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rows = self.rows.len();
+        (0..self.beside).flat_map(move |n| (0..rows).map(move |r| (n, r)))
     }
 }
 
@@ -118,7 +129,7 @@ pub(crate) struct Flash<'a, 'p> {
     pub(crate) pieces: &'a mut Pieces<'p>,
 }
 
-/// Row `r` of a tile among the results in a workspace, with `group` rows per group.
+/// Row `r` of a tile (of its `n`-th heads) among the results in a workspace.
 #[derive(Clone, Copy)]
 pub(crate) struct ResultRow<'a> {
     pub(crate) m: f32,
@@ -128,21 +139,32 @@ pub(crate) struct ResultRow<'a> {
     pub(crate) stride: usize,
 }
 
+impl ResultRow<'_> {
+    /// Copies the row of O.
+    pub(crate) fn copy_o(&self, to: &mut [f32]) {
+        if self.stride == 1 {
+            return to.copy_from_slice(self.o);
+        }
+        for (to, &x) in to.iter_mut().zip(self.o.iter().step_by(self.stride)) {
+            *to = x;
+        }
+    }
+}
+
 impl<'a> ResultRow<'a> {
-    /// `width` is head_dim_v, `group` the queries per group. If `few`, O has a row per query.
+    /// `width` is head_dim_v, `group` the queries per group. If `few`, O has a row per query, and
+    /// heads side by side have `rows` rows each.
     pub(crate) fn new(
-        o: &'a [f32],
-        sums: &[f32],
-        width: usize,
-        group: usize,
-        few: bool,
-        r: usize,
+        (o, sums): (&'a [f32], &[f32]),
+        (width, group): (usize, usize),
+        few: Option<usize>,
+        (n, r): (usize, usize),
     ) -> Self {
-        let (g, lane) = (r / group, r % group);
+        let (g, lane) = (n + r / group, r % group);
         let (m, l) = (sums[2 * g * group + lane], sums[(2 * g + 1) * group + lane]);
-        if few {
+        if let Some(rows) = few {
             let padded = width.next_multiple_of(group);
-            return Self { m, l, o: &o[r * padded..][..width], stride: 1 };
+            return Self { m, l, o: &o[(n * rows + r) * padded..][..width], stride: 1 };
         }
         Self { m, l, o: &o[g * width * group + lane..(g + 1) * width * group], stride: group }
     }
@@ -188,12 +210,10 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
     let count = tile.rows.len();
     let group_count = count.div_ceil(group);
     let kv_len = inputs.kv_len(tile.b);
-    let kv_head = tile.h / problem.group_size();
-    let (k_rows, v_rows) = (inputs.k.rows(tile.b, kv_head), inputs.v.rows(tile.b, kv_head));
     let softcap = problem.softcap();
     let always_ruled = inputs.mask.is_some() || softcap.is_some() || inputs.draws.is_some();
     let visible = |r: usize| {
-        let seen = inputs.band.visible(tile.place(tile.rows.start + r).1, call.seq_q, kv_len);
+        let seen = inputs.band.visible(tile.place(0, r).1, call.seq_q, kv_len);
         seen.start.max(keys.start)..seen.end.min(keys.end)
     };
 
@@ -203,11 +223,17 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
         load_q(inputs, tile, group, pieces);
     }
     let q = groups::<S, NV>(pieces.q);
-    let o_len = if FEW { count * dv.div_ceil(S::F32_LANES) } else { group_count * dv };
-    let o = &mut groups::<S, NV>(pieces.o)[..o_len];
-    let sums = &mut groups::<S, NV>(pieces.sums)[..2 * group_count];
+    // Rows of Q and O per group: a row per column, or a vector of columns.
+    let (q_rows, o_rows) = if FEW {
+        (count * d.div_ceil(S::F32_LANES), count * dv.div_ceil(S::F32_LANES))
+    } else {
+        (d, dv)
+    };
+    let o = &mut groups::<S, NV>(pieces.o)[..tile.beside * group_count * o_rows];
+    let sums = &mut groups::<S, NV>(pieces.sums)[..2 * tile.beside * group_count];
     let p = groups::<S, NV>(pieces.p);
     let bias = groups::<S, NV>(pieces.bias);
+    let parts = S::as_mut_simd_f32s(pieces.parts).0;
     let (k_scratch, v_scratch) = (&mut *pieces.k, &mut *pieces.v);
     o.fill([simd.splat_f32s(0.0); NV]);
     for of_group in sums.chunks_exact_mut(2) {
@@ -217,94 +243,102 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
 
     for first in (keys.start / BC * BC..keys.end).step_by(BC) {
         let tile_keys = first..(first + BC).min(keys.end);
-        let k = k_rows.block(tile_keys.clone(), k_scratch);
-        let v = v_rows.block(tile_keys.clone(), v_scratch);
-        let mut v_dirty = None;
-        for g in 0..group_count {
-            let rows = g * group..((g + 1) * group).min(count);
-            // Neither end decreases from one query to the next.
-            let (top_row, bottom_row) = (visible(rows.start), visible(rows.end - 1));
-            let end = bottom_row.end.min(tile_keys.end);
-            if top_row.start >= end || end <= first {
-                continue;
-            }
-            // Keys before the first visible one are left out in whole runs of a sum of weights, so
-            // that the sums of a row do not depend on the other rows.
-            let start = top_row.start.max(first) / RUN * RUN;
-            let full = bottom_row.start <= start && top_row.end >= end;
-            let used = start - first..end - first;
+        for n in 0..tile.beside {
+            let kv_head = tile.place(n, 0).0 / problem.group_size();
+            let k_rows = inputs.k.rows(tile.b, kv_head);
+            let v_rows = inputs.v.rows(tile.b, kv_head);
+            let k = k_rows.block(tile_keys.clone(), k_scratch);
+            let v = v_rows.block(tile_keys.clone(), v_scratch);
+            let mut v_dirty = None;
+            for g in 0..group_count {
+                let rows = g * group..((g + 1) * group).min(count);
+                let at = n * group_count + g;
+                // Neither end decreases from one query to the next.
+                let (top_row, bottom_row) = (visible(rows.start), visible(rows.end - 1));
+                let end = bottom_row.end.min(tile_keys.end);
+                if top_row.start >= end || end <= first {
+                    continue;
+                }
+                // Keys before the first visible one are left out in whole runs of a sum of weights, so
+                // that the sums of a row do not depend on the other rows.
+                let start = top_row.start.max(first) / RUN * RUN;
+                let full = bottom_row.start <= start && top_row.end >= end;
+                let used = start - first..end - first;
 
-            let (before, l) = (sums[2 * g], sums[2 * g + 1]);
-            let mut state = Scores {
-                scale: simd.splat_f32s(call.scale),
-                top: before,
-                check: [simd.splat_f32s(0.0); NV],
-            };
-            if FEW {
-                let q = (q.as_flattened(), count, d);
-                let dirty = few::scores::<S, NV>(simd, q, k, (v, dv), used.clone(), p, &mut state);
-                v_dirty = Some(dirty);
-            } else {
-                let q = &q[g * d..][..d];
-                scores::<S, M, NV>(simd, q, k, used.clone(), p, &mut state);
-            }
-            let mut top = state.top;
-            let ruled = always_ruled || !full;
-            let mut mark = false;
-            if ruled || !all_zero::<S, NV>(simd, state.check) {
-                if ruled {
-                    mark = *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
-                }
-                let mut rules = Rules {
-                    start: [simd.splat_f32s(0.0); NV],
-                    end: [simd.splat_f32s(0.0); NV],
-                    bias: None,
-                    softcap,
+                let (before, l) = (sums[2 * at], sums[2 * at + 1]);
+                let mut state = Scores {
+                    scale: simd.splat_f32s(call.scale),
+                    top: before,
+                    check: [simd.splat_f32s(0.0); NV],
                 };
-                let of_tile = |key: usize| key.clamp(first, tile_keys.end) - first;
-                for (lane, r) in rows.clone().enumerate() {
-                    let seen = visible(r);
-                    lanes::<S, NV>(&mut rules.start)[lane] = of_tile(seen.start) as f32;
-                    lanes::<S, NV>(&mut rules.end)[lane] = of_tile(seen.end) as f32;
+                let q = &q[at * q_rows..][..q_rows];
+                if FEW {
+                    let q = (q.as_flattened(), count, d);
+                    let k = (k, k_rows.ahead(first..keys.end));
+                    few::scores::<S, NV>(simd, q, k, used.clone(), p, &mut state);
+                } else {
+                    scores::<S, M, NV>(simd, q, k, used.clone(), p, &mut state);
                 }
-                if let Some(mask) = &inputs.mask {
-                    load_bias::<S, NV>(mask, tile, &rows, first, used.clone(), bias);
-                    rules.bias = Some(bias);
+                let mut top = state.top;
+                let ruled = always_ruled || !full;
+                let mut mark = false;
+                if ruled || !all_zero::<S, NV>(simd, state.check) {
+                    if ruled {
+                        mark = *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
+                    }
+                    let mut rules = Rules {
+                        start: [simd.splat_f32s(0.0); NV],
+                        end: [simd.splat_f32s(0.0); NV],
+                        bias: None,
+                        softcap,
+                    };
+                    let of_tile = |key: usize| key.clamp(first, tile_keys.end) - first;
+                    for (lane, r) in rows.clone().enumerate() {
+                        let seen = visible(r);
+                        lanes::<S, NV>(&mut rules.start)[lane] = of_tile(seen.start) as f32;
+                        lanes::<S, NV>(&mut rules.end)[lane] = of_tile(seen.end) as f32;
+                    }
+                    if let Some(mask) = &inputs.mask {
+                        load_bias::<S, NV>(mask, tile, n, &rows, first, used.clone(), bias);
+                        rules.bias = Some(bias);
+                    }
+                    top = apply(simd, &rules, used.clone(), p, before);
                 }
-                top = apply(simd, &rules, used.clone(), p, before);
-            }
 
-            let mut alpha = before;
-            for n in 0..NV {
-                alpha[n] = exp(simd, simd.sub_f32s(before[n], top[n]));
-            }
-            let added = weights(simd, used.clone(), p, top, mark);
-            for n in 0..NV {
-                sums[2 * g][n] = top[n];
-                sums[2 * g + 1][n] = simd.mul_add_e_f32s(l[n], alpha[n], added[n]);
-            }
-            if let Some(draws) = &inputs.draws {
-                let (mut query, mut head) = ([0; MAX_GROUP], [0; MAX_GROUP]);
-                for (lane, r) in rows.clone().enumerate() {
-                    let (h, i) = tile.place(tile.rows.start + r);
-                    query[lane] = i as u32;
-                    head[lane] = (tile.b * problem.heads() + h) as u32;
+                let mut alpha = before;
+                for c in 0..NV {
+                    alpha[c] = exp(simd, simd.sub_f32s(before[c], top[c]));
                 }
-                draws.drop(simd, first, used.clone(), p, [&query, &head], mark);
-            }
-            if FEW {
-                let values = few::Values {
-                    p: bytemuck::cast_slice(p[used.clone()].as_flattened()),
-                    v: Block { data: &v.data[used.start * v.stride..], stride: v.stride },
-                    width: dv,
-                    alpha: lanes::<S, NV>(&mut alpha),
-                    mark,
-                };
-                few::add_values::<S>(simd, &values, count, o.as_flattened_mut());
-            } else if mark {
-                add_present_values(simd, p, v, used, alpha, &mut o[g * dv..][..dv]);
-            } else {
-                add_values::<S, M, NV>(simd, p, v, used, alpha, &mut o[g * dv..][..dv]);
+                let added = weights(simd, used.clone(), p, top, mark);
+                for c in 0..NV {
+                    sums[2 * at][c] = top[c];
+                    sums[2 * at + 1][c] = simd.mul_add_e_f32s(l[c], alpha[c], added[c]);
+                }
+                if let Some(draws) = &inputs.draws {
+                    let (mut query, mut head) = ([0; MAX_GROUP], [0; MAX_GROUP]);
+                    for (lane, r) in rows.clone().enumerate() {
+                        let (h, i) = tile.place(n, r);
+                        query[lane] = i as u32;
+                        head[lane] = (tile.b * problem.heads() + h) as u32;
+                    }
+                    draws.drop(simd, first, used.clone(), p, [&query, &head], mark);
+                }
+                let o = &mut o[at * o_rows..][..o_rows];
+                if FEW {
+                    let values = few::Values {
+                        p: bytemuck::cast_slice(p[used.clone()].as_flattened()),
+                        v: Block { data: &v.data[used.start * v.stride..], stride: v.stride },
+                        width: dv,
+                        alpha: lanes::<S, NV>(&mut alpha),
+                        mark,
+                        ahead: v_rows.ahead(first + used.start..keys.end),
+                    };
+                    few::add_values::<S>(simd, &values, count, o.as_flattened_mut(), parts);
+                } else if mark {
+                    add_present_values(simd, p, v, used, alpha, o);
+                } else {
+                    add_values::<S, M, NV>(simd, p, v, used, alpha, o);
+                }
             }
         }
     }
@@ -319,7 +353,7 @@ fn load_q(inputs: &Inputs<'_>, tile: &RowTile, group: usize, pieces: &mut Pieces
     let count = tile.rows.len();
     pieces.q[(count / group) * group * d..count.div_ceil(group) * group * d].fill(0.0);
     for r in 0..count {
-        let (h, i) = tile.place(tile.rows.start + r);
+        let (h, i) = tile.place(0, r);
         inputs.q.rows(tile.b, h).read(i, row);
         let to = &mut pieces.q[r / group * group * d + r % group..];
         for (to, &x) in to.iter_mut().step_by(group).zip(row.iter()) {
@@ -333,25 +367,26 @@ fn load_q(inputs: &Inputs<'_>, tile: &RowTile, group: usize, pieces: &mut Pieces
 fn load_q_rows(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces<'_>) {
     let d = inputs.problem.head_dim();
     let rows = pieces.q.chunks_exact_mut(d.next_multiple_of(lanes));
-    for (r, to) in tile.rows.clone().zip(rows) {
-        let (h, i) = tile.place(r);
+    for ((n, r), to) in tile.places().zip(rows) {
+        let (h, i) = tile.place(n, r);
         inputs.q.rows(tile.b, h).read(i, &mut to[..d]);
         to[d..].fill(0.0);
     }
 }
 
-/// Reads the mask of `rows` (of the tile) for the keys `used` (from `first` on), transposed.
+/// Reads the mask of `rows` (of the tile, for its `n`-th heads) for the keys `used` (from `first` on), transposed.
 #[inline(always)]
 fn load_bias<S: Simd, const NV: usize>(
     mask: &MaskTensor<'_>,
     tile: &RowTile,
+    n: usize,
     rows: &Range<usize>,
     first: usize,
     used: Range<usize>,
     bias: &mut [[S::f32s; NV]],
 ) {
     let start_of = |r: usize| {
-        let (h, i) = tile.place(tile.rows.start + r);
+        let (h, i) = tile.place(n, r);
         mask.row(tile.b, h, i)
     };
     let keys = first + used.start..first + used.end;

@@ -28,6 +28,7 @@
 //!   converted tile by tile.
 //! - The number of threads changes no bit of a result. Another set of instructions may.
 
+mod ahead;
 mod backend;
 mod error;
 mod few;

@@ -8,6 +8,7 @@ use flashtile_core::planning::{
 };
 use flashtile_core::{
     BackendKind, KernelKind, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    TensorView,
 };
 use std::fmt;
 
@@ -23,6 +24,9 @@ const TILES_PER_THREAD: usize = 8;
 
 /// Bytes of partial results that are kept at once. More tiles are computed one batch after another.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
+
+/// The most heads that are computed side by side.
+const MAX_BESIDE: usize = 32;
 
 /// The widest heads: a tile of more columns would not fit a cache by far.
 const MAX_WIDTH: usize = 1 << 20;
@@ -40,6 +44,8 @@ pub struct Plan {
     pub(crate) tile_rows: usize,
     /// Heads that share tiles.
     pub(crate) fold: usize,
+    /// How many times `fold` heads are computed side by side.
+    beside: usize,
     pub(crate) chunks: Option<KeyChunks>,
     /// Whether all queries of a tile fit one vector.
     pub(crate) few: bool,
@@ -101,7 +107,14 @@ impl Plan {
         let rows = problem.seq_q() * fold;
         let few = rows <= machine.lanes;
         let tile_rows = tile_rows(problem, machine, fold, thread_count);
-        let sizes = sizes(problem, machine, tile_rows.min(rows));
+        let beside = match chunks {
+            Some(chunks) if few => {
+                let items = problem.batch() * chunks.count();
+                heads_beside(problem, problem.heads() / fold, items, thread_count)
+            }
+            Some(_) | None => 1,
+        };
+        let sizes = sizes(problem, machine, tile_rows.min(rows), beside);
         let mut rationale = vec![
             "flash: the only kernel of this backend".to_owned(),
             format!(
@@ -115,6 +128,11 @@ impl Plan {
         }
         if let Some(chunks) = chunks {
             rationale.push(format!("few queries over many keys: {chunks}, on all threads"));
+        }
+        if beside > 1 {
+            rationale.push(format!(
+                "rows of k and v hold all heads: {beside} heads of them are read side by side"
+            ));
         }
         let converted = [("k", problem.k()), ("v", problem.v())];
         let converted: Vec<_> =
@@ -131,6 +149,7 @@ impl Plan {
             machine,
             tile_rows,
             fold,
+            beside,
             chunks,
             few,
             sizes,
@@ -162,16 +181,20 @@ impl Plan {
         (seq_q * self.fold).div_ceil(self.tile_rows)
     }
 
+    /// Tiles per tile of queries: for each batch entry, all heads.
+    pub(crate) fn head_tiles(&self) -> usize {
+        self.problem.batch() * (self.problem.heads() / (self.fold * self.beside))
+    }
+
     /// Tiles of rows of a call at capacity.
     fn tile_count(&self) -> usize {
-        let heads = self.problem.heads() / self.fold;
-        self.problem.batch() * heads * self.tiles_per_head(self.problem.seq_q())
+        self.head_tiles() * self.tiles_per_head(self.problem.seq_q())
     }
 
     /// Numbers that the chunks of one tile of rows leave: for each row, O, m and l.
     pub(crate) fn partial_floats(&self) -> usize {
         let chunks = self.chunks.map_or(0, KeyChunks::count);
-        chunks * self.tile_rows * (self.problem.head_dim_v() + 2)
+        chunks * self.beside * self.tile_rows * (self.problem.head_dim_v() + 2)
     }
 
     /// Tiles of rows whose partial results are kept at once.
@@ -184,14 +207,15 @@ impl Plan {
         self.machine.group_of(rows)
     }
 
-    /// Tile `tile` of the `heads`-th group of `fold` heads, over all batch entries.
+    /// Tile `tile` of the `heads`-th of [`head_tiles`](Self::head_tiles).
     pub(crate) fn row_tile(&self, inputs: &Inputs<'_>, heads: usize, tile: usize) -> RowTile {
-        let per_entry = self.problem.heads() / self.fold;
+        let per_entry = self.problem.heads() / (self.fold * self.beside);
         let start = tile * self.tile_rows;
         RowTile {
             b: heads / per_entry,
-            h: heads % per_entry * self.fold,
+            h: heads % per_entry * self.fold * self.beside,
             fold: self.fold,
+            beside: self.beside,
             rows: start..(start + self.tile_rows).min(inputs.call.seq_q * self.fold),
         }
     }
@@ -216,21 +240,39 @@ fn tile_rows(problem: &Problem, machine: Machine, fold: usize, threads: usize) -
     groups * group
 }
 
-/// What a thread needs for tiles of `rows` rows.
-fn sizes(problem: &Problem, machine: Machine, rows: usize) -> Sizes {
+/// How many of `heads` heads (of K and V) to compute side by side, where a batch entry and a chunk
+/// of keys make one of `items` pieces of work per head.
+///
+/// Where a row of memory holds all heads, the rows of one head lie in as many pages. Side by side,
+/// the heads share the translation of addresses. No bit depends on it.
+fn heads_beside(problem: &Problem, heads: usize, items: usize, threads: usize) -> usize {
+    let interleaved = |view: &TensorView| view.strides[1] < view.strides[2];
+    if !interleaved(problem.k()) || !interleaved(problem.v()) {
+        return 1;
+    }
+    let fits = |beside: usize| {
+        heads.is_multiple_of(beside)
+            && items.saturating_mul(heads / beside) >= TILES_PER_THREAD * threads
+    };
+    (1..=heads.min(MAX_BESIDE)).rev().find(|&beside| fits(beside)).unwrap_or(1)
+}
+
+/// What a thread needs for tiles of `rows` rows, of `beside` times the heads.
+fn sizes(problem: &Problem, machine: Machine, rows: usize, beside: usize) -> Sizes {
     let (d, dv) = (problem.head_dim(), problem.head_dim_v());
     let group = machine.group_of(rows);
     let rows = rows.next_multiple_of(group);
     Sizes {
         // In whole vectors where a tile has few queries.
-        q: rows * d.next_multiple_of(machine.lanes),
-        o: rows * dv.next_multiple_of(machine.lanes),
-        sums: 2 * rows,
+        q: beside * rows * d.next_multiple_of(machine.lanes),
+        o: beside * rows * dv.next_multiple_of(machine.lanes),
+        sums: 2 * beside * rows,
         p: BC * group,
         bias: if problem.mask().is_some() { BC * group } else { 0 },
         k: BC * d,
         v: BC * dv,
         row: d.max(dv),
+        parts: if rows <= machine.lanes { rows * dv.next_multiple_of(machine.lanes) } else { 0 },
     }
 }
 

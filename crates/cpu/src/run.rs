@@ -50,15 +50,15 @@ impl Plan {
 
     /// Tiles of rows over all their keys.
     fn whole(&self, inputs: &Inputs<'_>, results: &Results<'_>) -> Result<(), Error> {
-        let heads = self.problem().batch() * (self.problem().heads() / self.fold);
+        let heads = self.head_tiles();
         let order = self.longest_first(inputs);
         let count = heads * order.len();
         self.with_workspaces(count, |plan, workspaces| {
             plan.threads.for_each(count, workspaces, |n, workspace| {
                 let tile = plan.row_tile(inputs, n % heads, order[n / heads]);
                 let keys = inputs.keys(&tile);
-                plan.compute(inputs, &tile, keys, workspace, |row, result, scratch, encoded| {
-                    results.write(&tile, row, result, scratch, encoded);
+                plan.compute(inputs, &tile, keys, workspace, |place, result, scratch, encoded| {
+                    results.write(&tile, place, result, scratch, encoded);
                 });
             });
         })
@@ -81,7 +81,7 @@ impl Plan {
         chunks: KeyChunks,
     ) -> Result<(), Error> {
         let per_head = self.tiles_per_head(inputs.call.seq_q);
-        let tile_count = self.problem().batch() * (self.problem().heads() / self.fold) * per_head;
+        let tile_count = self.head_tiles() * per_head;
         let floats = self.partial_floats();
         let per_chunk = floats / chunks.count().max(1);
         let at_once = self.tiles_at_once().min(tile_count);
@@ -113,27 +113,25 @@ impl Plan {
                     let keys = keys.start.max(begin)..keys.end.min(begin + chunks.keys());
                     let mut partial = slot(n, chunk);
                     let width = inputs.problem.head_dim_v();
-                    plan.compute(inputs, tile, keys, workspace, |row, result, _, _| {
+                    plan.compute(inputs, tile, keys, workspace, |(n, row), result, _, _| {
+                        let row = n * tile.rows.len() + row;
                         let to = &mut partial[row * (width + 2)..][..width + 2];
                         to[0] = result.m;
                         to[1] = result.l;
-                        for (to, &x) in
-                            to[2..].iter_mut().zip(result.o.iter().step_by(result.stride))
-                        {
-                            *to = x;
-                        }
+                        result.copy_o(&mut to[2..]);
                     });
                 });
                 plan.threads.for_each(tiles.len(), workspaces, |n, workspace| {
                     let SplitTile { tile, chunks, .. } = &tiles[n];
                     let parts: Vec<_> = chunks.clone().map(|chunk| slot(n, chunk)).collect();
                     let pieces = workspace.pieces();
-                    for row in 0..tile.rows.len() {
+                    for (n, r) in tile.places() {
                         let width = inputs.problem.head_dim_v();
+                        let row = n * tile.rows.len() + r;
                         let rows = parts.iter().map(|part| &part[row * (width + 2)..][..width + 2]);
                         let (m, l) = merge(rows, &mut pieces.o[..width]);
                         let merged = ResultRow { m, l, o: &pieces.o[..width], stride: 1 };
-                        results.write(tile, row, merged, pieces.row, pieces.encoded);
+                        results.write(tile, (n, r), merged, pieces.row, pieces.encoded);
                     }
                 });
             }
@@ -150,16 +148,18 @@ impl Plan {
         tile: &RowTile,
         keys: Range<usize>,
         workspace: &mut Workspace,
-        mut store: impl FnMut(usize, ResultRow<'_>, &mut [f32], &mut Vec<u8>),
+        mut store: impl FnMut((usize, usize), ResultRow<'_>, &mut [f32], &mut Vec<u8>),
     ) {
         let mut pieces = workspace.pieces();
         let few = self.few;
         pulp::Arch::new().dispatch(Flash { inputs, few, tile, keys, pieces: &mut pieces });
         let group = self.group_of(tile.rows.len());
         let width = inputs.problem.head_dim_v();
-        for row in 0..tile.rows.len() {
-            let result = ResultRow::new(pieces.o, pieces.sums, width, group, few, row);
-            store(row, result, pieces.row, pieces.encoded);
+        let few = few.then(|| tile.rows.len());
+        for place in tile.places() {
+            let shape = (width, group);
+            let result = ResultRow::new((pieces.o, pieces.sums), shape, few, place);
+            store(place, result, pieces.row, pieces.encoded);
         }
     }
 
@@ -206,11 +206,11 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
-    /// Writes O / l and lse = m + ln l of row `r` of a tile. A row that sees a key has l >= 1.
+    /// Writes O / l and lse = m + ln l of row `r` of a tile's `n`-th heads. A row that sees a key has l >= 1.
     fn write(
         &self,
         tile: &RowTile,
-        r: usize,
+        (n, r): (usize, usize),
         result: ResultRow<'_>,
         scratch: &mut [f32],
         encoded: &mut Vec<u8>,
@@ -227,7 +227,7 @@ impl Results<'_> {
         }
         let lse =
             if l == 0.0 { f32::NEG_INFINITY } else { (f64::from(m) + f64::from(l).ln()) as f32 };
-        let (h, i) = tile.place(tile.rows.start + r);
+        let (h, i) = tile.place(n, r);
         self.output.write([tile.b, h, i], row, lse, encoded);
     }
 }

@@ -1,5 +1,7 @@
 //! The caller's tensors, read in place where their rows are dense f32.
 
+use crate::ahead::{AHEAD, Ahead};
+use crate::flash::BC;
 use crate::products::Block;
 use flashtile_core::{DType, Mask, MaskKind, TensorView};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -65,6 +67,21 @@ impl Rows<'_> {
             self.read(row, to);
         }
         Block { data: &scratch[..count * width], stride: width }
+    }
+
+    /// What to ask memory for while `rows` are read: as many rows, some way ahead.
+    pub(crate) fn ahead(&self, rows: Range<usize>) -> Ahead<'_> {
+        // Tiles that are converted are read as a whole before they are used.
+        let distance = if in_place(&self.tensor.view) { AHEAD } else { BC };
+        let first = rows.start + distance;
+        if self.column_stride != 1 || first >= rows.end {
+            return Ahead::NONE;
+        }
+        let size = self.tensor.view.dtype.size();
+        let at = |row: usize| (self.start + row * self.row_stride) * size;
+        let row = self.width * size;
+        let bytes = &self.tensor.bytes[at(first)..at(rows.end - 1) + row];
+        Ahead { bytes, row, stride: self.row_stride * size }
     }
 
     /// Reads row `row` as f32.

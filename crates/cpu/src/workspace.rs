@@ -32,11 +32,13 @@ pub(crate) struct Sizes {
     pub(crate) v: usize,
     /// One row of Q or of the output.
     pub(crate) row: usize,
+    /// What a tile of keys adds to O, where a tile has few queries.
+    pub(crate) parts: usize,
 }
 
 impl Sizes {
-    fn all(&self) -> [usize; 8] {
-        [self.q, self.o, self.sums, self.p, self.bias, self.k, self.v, self.row]
+    fn all(&self) -> [usize; 9] {
+        [self.q, self.o, self.sums, self.p, self.bias, self.k, self.v, self.row, self.parts]
             .map(|floats| floats.next_multiple_of(Line::FLOATS))
     }
 
@@ -64,6 +66,7 @@ pub(crate) struct Pieces<'a> {
     pub(crate) k: &'a mut [f32],
     pub(crate) v: &'a mut [f32],
     pub(crate) row: &'a mut [f32],
+    pub(crate) parts: &'a mut [f32],
     pub(crate) encoded: &'a mut Vec<u8>,
 }
 
@@ -75,12 +78,12 @@ impl Workspace {
 
     pub(crate) fn pieces(&mut self) -> Pieces<'_> {
         let mut rest: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
-        let [q, o, sums, p, bias, k, v, row] = self.sizes.all().map(|floats| {
+        let [q, o, sums, p, bias, k, v, row, parts] = self.sizes.all().map(|floats| {
             let (piece, after) = std::mem::take(&mut rest).split_at_mut(floats);
             rest = after;
             piece
         });
-        Pieces { q, o, sums, p, bias, k, v, row, encoded: &mut self.encoded }
+        Pieces { q, o, sums, p, bias, k, v, row, parts, encoded: &mut self.encoded }
     }
 }
 
