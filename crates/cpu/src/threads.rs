@@ -76,11 +76,12 @@ impl Threads {
         });
     }
 
+    /// The calling thread works too, also where it is none of the pool: one thread less to wake.
     #[cfg(not(target_family = "wasm"))]
-    fn scope<'s>(&self, work: impl FnOnce(&rayon::Scope<'s>) + Send) {
+    fn scope<'s>(&self, work: impl FnOnce(&rayon::Scope<'s>)) {
         match &self.own {
-            Some(pool) => pool.scope(work),
-            None => rayon::scope(work),
+            Some(pool) => pool.in_place_scope(work),
+            None => rayon::in_place_scope(work),
         }
     }
 }
