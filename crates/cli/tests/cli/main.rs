@@ -4,79 +4,27 @@
 //! tests need no GPU, and test the program and not the kernels. `auto` runs too, on whatever it
 //! finds.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod errors;
 mod reports;
 mod results;
-mod tuning;
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use common::{Scene, Tensor, stderr, stdout, tensor};
+use safetensors::{Dtype, SafeTensors};
 use std::{
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
 };
-use tempfile::TempDir;
-
-/// A tensor of a file.
-#[derive(Clone)]
-struct Tensor {
-    name: &'static str,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-/// `values` as a tensor of floats, I32, I64, BOOL or anything of one byte.
-fn tensor(name: &'static str, dtype: Dtype, shape: &[usize], values: &[f64]) -> Tensor {
-    let bytes = values.iter().flat_map(|&x| match dtype {
-        Dtype::F32 => (x as f32).to_le_bytes().to_vec(),
-        Dtype::F16 => half::f16::from_f64(x).to_le_bytes().to_vec(),
-        Dtype::BF16 => half::bf16::from_f64(x).to_le_bytes().to_vec(),
-        Dtype::F64 => x.to_le_bytes().to_vec(),
-        Dtype::I32 => (x as i32).to_le_bytes().to_vec(),
-        Dtype::I64 => (x as i64).to_le_bytes().to_vec(),
-        _ => vec![x as u8],
-    });
-    Tensor { name, dtype, shape: shape.to_vec(), bytes: bytes.collect() }
-}
-
-/// A folder for one run of the program: its input, and all that it writes.
-struct Scene {
-    folder: TempDir,
-}
 
 impl Scene {
-    fn new(tensors: &[Tensor]) -> Self {
-        let views = tensors.iter().map(|t| {
-            (
-                t.name,
-                TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("bytes fit the shape"),
-            )
-        });
-        Self::with_bytes(&safetensors::serialize(views, None).expect("a valid file"))
-    }
-
-    fn with_bytes(bytes: &[u8]) -> Self {
-        let scene = Self { folder: tempfile::tempdir().expect("a temporary folder") };
-        fs::write(scene.path("in.safetensors"), bytes).expect("writable");
-        scene
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     /// `flashtile run in.safetensors --output out.safetensors ARGS`.
     fn run(&self, args: &[&str]) -> Output {
         let mut all = vec!["run", "in.safetensors", "--output", "out.safetensors"];
         all.extend(args);
         self.flashtile(&all)
-    }
-
-    /// `flashtile ARGS` in the scene's folder.
-    fn flashtile(&self, args: &[&str]) -> Output {
-        flashtile_in(self.folder.path(), args)
     }
 
     /// A tensor of out.safetensors, if it was written.
@@ -105,16 +53,6 @@ impl Scene {
     }
 }
 
-fn flashtile_in(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_flashtile"))
-        .args(args)
-        .current_dir(folder)
-        // What this machine's user keeps must not decide a test, and no test changes it.
-        .env("FLASHTILE_CACHE_DIR", "")
-        .output()
-        .expect("the program starts")
-}
-
 /// `flashtile ARGS` in `folder`, with `input` on stdin.
 fn flashtile_with_input(folder: &Path, args: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_flashtile"))
@@ -130,14 +68,6 @@ fn flashtile_with_input(folder: &Path, args: &[&str], input: &str) -> Output {
     stdin.write_all(input.as_bytes()).expect("the program reads");
     drop(stdin);
     child.wait_with_output().expect("the program ends")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).expect("UTF-8")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
 /// One query and three keys of width 1, with scores 0, ln 2 and ln 5 and values 8, 16 and 24. Over

@@ -1,17 +1,65 @@
 //! `tune`, and the tables and pipelines that the program keeps from one run to the next.
 //!
-//! These need a wgpu adapter. Where there is none, `tune` has to say so; with
-//! FLASHTILE_REQUIRE_GPU=1 (as on CI) the tests fail there.
+//! These tests need a wgpu adapter, and have their own harness: where there is none they show as
+//! ignored, with the reason. With FLASHTILE_REQUIRE_GPU=1 (as on CI) they fail instead.
 
-use crate::{Scene, stderr, stdout, tensor};
+#[path = "../common/mod.rs"]
+mod common;
+
+use common::{Scene, stderr, stdout, tensor};
+use libtest_mimic::{Arguments, Trial};
 use safetensors::Dtype;
 use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, ExitCode, Output, Stdio},
     time::{Duration, Instant},
 };
+
+/// A name, a test, and the graphics API that it needs.
+type Test = (&'static str, fn(), Option<&'static str>);
+
+const TESTS: [Test; 6] = [
+    ("tune keeps the winner, and later runs take it", keeps_the_winner, None),
+    ("another case is added to the same table", adds_a_case, None),
+    ("a table that cannot be used is ignored with a message", ignores_bad_tables, None),
+    ("tune says at once where it cannot keep the winner", needs_a_place, None),
+    ("an interrupted search leaves no broken file", survives_interruption, None),
+    ("runs keep pipelines and survive damaged ones", keeps_pipelines, Some("Vulkan")),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("FLASHTILE_REQUIRE_GPU").is_some_and(|value| value == "1");
+    // Whatever is only listed needs no adapter.
+    let api = if arguments.list { None } else { api_of_first_adapter() };
+    let trials = TESTS.map(|(name, test, needed)| {
+        let why = match (&api, needed) {
+            _ if arguments.list => None,
+            (None, _) if !required => Some("no graphics adapter".to_owned()),
+            (Some(api), Some(needed)) if api != needed => Some(format!("it runs on {api}")),
+            (None | Some(_), _) => None,
+        };
+        match why {
+            Some(why) => {
+                Trial::test(format!("{name} ({why})"), || Err(why.into())).with_ignored_flag(true)
+            }
+            None => Trial::test(name, move || {
+                test();
+                Ok(())
+            }),
+        }
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}
+
+/// `Vulkan`, say; `None` where the program finds no adapter.
+fn api_of_first_adapter() -> Option<String> {
+    let devices = lines(&many_queries().flashtile(&["devices", "--json"]));
+    let first = devices.iter().find(|device| device["backend"] == "wgpu")?;
+    first["api"].as_str().map(str::to_owned)
+}
 
 /// Kinds that take little to compile, and little time for each.
 const TUNE: [&str; 8] =
@@ -26,25 +74,13 @@ fn many_queries() -> Scene {
 
 /// A command that keeps its files in `cache`, a folder of the scene.
 fn command(scene: &Scene, cache: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flashtile"));
-    command.args(args).current_dir(scene.folder.path()).env("FLASHTILE_CACHE_DIR", cache);
+    let mut command = scene.command(args);
+    command.env("FLASHTILE_CACHE_DIR", cache);
     command
 }
 
 fn run(scene: &Scene, cache: &Path, args: &[&str]) -> Output {
     command(scene, cache, args).output().expect("the program starts")
-}
-
-/// Whether there is an adapter. If not, `tune` has to be an error of one line.
-fn adapter(scene: &Scene) -> bool {
-    let devices = scene.flashtile(&["devices", "--json"]);
-    if stdout(&devices).contains(r#""backend":"wgpu""#) {
-        return true;
-    }
-    assert!(std::env::var_os("FLASHTILE_REQUIRE_GPU").is_none_or(|value| value != "1"));
-    let output = scene.flashtile(&[&TUNE[..], &["--tuning", "off"]].concat());
-    assert!(!output.status.success() && stderr(&output).contains("no graphics adapter"));
-    false
 }
 
 fn lines(output: &Output) -> Vec<Value> {
@@ -75,12 +111,8 @@ fn explained(scene: &Scene, cache: &Path, more: &[&str]) -> (String, String) {
     (how.to_owned(), stderr(&output))
 }
 
-#[test]
-fn tune_keeps_the_winner_and_later_runs_take_it() {
+fn keeps_the_winner() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     let cache = scene.path("cache");
     assert!(!explained(&scene, &cache, &[]).0.contains("measured"));
     let output = run(&scene, &cache, &[&TUNE[..], &["--json"]].concat());
@@ -112,12 +144,8 @@ fn tune_keeps_the_winner_and_later_runs_take_it() {
     assert!(stdout(&output).contains("measured to be the fastest here"), "{}", stdout(&output));
 }
 
-#[test]
-fn another_case_is_added_to_the_same_table() {
+fn adds_a_case() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     let cache = scene.path("cache");
     let decode = ["tune", "--shape", "1x4x300x16", "--queries", "1", "--kv-heads", "2"];
     let decode = [&decode[..], &["--dtype", "f32", "--seconds", "0"]].concat();
@@ -132,12 +160,8 @@ fn another_case_is_added_to_the_same_table() {
     assert_eq!(kept(&cache, "").len(), 1);
 }
 
-#[test]
-fn a_table_that_cannot_be_used_is_ignored_with_a_message() {
+fn ignores_bad_tables() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     let cache = scene.path("cache");
     let args: Vec<_> = TUNE[..6].iter().copied().chain(["--seconds", "0"]).collect();
     let output = run(&scene, &cache, &args);
@@ -169,12 +193,8 @@ fn a_table_that_cannot_be_used_is_ignored_with_a_message() {
     assert!(explained(&scene, &cache, &[]).0.contains("measured"));
 }
 
-#[test]
-fn tune_says_at_once_where_it_cannot_keep_the_winner() {
+fn needs_a_place() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     // A file stands where the directory should be: that stops root, too.
     let file = scene.path("file");
     fs::write(&file, "").expect("writable");
@@ -198,12 +218,8 @@ fn tune_says_at_once_where_it_cannot_keep_the_winner() {
     assert!(stderr(&output).contains("cannot read no/such/file"), "{}", stderr(&output));
 }
 
-#[test]
-fn an_interrupted_search_leaves_no_broken_file() {
+fn survives_interruption() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     let cache = scene.path("cache");
     // A file is written after every case. The process is killed soon after the first.
     let cases = "1x2x96x16,f32\n1x2x80x16,f32,causal\n";
@@ -229,12 +245,8 @@ fn an_interrupted_search_leaves_no_broken_file() {
 }
 
 /// Pipelines are kept where the driver gives them out, and a damaged file is replaced.
-#[test]
-fn runs_keep_pipelines_and_survive_damaged_ones() {
+fn keeps_pipelines() {
     let scene = many_queries();
-    if !adapter(&scene) {
-        return;
-    }
     let cache = scene.path("cache");
     let args =
         ["run", "in.safetensors", "--output", "out.safetensors", "--adapter", "0", "--verify"];
@@ -242,9 +254,7 @@ fn runs_keep_pipelines_and_survive_damaged_ones() {
     for n in 0..3 {
         let output = run(&scene, &cache, &args);
         assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
-        let Some(file) = kept(&cache, "pipelines").pop() else {
-            return; // only Vulkan gives them out
-        };
+        let file = kept(&cache, "pipelines").pop().expect("they are kept");
         let bytes = fs::read(&file).expect("readable");
         assert!(bytes.starts_with(b"flashtile pipelines 1\n") && bytes.len() > 100);
         match n {
