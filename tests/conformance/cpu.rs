@@ -24,7 +24,7 @@ type Check = fn(&Cpu) -> Result<(), String>;
 const CHECKS: [(&str, Check); 8] = [
     ("the number of threads changes no bit", threads),
     ("a plan is shared by threads", shared_plan),
-    ("work runs in the caller's pool", callers_pool),
+    ("a plan is made for the caller's pool", callers_pool),
     ("memory at odd addresses gives the same bits", odd_addresses),
     ("forced chunks of keys", chunks),
     ("heads side by side", side_by_side),
@@ -103,7 +103,8 @@ fn shared_plan(cpu: &Cpu) -> Result<(), String> {
     })
 }
 
-/// A call from within a rayon pool works in that pool, and so does one from a task of it.
+/// A call from within a rayon pool counts that pool's threads, and so does one from a task of it.
+/// That they do the work, and no others, is a test of its own: crates/cpu/tests/callers_pool.rs.
 fn callers_pool(cpu: &Cpu) -> Result<(), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().map_err(text)?;
     let view = dense([1, 2, 70, 8]);
@@ -115,6 +116,9 @@ fn callers_pool(cpu: &Cpu) -> Result<(), String> {
             return Err(format!("{} threads in a pool of 3", cpu.threads()));
         }
         let plan = cpu.plan(&problem, &PlanOptions::new()).map_err(text)?;
+        if !plan.to_string().contains("3 threads when planned") {
+            return Err(format!("not for a pool of 3: {plan}"));
+        }
         let mut out = vec![0; q.len()];
         plan.run(HostArgs::new(q, k, v, &mut out)).map_err(text)?;
         hold(&problem, &HostInputs::new(q, k, v), &out)
@@ -151,7 +155,8 @@ fn odd_addresses(cpu: &Cpu) -> Result<(), String> {
 fn chunks(cpu: &Cpu) -> Result<(), String> {
     let mut failures = Vec::new();
     for line in [
-        "shape=2x4x3x16 hkv=2 skv=1800 kv_lens=1800:700 causal=yes align=bottom-right poison=unseen",
+        "shape=2x4x3x16 hkv=2 skv=1800 kv_lens=1800:700 causal=yes align=bottom-right \
+         poison=unseen",
         "shape=1x2x170x32 skv=900 mask=bool:qk:blocks causal=yes align=800 dropout=0.2",
         "shape=1x4x200x20 hkv=2 skv=1200 dtype=f16 window_left=300 causal=yes softcap=5.0",
     ] {
