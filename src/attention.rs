@@ -412,9 +412,12 @@ mod tests {
         let unfused = Choice::kernel(KernelKind::Unfused);
         let decision = decide(&machine(true, false), unfused).expect("it runs");
         assert_eq!(decision.backend, BackendKind::Wgpu);
-        // Without an adapter, the oracle is not taken unasked.
+        // Without an adapter, the CPU is taken, and the oracle is not taken unasked.
         let mut none = machine(true, false);
         none.sessions.remove(0);
+        assert_eq!(chosen(&none), Ok((BackendKind::Cpu, first())));
+        let flash = decide(&none, Choice::kernel(KernelKind::Flash)).expect("it runs");
+        assert_eq!((flash.backend, flash.kernel), (BackendKind::Cpu, KernelKind::Flash));
         assert!(decide(&none, unfused).is_err());
         let named = decide(&none, Choice::backend(BackendKind::Reference)).expect("it runs");
         assert_eq!(named.backend, BackendKind::Reference);
@@ -442,7 +445,8 @@ mod tests {
         let message = if cfg!(feature = "cpu") {
             "refused: cpu unfused: the cpu backend has no unfused kernel"
         } else {
-            "refused: cpu unfused: the cpu backend is not compiled in: enable the cargo feature `cpu`"
+            "refused: cpu unfused: the cpu backend is not compiled in: enable the cargo feature \
+             `cpu`"
         };
         assert_eq!(refused.to_string(), message);
         let choice = Choice::exactly(BackendKind::Reference, KernelKind::Flash);
