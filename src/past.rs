@@ -30,8 +30,8 @@ use flashtile_core::{Argument, Layout, ProblemError, TensorView};
 /// ```
 ///
 /// # Errors
-/// [`Error::Problem`] where dtypes or sizes differ or a slice ends before its tensor;
-/// [`Error::HostMemory`].
+/// [`Error::Problem`] where dtypes or sizes differ, a slice ends before its tensor, or `argument`
+/// names no past; [`Error::HostMemory`].
 pub fn concat_past(
     argument: Argument,
     past: (&[u8], &TensorView),
@@ -40,10 +40,14 @@ pub fn concat_past(
 ) -> Result<(Vec<u8>, TensorView), Error> {
     let (old, fresh) = (past.1, new.1);
     let (newer, because) = match argument {
+        Argument::PastKey => {
+            (Argument::K, ["the batch of k", "the heads of k", "the head_dim of k"])
+        }
         Argument::PastValue => {
             (Argument::V, ["the batch of v", "the heads of v", "the head_dim of v"])
         }
-        _ => (Argument::K, ["the batch of k", "the heads of k", "the head_dim of k"]),
+        // `Argument` may grow, and nothing else has a past.
+        argument => return Err(ProblemError::NotPast { argument }.into()),
     };
     if old.dtype != fresh.dtype {
         return Err(ProblemError::DTypeMix {
@@ -178,5 +182,8 @@ mod tests {
             );
             assert_eq!(e.expect_err("refused").to_string(), message);
         }
+        let e = concat_past(Argument::Out, (&data, &new), (&data, &new), Layout::Bshd);
+        let message = "expected past_key or past_value, but out was named";
+        assert_eq!(e.expect_err("it has no past").to_string(), message);
     }
 }

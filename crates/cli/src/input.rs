@@ -45,9 +45,11 @@ impl<'a> Input<'a> {
     /// A broken file, a missing tensor, a dtype that is not supported, or an error of [`Problem`].
     pub fn parse(bytes: &'a [u8], layout: &LayoutArgs, options: &AttentionArgs) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes).context("not a valid safetensors file")?;
-        let (q, q_view) = tensor(&file, Argument::Q, layout)?;
-        let (k, k_view) = tensor(&file, Argument::K, layout)?;
-        let (v, v_view) = tensor(&file, Argument::V, layout)?;
+        let heads = (layout.heads, "--heads");
+        let kv_heads = (layout.kv_heads, "--kv-heads");
+        let (q, q_view) = tensor(&file, Argument::Q, layout.layout, heads)?;
+        let (k, k_view) = tensor(&file, Argument::K, layout.layout, kv_heads)?;
+        let (v, v_view) = tensor(&file, Argument::V, layout.layout, kv_heads)?;
         // Before past keys are joined, so that errors name the tensors of the file.
         Problem::builder(q_view, k_view, v_view).build()?;
         let past_key = optional(&file, Argument::PastKey)?;
@@ -126,24 +128,20 @@ fn optional<'a>(file: &SafeTensors<'a>, argument: Argument) -> Result<Option<Sto
     }
 }
 
-/// q, k or v.
+/// q, k or v, with as many heads as the option of that name says.
 fn tensor<'a>(
     file: &SafeTensors<'a>,
     argument: Argument,
-    options: &LayoutArgs,
+    layout: Layout,
+    (heads, option): (Option<usize>, &str),
 ) -> Result<(Cow<'a, [u8]>, TensorView)> {
     let stored = optional(file, argument)?
         .with_context(|| format!("{argument} is missing from the file"))?;
     let dtype = float(argument, stored.dtype())?;
-    let (heads, option) = match argument {
-        Argument::Q => (options.heads, "--heads"),
-        _ => (options.kv_heads, "--kv-heads"),
-    };
-    if options.layout == Layout::Bsd && heads.is_none() {
+    if layout == Layout::Bsd && heads.is_none() {
         bail!("{option} is missing: layout bsd packs the heads of {argument}");
     }
-    let view =
-        TensorView::from_dims(argument, dtype, options.layout, stored.shape(), heads.unwrap_or(0))?;
+    let view = TensorView::from_dims(argument, dtype, layout, stored.shape(), heads.unwrap_or(0))?;
     if let Some(heads) = heads {
         ensure!(
             heads == view.shape[1],

@@ -221,6 +221,12 @@ pub enum ProblemError {
         /// Which argument.
         argument: Argument,
     },
+    /// An argument other than past keys or values was named to be joined with new ones.
+    #[error("expected past_key or past_value, but {argument} was named")]
+    NotPast {
+        /// Which argument.
+        argument: Argument,
+    },
     /// A slice or buffer ends before its tensor does.
     #[error("{argument} needs {expected} bytes, but {given} were given")]
     TooShort {

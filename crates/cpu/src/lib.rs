@@ -27,6 +27,7 @@
 //! - Tensors stay where they are. K and V of f32 whose rows are dense are read in place; others are
 //!   converted tile by tile.
 //! - The number of threads changes no bit of a result. Another set of instructions may.
+#![forbid(unsafe_code)]
 
 mod ahead;
 mod backend;

@@ -322,7 +322,15 @@ impl Schedule {
             (Operation::FlashSplit, Some(chunks)) => {
                 (self.fold, chunks.of_keys(0..call.seq_kv).len() as u32)
             }
-            _ => (1, 1),
+            (Operation::FlashSplit, None)
+            | (
+                Operation::FlashForward
+                | Operation::FlashMerge
+                | Operation::UnfusedScores
+                | Operation::UnfusedSoftmax
+                | Operation::UnfusedValues,
+                _,
+            ) => (1, 1),
         };
         let tile_count = (rows.len() * fold as usize).div_ceil(tiles.rows as usize) as u32;
         let across = match operation {

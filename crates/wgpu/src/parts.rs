@@ -325,7 +325,14 @@ fn excess(part: &Part, work: &Work<'_>, machine: &Machine) -> Vec<Excess> {
         let needed = bytes.checked_next_multiple_of(4).unwrap_or(u64::MAX);
         let limit = match slot {
             Slot::Workspace => machine.binding_size.min(MAX_WORKSPACE_BYTES),
-            _ => machine.binding_size,
+            Slot::Params
+            | Slot::Q
+            | Slot::K
+            | Slot::V
+            | Slot::Mask
+            | Slot::Aux
+            | Slot::Out
+            | Slot::Lse => machine.binding_size,
         };
         let argument = argument(slot);
         let indexed = window.len.saturating_add(machine.offset_alignment);
