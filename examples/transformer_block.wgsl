@@ -1,5 +1,5 @@
-// The application's own kernels around attention: simple rather than fast. Tensors are row-major, one row
-// per token.
+// The application's own kernels around attention: simple rather than fast. Tensors are row-major,
+// one row per token.
 
 struct Sizes {
     rows: u32,

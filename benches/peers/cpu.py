@@ -1,7 +1,7 @@
 """Attention on the CPU: flashtile beside onnxruntime (and torch, where it is installed).
 
-One run, same shapes, same numbers, as many threads as there are cores. The libraries take turns, and
-the best round of each counts, because other programs may use the machine too. Every output is
+One run, same shapes, same numbers, as many threads as there are cores. The libraries take turns,
+and the best round of each counts, because other programs may use the machine too. Every output is
 compared with flashtile's.
 
     python3 -m venv target/peers-venv

@@ -55,7 +55,7 @@ class Comparison:
     """Two programs on some cases."""
 
     def __init__(self, commands, processes, pairs, backend, kernel, say):
-        """`commands`: by "A" and "B", the command that starts the program. `say`: takes progress."""
+        """`commands`: what starts the program, by "A" and "B". `say`: takes progress."""
         self._commands = commands
         self._processes = processes
         self._pairs = pairs

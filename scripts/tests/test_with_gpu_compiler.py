@@ -1,4 +1,4 @@
-"""scripts/with-gpu-compiler, with a stand-in for the dynamic loader that prints what it is given."""
+"""scripts/with-gpu-compiler, with a stand-in for the dynamic loader that prints its arguments."""
 
 import os
 import pathlib

@@ -323,8 +323,8 @@ fn spread(tiles: &RowTiles) -> String {
         }
     }
     format!(
-        "// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's index in
-// kv_tile.
+        "// Adds four columns of q.k to the scores of all keys of the tile; `at` is this lane's index
+// in kv_tile.
 fn add_scores(s: ptr<function, array<f32, BC>>, q: vec4<f32>, at: u32) {{
     var x: vec4<f32>;
 {scores}}}

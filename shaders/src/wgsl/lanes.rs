@@ -151,8 +151,10 @@ impl Unroll {
                 code,
                 "let word{n}{suffix} = min(thread + {}u, {}u);\n\
                  let j{n}{suffix} = min({j_begin} + word{n}{suffix} / {per_row}u, last);\n\
-                 {var}k_word{n} = k[k_row(item, j{n}{suffix}) / STEP + word{n}{suffix} % {per_row}u];\n\
-                 {var}v_word{n} = v[v_row(item, j{n}{suffix}) / STEP + word{n}{suffix} % {per_row}u];",
+                 {var}k_word{n} = \
+                 k[k_row(item, j{n}{suffix}) / STEP + word{n}{suffix} % {per_row}u];\n\
+                 {var}v_word{n} = \
+                 v[v_row(item, j{n}{suffix}) / STEP + word{n}{suffix} % {per_row}u];",
                 n * LaneTiles::THREADS,
                 self.tile_words() - 1,
             )

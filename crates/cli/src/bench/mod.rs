@@ -70,7 +70,8 @@ pub(crate) fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
 
 const NOTES: &str = "\
 clock: gpu is the time of the kernels by GPU timestamps, host the time from submission to completion
-of peak: of the CPU's f32 peak, which a probe of multiplications and additions measures in the same run
+of peak: of the CPU's f32 peak, which a probe of multiplications and additions measures in the same \
+run
 error: the largest error of the verified rows as a share of the error bound, at most 1; \
 a sample of rows is verified";
 
