@@ -197,24 +197,21 @@ impl Attention {
         Self { sessions: all, given: true }
     }
 
-    /// The sessions within `choice`, in the order in which they are tried. A GPU in software comes
-    /// after the CPU, unless the caller gave it.
+    /// The sessions within `choice`, in the order in which they are tried. GPUs in software come
+    /// after the CPU, unless the caller gave them.
     fn in_order(&self, choice: Choice) -> Vec<&Session> {
         let mut order: Vec<&Session> = self
             .sessions
             .iter()
             .filter(|session| choice.backend.is_none_or(|kind| kind == session.kind()))
             .collect();
-        let place = |order: &[&Session], kind| order.iter().position(|s| s.kind() == kind);
-        let fixed = usize::from(self.given);
-        if let (Some(gpu), Some(cpu)) =
-            (place(&order, BackendKind::Wgpu), place(&order, BackendKind::Cpu))
-            && gpu >= fixed
-            && gpu < cpu
-            && order[gpu].is_software()
-        {
-            let software = order.remove(gpu);
-            order.insert(cpu, software);
+        let fixed = usize::from(self.given).min(order.len());
+        let Some(cpu) = order.iter().position(|session| session.kind() == BackendKind::Cpu) else {
+            return order;
+        };
+        if fixed < cpu {
+            // A stable sort: the others keep their order.
+            order[fixed..=cpu].sort_by_cached_key(|session| session.is_software());
         }
         order
     }
@@ -257,8 +254,9 @@ impl Attention {
         let mut why = why(explanation, choice, backend, kernel);
         if backend == BackendKind::Cpu && choice.backend.is_none() {
             let place = |kind| explanation.verdicts.iter().position(|(b, ..)| *b == kind);
-            if place(BackendKind::Wgpu) > place(BackendKind::Cpu) {
-                why.push_str("; the GPU that wgpu finds is software");
+            let before = BackendKind::ALL.iter().take_while(|&&kind| kind != backend);
+            for kind in before.filter(|&&kind| place(kind) > place(backend)) {
+                why.push_str(&format!("; the GPU that {kind} finds is software"));
             }
         }
         Ok(Decision { backend, kernel, why })

@@ -277,8 +277,7 @@ fn the_support_table_says_what_runs_where() {
     let problems = problems().expect("valid problems");
     let mut notes: Vec<String> = Vec::new();
     let mut columns: Vec<(String, Vec<String>)> = Vec::new();
-    for backend in [BackendKind::Wgpu, BackendKind::Cuda, BackendKind::Reference, BackendKind::Cpu]
-    {
+    for &backend in BackendKind::ALL {
         let of_backend = [KernelKind::Flash, KernelKind::Unfused].map(|kernel| {
             let cells =
                 problems.iter().map(|(_, problem)| match verdict(problem, backend, kernel) {

@@ -1,5 +1,8 @@
 use crate::tuning::TuningArg;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use flashtile::{Align, BackendKind, Choice, DType, KernelKind, KeySplit, Layout, MatrixUnits};
 use std::path::PathBuf;
 
@@ -184,7 +187,7 @@ pub(crate) struct TuneArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ChoiceArgs {
     /// Backend. With auto, `run` takes the first that runs; `check` and `bench` take all
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    #[arg(long, value_parser = BackendArg::parser(), default_value = BackendArg::AUTO)]
     pub(crate) backend: BackendArg,
     /// Kernel. flash is fused and tiled, unfused stores the score matrix; auto is as for --backend
     #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
@@ -211,14 +214,8 @@ pub(crate) struct ChoiceArgs {
 impl ChoiceArgs {
     pub(crate) fn choice(&self) -> Choice {
         let mut choice = Choice::AUTO;
-        choice.backend = match self.backend {
-            // No other backend can replace the requested adapter.
-            BackendArg::Auto => self.adapter.as_ref().map(|_| BackendKind::Wgpu),
-            BackendArg::Wgpu => Some(BackendKind::Wgpu),
-            BackendArg::Cuda => Some(BackendKind::Cuda),
-            BackendArg::Cpu => Some(BackendKind::Cpu),
-            BackendArg::Reference => Some(BackendKind::Reference),
-        };
+        // No other backend can replace the requested adapter.
+        choice.backend = self.backend.0.or(self.adapter.as_ref().map(|_| BackendKind::Wgpu));
         choice.kernel = match self.kernel {
             KernelArg::Auto => None,
             KernelArg::Flash => Some(KernelKind::Flash),
@@ -232,13 +229,24 @@ impl ChoiceArgs {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-pub(crate) enum BackendArg {
-    Auto,
-    Wgpu,
-    Cuda,
-    Cpu,
-    Reference,
+/// The backend of that name; `None` is `auto`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct BackendArg(pub(crate) Option<BackendKind>);
+
+impl BackendArg {
+    const AUTO: &str = "auto";
+
+    /// `auto`, or a backend by its name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let kind = || BackendKind::ALL.iter().find(|kind| kind.name() == name);
+        if name == Self::AUTO { Some(Self(None)) } else { kind().map(|&kind| Self(Some(kind))) }
+    }
+
+    fn parser() -> impl TypedValueParser<Value = Self> {
+        let names = BackendKind::ALL.iter().map(|kind| kind.name());
+        PossibleValuesParser::new(std::iter::once(Self::AUTO).chain(names))
+            .map(|name| Self::named(&name).expect("only these names are possible"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

@@ -6,8 +6,8 @@ use super::{
     measure::{Prepared, measure},
     target::Target,
 };
-use crate::args::{BenchArgs, ChoiceArgs, KernelArg, MatrixUnitsArg};
-use crate::{args, open, tuning::TuningArg};
+use crate::args::{BackendArg, BenchArgs, ChoiceArgs, KernelArg, MatrixUnitsArg};
+use crate::{open, tuning::TuningArg};
 use anyhow::{Error, Result, bail, ensure};
 use clap::ValueEnum as _;
 use flashtile::{Attention, Backend, BackendError, BackendKind, Choice, KeySplit};
@@ -24,7 +24,7 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Question {
     case: Case,
-    backend: args::BackendArg,
+    backend: BackendArg,
     kernel: KernelArg,
 }
 
@@ -36,12 +36,10 @@ impl FromStr for Question {
             bail!("expected `BxHxSxD,dtype[,causal] BACKEND:KERNEL`, but got `{line}`");
         };
         let named = target.split_once(':').and_then(|(backend, kernel)| {
-            let backend = args::BackendArg::from_str(backend, false).ok()?;
+            let backend = BackendArg::named(backend)?;
             Some((backend, KernelArg::from_str(kernel, false).ok()?))
         });
-        let Some((backend, kernel)) =
-            named.filter(|(backend, _)| *backend != args::BackendArg::Auto)
-        else {
+        let Some((backend, kernel)) = named.filter(|(backend, _)| backend.0.is_some()) else {
             bail!("expected BACKEND:KERNEL such as cuda:flash or wgpu:auto, but got `{target}`");
         };
         Ok(Self { case: case.parse()?, backend, kernel })

@@ -3,7 +3,7 @@
 use super::{cases::Case, measure::Row, plot, target::Clock};
 use crate::{args, text};
 use anyhow::{Context as _, Result, anyhow, ensure};
-use flashtile::DType;
+use flashtile::{BackendKind, DType};
 use serde_json::Value;
 use std::{fmt, fs, path::Path};
 
@@ -203,8 +203,10 @@ impl Column<'_> {
         let place = |list: &[&str], name: &str| {
             list.iter().position(|known| *known == name).unwrap_or(list.len())
         };
+        // Other libraries come last.
+        let backend = BackendKind::ALL.iter().position(|kind| kind.name() == self.backend);
         (
-            place(&["cuda", "wgpu", "cpu", "reference"], self.backend),
+            backend.unwrap_or(BackendKind::ALL.len()),
             place(
                 &[
                     "flash",
