@@ -9,6 +9,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 /// The mask of [`scaled_dot_product_attention`]: rank 1 to 4, broadcast by NumPy's rules against
 /// (B, H, Sq, Skv).
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum AttnMask<'a, T> {
     /// `true` where the key is allowed.
     Bool(Tensor<'a, bool>),

@@ -47,6 +47,7 @@ impl std::str::FromStr for Align {
 /// Both ends are clamped to ±2^30, beyond any sequence, so that kernels can add them in i32 without
 /// overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Band {
     /// Lowest key, relative to the diagonal.
     pub lo: i32,

@@ -16,11 +16,19 @@ pub const MAX_WATCHDOG_FLOPS: u64 = 200_000_000_000;
 
 /// The limits of a device that decide whether it can hold a problem's tensors at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SizeLimits {
     /// Bytes of the largest buffer (or of all device memory).
     pub buffer_bytes: u64,
     /// The largest batch, heads, head_dim and head_dim_v that kernels can count.
     pub axis: usize,
+}
+
+impl SizeLimits {
+    /// Limits on the bytes of a buffer and on the sizes of axes.
+    pub const fn new(buffer_bytes: u64, axis: usize) -> Self {
+        Self { buffer_bytes, axis }
+    }
 }
 
 /// Axes that kernels cannot count and tensors that no buffer of the device can hold.
@@ -136,6 +144,7 @@ pub fn extent(view: &TensorView) -> (u64, u64) {
 }
 
 /// A plan as users read it. Backends fill it in, so that all plans look alike.
+#[non_exhaustive]
 pub struct PlanSummary<'a> {
     /// The kernel that was chosen.
     pub kernel: KernelKind,
@@ -151,6 +160,42 @@ pub struct PlanSummary<'a> {
     pub dispatch_count: usize,
     /// Bytes of workspace.
     pub workspace_bytes: u64,
+}
+
+impl<'a> PlanSummary<'a> {
+    /// A plan of `kernel` for `problem` on `device`, without rationale, dispatches and workspace.
+    pub fn new(kernel: KernelKind, problem: &'a Problem, device: String) -> Self {
+        Self {
+            kernel,
+            problem,
+            device,
+            rationale: &[],
+            dispatches: &|_| String::new(),
+            dispatch_count: 0,
+            workspace_bytes: 0,
+        }
+    }
+
+    /// Why the plan is as it is, one sentence each.
+    #[must_use]
+    pub fn rationale(mut self, rationale: &'a [String]) -> Self {
+        self.rationale = rationale;
+        self
+    }
+
+    /// The dispatches: how many there are, and a line about each.
+    #[must_use]
+    pub fn dispatches(mut self, count: usize, line: &'a dyn Fn(usize) -> String) -> Self {
+        (self.dispatch_count, self.dispatches) = (count, line);
+        self
+    }
+
+    /// Bytes of workspace.
+    #[must_use]
+    pub fn workspace_bytes(mut self, bytes: u64) -> Self {
+        self.workspace_bytes = bytes;
+        self
+    }
 }
 
 impl fmt::Display for PlanSummary<'_> {

@@ -12,6 +12,7 @@ pub enum TileKind {
 
 /// A tile of keys that a query tile visits.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tile {
     /// The keys, cut off after the last valid one.
     pub keys: Range<usize>,

@@ -68,7 +68,7 @@ pub(crate) fn refusals(problem: &Problem, options: &PlanOptions) -> Vec<Reason> 
         reasons.push(Reason::MatrixUnits(NoMatrixUnits::Backend { backend }));
     }
     reasons.extend(key_splits(problem, options).err());
-    let limits = SizeLimits { buffer_bytes: isize::MAX as u64, axis: u32::MAX as usize };
+    let limits = SizeLimits::new(isize::MAX as u64, u32::MAX as usize);
     reasons.extend(oversized(problem, &limits));
     for (axis, given) in [("head_dim", problem.head_dim()), ("head_dim_v", problem.head_dim_v())] {
         if given > MAX_WIDTH && !problem.is_empty() {
@@ -291,16 +291,12 @@ impl fmt::Display for Plan {
                 "merge of the chunks of each row".to_owned()
             }
         };
-        let summary = PlanSummary {
-            kernel: KernelKind::Flash,
-            problem: &self.problem,
-            device: format!("the CPU, {}", self.machine.name()),
-            rationale: &self.rationale,
-            dispatches: &dispatches,
-            dispatch_count: self.dispatch_count(),
-            workspace_bytes: self.workspace_bytes(),
-        };
-        summary.fmt(f)
+        let device = format!("the CPU, {}", self.machine.name());
+        PlanSummary::new(KernelKind::Flash, &self.problem, device)
+            .rationale(&self.rationale)
+            .dispatches(self.dispatch_count(), &dispatches)
+            .workspace_bytes(self.workspace_bytes())
+            .fmt(f)
     }
 }
 

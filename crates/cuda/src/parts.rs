@@ -6,6 +6,7 @@ use std::ops::Range;
 
 /// The part of a problem that one dispatch computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Part {
     /// Heads of all batch entries, numbered b * heads + h.
     pub heads: Range<u64>,

@@ -149,20 +149,13 @@ impl fmt::Display for Plan {
                  {bytes} bytes of shared memory"
             )
         };
-        let summary = PlanSummary {
-            kernel: schedule.kernel,
-            problem,
-            device: format!(
-                "{} (CUDA, compute capability {})",
-                context.name(),
-                context.machine().capability()
-            ),
-            rationale: &schedule.rationale,
-            dispatches: &dispatch,
-            dispatch_count: schedule.dispatches.len(),
-            workspace_bytes: self.workspace_bytes(),
-        };
-        summary.fmt(f)
+        let capability = context.machine().capability();
+        let device = format!("{} (CUDA, compute capability {capability})", context.name());
+        PlanSummary::new(schedule.kernel, problem, device)
+            .rationale(&schedule.rationale)
+            .dispatches(schedule.dispatches.len(), &dispatch)
+            .workspace_bytes(self.workspace_bytes())
+            .fmt(f)
     }
 }
 

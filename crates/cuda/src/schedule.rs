@@ -53,6 +53,7 @@ pub struct Dispatch {
 
 /// Device addresses of the first elements of a call's tensors; 0 for an absent tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Pointers {
     /// Queries.
     pub q: u64,
@@ -72,10 +73,46 @@ pub struct Pointers {
     pub scores: u64,
 }
 
+impl Pointers {
+    /// A call without mask, kv_lens, log-sum-exp and workspace.
+    pub const fn new(q: u64, k: u64, v: u64, out: u64) -> Self {
+        Self { q, k, v, mask: 0, kv_lens: 0, out, lse: 0, scores: 0 }
+    }
+
+    /// The mask.
+    #[must_use]
+    pub const fn mask(mut self, address: u64) -> Self {
+        self.mask = address;
+        self
+    }
+
+    /// Valid keys of each batch entry.
+    #[must_use]
+    pub const fn kv_lens(mut self, address: u64) -> Self {
+        self.kv_lens = address;
+        self
+    }
+
+    /// The log-sum-exp.
+    #[must_use]
+    pub const fn lse(mut self, address: u64) -> Self {
+        self.lse = address;
+        self
+    }
+
+    /// The workspace.
+    #[must_use]
+    pub const fn scores(mut self, address: u64) -> Self {
+        self.scores = address;
+        self
+    }
+}
+
 /// One kernel launch: a one-dimensional grid of blocks of `variant.tiles.tx` by `variant.tiles.ty`
 /// threads, with [`shared_bytes`](CudaVariant::shared_bytes) bytes of dynamic shared memory and
 /// with `params` as the only parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Launch {
     /// The kernel.
     pub variant: CudaVariant,
@@ -95,7 +132,7 @@ pub fn schedule(
     options: &PlanOptions<CudaTiles>,
     machine: &Machine,
 ) -> Result<Schedule, Vec<Reason>> {
-    let limits = SizeLimits { buffer_bytes: machine.memory, axis: i32::MAX as usize };
+    let limits = SizeLimits::new(machine.memory, i32::MAX as usize);
     let mut reasons = oversized(problem, &limits);
     reasons.extend(flash_options(kernel, options));
     if machine.arch < MIN_ARCH {

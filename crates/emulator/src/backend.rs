@@ -224,7 +224,7 @@ impl EmulatedCudaBackend {
         launch: &Launch,
         memory: &mut [&mut DeviceMemory],
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let Launch { variant, params, grid } = launch;
+        let Launch { variant, params, grid, .. } = launch;
         let run = BlockRun {
             grid: *grid,
             threads: [variant.tiles.tx, variant.tiles.ty],
@@ -328,16 +328,11 @@ impl EmulatedCudaBackend {
             .then(|| DeviceMemory::poisoned("the workspace", schedule.workspace_bytes as usize));
         let address =
             |memory: &mut Option<DeviceMemory>| memory.as_mut().map_or(0, DeviceMemory::address);
-        let pointers = Pointers {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            mask: address(&mut mask),
-            kv_lens: address(&mut kv_lens),
-            out: out.address(),
-            lse: address(&mut lse),
-            scores: address(&mut scores),
-        };
+        let pointers = Pointers::new(q.address(), k.address(), v.address(), out.address())
+            .mask(address(&mut mask))
+            .kv_lens(address(&mut kv_lens))
+            .lse(address(&mut lse))
+            .scores(address(&mut scores));
         let mut memory = vec![&mut q, &mut k, &mut v, &mut out];
         memory.extend([&mut mask, &mut kv_lens, &mut lse, &mut scores].into_iter().flatten());
         for launch in schedule

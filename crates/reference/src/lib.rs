@@ -36,6 +36,7 @@ use visible::Visible;
 
 /// The results of one call in float64. Sq is the call's number of queries, not the capacity.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Answer {
     /// The output, densely packed (B, H, Sq, Dv).
     pub out: Vec<f64>,

@@ -270,16 +270,12 @@ impl fmt::Display for Plan {
                 self.dispatch(&schedule.steps[n]);
             format!("{variant}, batch {batch:?}, heads {heads:?}, rows {rows:?}, keys {keys:?}")
         };
-        let summary = PlanSummary {
-            kernel: schedule.kernel,
-            problem,
-            device: format!("{} ({})", info.name, info.backend),
-            rationale: &schedule.rationale,
-            dispatches: &dispatch,
-            dispatch_count: schedule.steps.len(),
-            workspace_bytes: self.workspace_bytes(),
-        };
-        summary.fmt(f)
+        let device = format!("{} ({})", info.name, info.backend);
+        PlanSummary::new(schedule.kernel, problem, device)
+            .rationale(&schedule.rationale)
+            .dispatches(schedule.steps.len(), &dispatch)
+            .workspace_bytes(self.workspace_bytes())
+            .fmt(f)
     }
 }
 

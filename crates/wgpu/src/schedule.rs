@@ -62,7 +62,7 @@ fn schedule_named(
     machine: &Machine,
     named: &str,
 ) -> Result<Schedule, Vec<Reason>> {
-    let limits = SizeLimits { buffer_bytes: machine.buffer_size, axis: i32::MAX as usize };
+    let limits = SizeLimits::new(machine.buffer_size, i32::MAX as usize);
     let mut reasons = oversized(problem, &limits);
     reasons.extend(flash_options(kernel, options));
     if !reasons.is_empty() {

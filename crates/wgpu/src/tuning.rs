@@ -67,6 +67,7 @@ impl fmt::Display for ProblemKind {
 
 /// A tile shape of the flash kernel, and how it splits keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct TileChoice {
     /// The tile shape.
     pub tiles: Tiles,
@@ -75,6 +76,18 @@ pub struct TileChoice {
 }
 
 impl TileChoice {
+    /// This tile shape, with a split that is left to the planner.
+    pub const fn new(tiles: Tiles) -> Self {
+        Self { tiles, key_split: KeySplit::Auto }
+    }
+
+    /// The same tile shape, with this split of the keys.
+    #[must_use]
+    pub const fn key_split(mut self, key_split: KeySplit) -> Self {
+        self.key_split = key_split;
+        self
+    }
+
     /// `options` with this choice, as far as they leave it open.
     pub(crate) fn within(&self, options: &PlanOptions<Tiles>) -> PlanOptions<Tiles> {
         let split = match options.key_split {

@@ -176,7 +176,7 @@ fn table_and_batch(context: &Context) -> Result<(), String> {
         tiles != planned && context.verdict(&one, &forced).runs()
     });
     let tiles = other.ok_or("the device has one shape")?;
-    let choice = TileChoice { tiles, key_split: flashtile_core::KeySplit::Auto };
+    let choice = TileChoice::new(tiles);
     let mut tuning = Tuning::new(context.tuning_key());
     tuning.insert(&ProblemKind::of(&one), [choice]);
     let tuned = context.with_tuning(tuning).map_err(text)?;
