@@ -7,8 +7,10 @@ Prints the lines of `flashtile bench --json`.
     benches/torch_sdpa.py --kernel flash_attention --seconds 1 4x16x4096x128,bf16
     benches/torch_sdpa.py -         questions from stdin, one per line
 
-A case is BxHxSxD,dtype[,causal]. A question is a case, or `versions`: what runs here. A line of
-`{}` ends the answer to each; `flashtile bench --json --cases -` answers in the same way.
+A case is BxHxSxD,dtype[,causal]. Where k and v have other heads or another length than q, H is
+H/Hkv and S is Sq/Skv: 1x32/8x1/4096x128 is a decode step. A question is a case; or `versions`: what
+runs here; or `copy`: how fast torch copies device memory. A line of `{}` ends the answer to each;
+`flashtile bench --json --cases -` answers cases in the same way.
 
 The method is that of flashtile: inputs spread evenly over -1..1 from one seed, (B, H, S, D) in
 memory, the forward pass alone, warmed up, and the median of as many repetitions as --seconds holds.
@@ -21,6 +23,7 @@ it sees.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -35,21 +38,56 @@ DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 MOST_RUNS = 200
 FEWEST_RUNS = 5
 SEED = 7
+# Bytes of the tensor that is copied: far more than the L2 cache holds.
+COPY_BYTES = 1 << 30
 
 
 def complain(message):
     print("torch_sdpa:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+class Shape:
+    """(B, H, Sq, D) of q and (B, Hkv, Skv, D) of k and v."""
+
+    def __init__(self, text):
+        """From `BxHxSxD`, where H may be `H/Hkv` and S `Sq/Skv`. Raises ValueError."""
+        batch, heads, seq, head_dim = text.split("x")
+        self.batch, self.head_dim = int(batch), int(head_dim)
+        (self.heads, self.kv_heads), (self.seq_q, self.seq_kv) = map(self.both, (heads, seq))
+        if min(self.q + self.kv) < 1:
+            raise ValueError("sizes must be positive")
+
+    @staticmethod
+    def both(text):
+        sizes = [int(n) for n in text.split("/")]
+        one, other = sizes if len(sizes) == 2 else sizes * 2
+        return one, other
+
+    @property
+    def q(self):
+        return self.batch, self.heads, self.seq_q, self.head_dim
+
+    @property
+    def kv(self):
+        return self.batch, self.kv_heads, self.seq_kv, self.head_dim
+
+    def __str__(self):
+        def name(one, other):
+            return str(one) if one == other else f"{one}/{other}"
+
+        heads, seq = name(self.heads, self.kv_heads), name(self.seq_q, self.seq_kv)
+        return f"{self.batch}x{heads}x{seq}x{self.head_dim}"
+
+
 def parse_case(text):
-    """`BxHxSxD,dtype[,causal]`."""
+    """`BxHxSxD,dtype[,causal]`, with the sizes of Shape."""
     shape, *words = text.strip().split(",")
     try:
-        shape = tuple(int(n) for n in shape.split("x"))
+        shape = Shape(shape)
     except ValueError:
-        shape = ()
+        shape = None
     dtype, causal = (words + [""])[0], words[1:] == ["causal"]
-    if len(shape) != 4 or min(shape) < 1 or dtype not in DTYPES or len(words) - causal != 1:
+    if shape is None or dtype not in DTYPES or len(words) - causal != 1:
         raise argparse.ArgumentTypeError(
             f"expected BxHxSxD,dtype[,causal], such as 4x16x4096x128,f16,causal, but got `{text}`"
         )
@@ -61,9 +99,9 @@ def cost(shape, size, causal):
 
     FLOP of the pairs of a query and a key that it sees; bytes of q, k, v and out, each once.
     """
-    batch, heads, seq, head_dim = shape
-    pairs = seq * (seq + 1) // 2 if causal else seq * seq
-    return 4 * batch * heads * pairs * head_dim, 4 * batch * heads * seq * head_dim * size
+    pairs = shape.seq_q * (shape.seq_q + 1) // 2 if causal else shape.seq_q * shape.seq_kv
+    numbers = 2 * (math.prod(shape.q) + math.prod(shape.kv))
+    return 4 * shape.batch * shape.heads * pairs * shape.head_dim, numbers * size
 
 
 def repeat(torch, run, budget):
@@ -93,21 +131,26 @@ def measure(torch, case, kernel, budget):
     shape, dtype, causal = case
     if not hasattr(SDPBackend, kernel.upper()):
         raise RuntimeError("this torch does not have it")
-    if kernel == "math" and shape[2] > MOST_MATH_KEYS:
+    if kernel == "math" and min(shape.seq_q, shape.seq_kv) > MOST_MATH_KEYS:
         raise RuntimeError(f"its scores take too much memory beyond {MOST_MATH_KEYS} keys")
+    if causal and shape.seq_q != shape.seq_kv:
+        raise RuntimeError("its causal masks begin at the first key, not at the last")
+    # Older versions of torch know no groups of heads.
+    options = {"enable_gqa": True} if shape.heads != shape.kv_heads else {}
     before = torch.cuda.memory_allocated()
     generator = torch.Generator("cuda").manual_seed(SEED)
 
-    def tensor():
-        values = torch.rand(shape, generator=generator, device="cuda", dtype=torch.float32)
+    def tensor(sizes):
+        values = torch.rand(sizes, generator=generator, device="cuda", dtype=torch.float32)
         return values.mul_(2).sub_(1).to(getattr(torch, DTYPES[dtype]))
 
-    q, k, v = tensor(), tensor(), tensor()
+    q, k, v = tensor(shape.q), tensor(shape.kv), tensor(shape.kv)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
 
     def run():
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return attention(q, k, v, is_causal=causal, **options)
 
     with torch.inference_mode(), sdpa_kernel(getattr(SDPBackend, kernel.upper())):
         started = time.monotonic()
@@ -119,7 +162,7 @@ def measure(torch, case, kernel, budget):
     flops, size = cost(shape, q.element_size(), causal)
     return {
         "backend": "torch",
-        "case": "x".join(map(str, shape)),
+        "case": str(shape),
         "causal": causal,
         "clock": "gpu",
         "device": torch.cuda.get_device_name(),
@@ -137,7 +180,7 @@ def answer(torch, case, kernels, budget):
     """Measures one case by each of `kernels`."""
     shape, dtype, causal = case
     for kernel in kernels:
-        what = f"{'x'.join(map(str, shape))} {dtype}{' causal' if causal else ''}, {kernel}"
+        what = f"{shape} {dtype}{' causal' if causal else ''}, {kernel}"
         with warnings.catch_warnings(record=True) as given:
             warnings.simplefilter("always")
             try:
@@ -164,11 +207,27 @@ def versions(torch):
     )
 
 
+def copy(torch, budget):
+    """Prints how many bytes per second a copy reads and writes."""
+    source = torch.zeros(COPY_BYTES, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    repeat(torch, lambda: target.copy_(source), 0)
+    ms = statistics.median(repeat(torch, lambda: target.copy_(source), budget))
+    print(json.dumps({"copy_gbps": 2 * COPY_BYTES / ms / 1e6}))
+    del source, target
+    torch.cuda.empty_cache()
+
+
 def serve(torch, questions, kernels, budget):
     """Answers lines until there are no more."""
     for line in questions:
         if line.strip() == "versions":
             versions(torch)
+        elif line.strip() == "copy":
+            try:
+                copy(torch, budget)
+            except RuntimeError as error:
+                complain(f"skipped copy: {error}")
         else:
             try:
                 answer(torch, parse_case(line), kernels, budget)

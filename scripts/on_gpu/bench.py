@@ -43,6 +43,9 @@ NAMED = [
     "1x8x8192x64",
 ]
 
+# A decode step: one query over a long cache, 32 heads over 8.
+DECODE = "1x32/8x1/32768x128"
+
 # One case, and the BACKEND:KERNEL of flashtile that compete in it; `auto` is every kernel.
 Contest = namedtuple("Contest", "case kernels")
 
@@ -64,6 +67,7 @@ def contests():
                     batch, heads = BATCH_TIMES_SEQ // seq, HEADS_TIMES_DIM // head_dim
                     shape = f"{batch}x{heads}x{seq}x{head_dim}"
                     found.append(Contest(f"{shape},{dtype}{causal}", kernels))
+    found.append(Contest(f"{DECODE},f16", ["cuda:flash", "wgpu:flash"]))
     for shape in NAMED:
         for dtype in ("f16", "f32"):
             found.append(Contest(f"{shape},{dtype},causal", ["cuda:auto", "wgpu:auto"]))
@@ -131,6 +135,10 @@ class Bench:
             self.torch = self.start(command, self.session.machine.system)
             answer = self.torch.ask("versions", self.patience(FIRST_PATIENCE))
             self.versions = answer.rows[0] if answer.rows else {}
+            # What decode steps are compared with: they read K and V, and little else.
+            answer = self.torch.ask("copy", self.patience(FIRST_PATIENCE))
+            for row in answer.rows:
+                self.versions["copy"] = f"{row['copy_gbps']:.0f} GB/s"
             # The first case loads libraries, so it is not counted.
             self.torch.ask("1x1x128x64,f16", self.patience(FIRST_PATIENCE))
         except (Gone, OSError) as error:
@@ -287,6 +295,7 @@ def header(machine, versions, clocks, flashtile):
         "power_limit": machine.gpu_value("power.limit"),
         "host": f"{platform.system()} {platform.release()}, {processor()}",
         "flashtile": flashtile,
+        "copy": versions.get("copy"),
         "torch": versions.get("torch"),
         "cudnn": versions.get("cudnn"),
     }

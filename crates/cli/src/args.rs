@@ -1,4 +1,4 @@
-use crate::tuning::TuningArg;
+use crate::{shape::Shape, tuning::TuningArg};
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -97,8 +97,12 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) choice: ChoiceArgs,
     /// Measure one case of this size, BxHxSxD, instead of the named ones
-    #[arg(long, value_parser = shape)]
-    pub(crate) shape: Option<[usize; 4]>,
+    ///
+    /// Where k and v have other heads or another length than q, H is H/Hkv and S is Sq/Skv:
+    /// `1x32/8x1/4096x128` is a decode step of 32 heads over 8. With --causal, the last query is at
+    /// the last key.
+    #[arg(long)]
+    pub(crate) shape: Option<Shape>,
     /// Storage type [default: f32 with --shape, f32 and f16 without]
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DTypeArg>,
@@ -125,7 +129,7 @@ pub(crate) struct BenchArgs {
     /// Measure the cases of a file (`-`: of stdin), one per line, on devices that stay open
     ///
     /// A line is BxHxSxD,dtype[,causal] BACKEND:KERNEL, where KERNEL may be `auto` for every
-    /// kernel: `1x8x1024x64,f16,causal cuda:flash`. The answer to a line is one JSON object per
+    /// kernel: `1x8x1024x64,f16,causal cuda:flash`. Sizes are as for --shape. The answer to a line is one JSON object per
     /// measurement, and then the line `{}`. Where there is no measurement, the key `error` holds
     /// the reason as a string, and `refused` is true if the backend does not run such cases.
     /// Kernels stay compiled, so `first_ms` includes compilation only for the first case that needs
@@ -143,10 +147,10 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TuneArgs {
-    /// Tune for self-attention of this size, BxHxSxD; may be repeated [default: usual widths, and a
-    /// decode step]
-    #[arg(long, value_parser = shape)]
-    pub(crate) shape: Vec<[usize; 4]>,
+    /// Tune for this size, BxHxSxD, or with H/Hkv and Sq/Skv in place of H and S; may be repeated
+    /// [default: usual widths, and a decode step]
+    #[arg(long)]
+    pub(crate) shape: Vec<Shape>,
     /// Queries of each head, where they are fewer than the keys: 1 for a decode step
     #[arg(long, requires = "shape")]
     pub(crate) queries: Option<usize>,
@@ -350,15 +354,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| "expected a number of seconds, 0 or more".to_owned())
 }
 
-/// Parses `BxHxSxD`.
-pub(crate) fn shape(text: &str) -> Result<[usize; 4], String> {
-    let sizes: Option<Vec<usize>> =
-        text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
-    sizes
-        .and_then(|sizes| sizes.try_into().ok())
-        .ok_or_else(|| "expected BxHxSxD, four positive sizes such as 1x8x1024x64".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,13 +362,5 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn shapes() {
-        assert_eq!(shape("1x2x3x4"), Ok([1, 2, 3, 4]));
-        for wrong in ["", "1x2x3", "1x2x3x4x5", "1x0x3x4", "1x-2x3x4", "axbxcxd", "1X2X3X4"] {
-            assert!(shape(wrong).is_err(), "{wrong}");
-        }
     }
 }

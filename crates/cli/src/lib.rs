@@ -21,6 +21,7 @@ mod output;
 mod pipelines;
 mod progress;
 mod run;
+mod shape;
 mod text;
 mod tune;
 mod tuning;

@@ -2,63 +2,23 @@
 
 use crate::{
     args::TuneArgs,
-    bench::{cases, inputs::Inputs, sample::Sample},
+    bench::{cases::Case, inputs::Inputs, sample::Sample},
     complain, kept, open,
     output::Destination,
-    progress, text, tuning,
+    progress,
+    shape::Shape,
+    text, tuning,
     tuning::TuningArg,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use flashtile::{
-    Align, DType, DeviceChoice, KeySplit, PlanOptions, Problem, TensorView,
+    DType, DeviceChoice, KeySplit, PlanOptions,
     wgpu::{self, Context, Outcome, TuneOptions, TuneResult, Tuned, Tuning},
     zeroed_bytes,
 };
 use serde_json::json;
-use std::{fmt, fs, io::Write, path::Path, time::Duration};
-
-/// What is tuned for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Case {
-    /// (B, H, S, D), where S is the number of keys.
-    shape: [usize; 4],
-    queries: usize,
-    kv_heads: usize,
-    dtype: DType,
-    causal: bool,
-}
-
-impl Case {
-    /// Self-attention.
-    fn new(shape: [usize; 4], dtype: DType, causal: bool) -> Self {
-        let [_, heads, seq, _] = shape;
-        Self { shape, queries: seq, kv_heads: heads, dtype, causal }
-    }
-
-    fn problem(&self) -> Result<Problem> {
-        let [batch, heads, seq, dim] = self.shape;
-        let q = TensorView::bhsd(self.dtype, [batch, heads, self.queries, dim])?;
-        let kv = TensorView::bhsd(self.dtype, [batch, self.kv_heads, seq, dim])?;
-        let builder = Problem::builder(q, kv, kv).causal(self.causal).align(Align::BottomRight);
-        Ok(builder.build()?)
-    }
-}
-
-/// `1x8x1024x64 f16 causal`.
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.shape.map(|n| n.to_string()).join("x"), self.dtype)?;
-        let [_, heads, seq, _] = self.shape;
-        if self.queries != seq {
-            write!(f, ", queries {}", self.queries)?;
-        }
-        if self.kv_heads != heads {
-            write!(f, ", kv_heads {}", self.kv_heads)?;
-        }
-        f.write_str(if self.causal { " causal" } else { "" })
-    }
-}
+use std::{fs, io::Write, path::Path, time::Duration};
 
 /// The cases that the arguments name, or those of usual models: as large as one GPU needs to be
 /// busy, and smaller on a software adapter.
@@ -70,32 +30,28 @@ fn cases(args: &TuneArgs, software: bool) -> Result<Vec<Case>> {
         let text = fs::read_to_string(path);
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
         let lines = text.lines().filter(|line| !line.trim().is_empty());
-        let case = |line: &str| {
-            let cases::Case { shape, dtype, causal, .. } = line.trim().parse()?;
-            Ok(Case::new(shape, dtype, causal))
-        };
-        return lines.map(case).collect();
+        return lines.map(|line| line.trim().parse()).collect();
     }
     let dtypes = args.dtype.map_or(vec![DType::F32, DType::F16], |dtype| vec![dtype.dtype()]);
     let mut cases = Vec::new();
     for dtype in dtypes {
         for &shape in &args.shape {
-            let case = Case::new(shape, dtype, args.causal);
-            let queries = args.queries.unwrap_or(case.queries);
-            let kv_heads = args.kv_heads.unwrap_or(case.kv_heads);
-            cases.push(Case { queries, kv_heads, ..case });
+            let seq_q = args.queries.unwrap_or(shape.seq_q);
+            let kv_heads = args.kv_heads.unwrap_or(shape.kv_heads);
+            cases.push(Case::new(Shape { seq_q, kv_heads, ..shape }, dtype, args.causal));
         }
         if args.shape.is_empty() {
             let [batch, heads, seq] = if software { [1, 4, 512] } else { [4, 16, 2048] };
             for dim in [64, 128] {
                 for causal in [false, true] {
                     if causal || !args.causal {
-                        cases.push(Case::new([batch, heads, seq, dim], dtype, causal));
+                        let shape = Shape::of_self([batch, heads, seq, dim]);
+                        cases.push(Case::new(shape, dtype, causal));
                     }
                 }
             }
-            let decode = Case::new([1, 32, 4096, 128], dtype, false);
-            cases.push(Case { queries: 1, kv_heads: 8, ..decode });
+            let long = Shape::of_self([1, 32, 4096, 128]);
+            cases.push(Case::new(Shape { seq_q: 1, kv_heads: 8, ..long }, dtype, false));
         }
     }
     Ok(cases)
@@ -159,9 +115,8 @@ fn tune_case(args: &TuneArgs, context: &Context, case: &Case) -> Result<Option<T
     let within = Duration::from_secs_f64(args.seconds);
     let bar = progress::time_bar(within);
     bar.set_message(format!("{case}: running the oracle"));
-    let elements = |view: &TensorView| view.shape.iter().product();
-    let inputs = Inputs::of_sizes(case.dtype, elements(problem.q()), elements(problem.k()));
-    let sample = Sample::of(problem.clone(), &inputs)?;
+    let inputs = Inputs::new(case);
+    let sample = Sample::new(case, &inputs)?;
     let mut bytes = zeroed_bytes(&problem)?;
     let mut verify = |out: &[u8]| {
         let worst = sample.worst(out);
@@ -207,9 +162,7 @@ impl Report<'_> {
         let winner = found.winner().map(|shape| shape.choice);
         for shape in &found.shapes {
             let mut line = json!({
-                "case": case.shape.map(|n| n.to_string()).join("x"),
-                "queries": case.queries,
-                "kv_heads": case.kv_heads,
+                "case": case.shape.to_string(),
                 "dtype": case.dtype.to_string(),
                 "causal": case.causal,
                 "kind": found.kind.to_string(),

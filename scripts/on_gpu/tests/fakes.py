@@ -27,16 +27,24 @@ FLASHTILE = """
             for index, bus in enumerate(["0000:01:00.0", "0000:3b:00.0"]):
                 print(json.dumps({"backend": "wgpu", "index": index, "name": "NVIDIA Made Up 1",
                                   "type": "DiscreteGpu", "bus": bus}))
+            print(json.dumps({"backend": "cpu", "name": "CPU"}))
             print(json.dumps({"backend": "reference", "name": "CPU"}))
     elif arguments[0] == "--version":
         print("flashtile 1.2.3")
     elif "--from" in arguments:
         print("| tables |")
+    elif arguments[0] == "tune":
+        with open(arguments[arguments.index("--tuning") + 1], "w") as table:
+            print("a table", file=table)
     elif "--cases" in arguments:
-        for line in sys.stdin:
+        cases = arguments[arguments.index("--cases") + 1]
+        lines = sys.stdin if cases == "-" else open(cases)
+        for line in lines:
             case, kernel = line.split()
             backend, kernel = kernel.split(":")
-            print(json.dumps({"case": case.split(",")[0], "backend": backend, "kernel": kernel,
+            shape, dtype, *causal = case.split(",")
+            print(json.dumps({"case": shape, "backend": backend, "kernel": kernel,
+                              "dtype": dtype, "causal": causal == ["causal"],
                               "adapter": arguments[arguments.index("--adapter") + 1], "ms": 1.0}))
             print("{}", flush=True)
     elif arguments[0] == "run":
@@ -47,6 +55,7 @@ FLASHTILE = """
 FLASHTILE_ALONE = """
     import sys
     if "--json" in sys.argv:
+        print('{"backend":"cpu","name":"CPU"}')
         print('{"backend":"reference","name":"CPU"}')
 """
 
@@ -72,6 +81,8 @@ TORCH = """
     for line in sys.stdin:
         if line.strip() == "versions":
             print(json.dumps({"torch": "2.0", "cuda": "13.0", "cudnn": "9"}))
+        elif line.strip() == "copy":
+            print(json.dumps({"copy_gbps": 4012.6}))
         else:
             print(json.dumps({"case": line.split(",")[0], "backend": "torch", "ms": 1.0}))
         print("{}", flush=True)

@@ -14,11 +14,11 @@ CONTESTS = [
     Contest("1x16x16384x128,f16", ["cuda:flash"]),
 ]
 
-# Answers the first two questions, `versions` and the one that warms up, and one case.
+# Answers the first three questions, `versions`, `copy` and the one that warms up, and one case.
 TORCH_THAT_HANGS = TORCH.replace(
     "for line in sys.stdin:",
     """for number, line in enumerate(sys.stdin):
-        if number == 3:
+        if number == 4:
             import time
             time.sleep(60)""",
 )
@@ -28,11 +28,13 @@ class PlanTest(unittest.TestCase):
     def test_the_sizes_are_those_of_the_papers(self):
         found = bench.contests()
         self.assertEqual(len(found), len({contest.case for contest in found}))
-        for contest in found[: -2 * len(bench.NAMED)]:
+        curves = found[: -2 * len(bench.NAMED) - 1]
+        for contest in curves:
             batch, heads, seq, dim = map(int, contest.case.split(",")[0].split("x"))
             self.assertEqual((batch * seq, heads * dim), (16384, 2048))
         self.assertEqual(found[0].case, "2x16x8192x128,f16")
         self.assertIn(Contest("4x32x4096x64,bf16,causal", ["cuda:flash"]), found)
+        self.assertEqual(found[len(curves)].case, "1x32/8x1/32768x128,f16")
         self.assertIn(Contest("1x8x8192x64,f32,causal", ["cuda:auto", "wgpu:auto"]), found)
 
     def test_all_cases_fit_the_time_that_the_step_has(self):
@@ -97,6 +99,7 @@ class BenchTest(Scene):
                 "memory": "81559 MiB",
                 "power_limit": "[N/A]",
                 "flashtile": "1.2.3 (abc123)",
+                "copy": "4013 GB/s",
                 "torch": "2.0",
                 "cudnn": "9",
             },
@@ -177,7 +180,7 @@ class BenchTest(Scene):
 
     def test_a_program_that_our_own_time_limit_stops_has_not_failed(self):
         body = FLASHTILE.replace(
-            "for line in sys.stdin:", "import time; time.sleep(60)\n        if 0:"
+            "for line in lines:", "import time; time.sleep(60)\n        if 0:"
         )
         measured = self.make_bench(flashtile=body)
         self.session.deadline = Deadline(bench.CASE / 3 + 0.5)
@@ -196,7 +199,7 @@ class StepTest(Scene):
         self.make_bundle()
         self.add_gpu()
         session = self.make_session()
-        self.assertEqual(len(bench.contests()), 44)
+        self.assertEqual(len(bench.contests()), 45)
         with mock.patch("on_gpu.bench.contests", return_value=CONTESTS):
             self.assertEqual(bench.bench(session), "5 measurements")
         self.assertEqual(session.tables, "| tables |\n")

@@ -94,8 +94,9 @@ class ConformanceTest(Scene):
         with self.assertRaises(Failed):
             checks.conformance_vulkan(self.conformance(""))
 
-    def test_vulkan_leaves_out_what_needs_cuda(self):
-        session = self.conformance(CONFORMANCE + "    assert sys.argv[1:] == ['--skip', 'cuda']\n")
+    def test_vulkan_leaves_out_what_runs_on_cuda_or_on_the_cpu(self):
+        others = "['--skip', 'cuda', '--skip', 'cpu']"
+        session = self.conformance(CONFORMANCE + f"    assert sys.argv[1:] == {others}\n")
         self.assertEqual(checks.conformance_vulkan(session), "1 passed, 2 ignored")
 
     def test_vulkan_that_hangs_fails_at_its_time_limit(self):

@@ -31,7 +31,7 @@ class RunTest(Scene):
     def steps(self):
         """Result by step, from the summary."""
         summary = (self.folder / "out/summary.txt").read_text().splitlines()
-        return {line.split()[0]: line.split()[1] for line in summary[:7]}
+        return {line.split()[0]: line.split()[1] for line in summary[:8]}
 
     def test_without_a_gpu_everything_is_absent_and_nothing_failed(self):
         self.make_run(flashtile=FLASHTILE_ALONE)
@@ -40,7 +40,7 @@ class RunTest(Scene):
         steps = self.steps()
         self.assertEqual(steps.pop("devices"), "passed")
         self.assertEqual(set(steps.values()), {"absent"})
-        self.assertEqual(len(steps), 6)
+        self.assertEqual(len(steps), 7)
 
     def test_with_a_gpu(self):
         self.make_run()
@@ -51,7 +51,7 @@ class RunTest(Scene):
         self.assertEqual(set(self.steps().values()), {"passed"}, done.stdout)
         # All cases by torch and by CUDA, and those that are not bf16 by wgpu.
         [results] = (self.folder / "out").glob("made-up-1-*.json")
-        self.assertEqual(len(results.read_text().splitlines()), 1 + 44 + 44 + 32)
+        self.assertEqual(len(results.read_text().splitlines()), 1 + 45 + 45 + 33)
         self.assertIn("| tables |", (self.folder / "out/summary.txt").read_text())
         self.assertIn(str(results), done.stdout)
         self.assertEqual(list(self.bundle.glob("**/__pycache__")), [])

@@ -41,7 +41,11 @@ TORCH = """
 
     def inference_mode(): return torch_attention.sdpa_kernel(None)
 
-    def attend(q, k, v, is_causal):
+    def zeros(*_, **__): return types.SimpleNamespace(copy_=lambda _: None)
+
+    empty_like, uint8 = zeros, "uint8"
+
+    def attend(q, k, v, is_causal, enable_gqa=False):
         if torch_attention.chosen == "CUDNN_ATTENTION":
             import warnings
             warnings.warn("cuDNN wants sm_80 (Triggered internally)")
@@ -97,11 +101,12 @@ class TorchTest(Scene):
 
     def test_questions_and_answers(self):
         text = "versions\n2x3x8192x64,f16,causal\nnonsense\n1x2x8193x64,f16\n"
+        text += "copy\n1x4/2x1/9000x64,f16\n1x4/2x1/9000x64,f16,causal\n"
         done = self.ask("--seconds", "0", "-", text=text)
         self.assertEqual(done.returncode, 0, done.stderr)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         ends = [n for n, line in enumerate(lines) if line == {}]
-        self.assertEqual(len(ends), 4, "one for each question")
+        self.assertEqual(len(ends), 7, "one for each question")
         self.assertEqual(lines[0]["torch"], "2.99")
         first = lines[ends[0] + 1 : ends[1]]
         self.assertEqual([row["kernel"] for row in first], ["flash_attention", "math"])
@@ -118,8 +123,16 @@ class TorchTest(Scene):
         self.assertIn("skipped 1x2x8193x64 f16, math: its scores take too much", done.stderr)
         self.assertIn("cudnn_attention: cuDNN wants sm_80\n", done.stderr)
         self.assertIn("efficient_attention: this torch does not have it", done.stderr)
-        # Four kernels in two cases, whether they ran or refused.
-        self.assertEqual(done.stderr.count("emptied"), 8)
+        # 2 ms for each copy of a GiB, which is read and written.
+        [copy] = lines[ends[3] + 1 : ends[4]]
+        self.assertAlmostEqual(copy["copy_gbps"], 2 * 2**30 / 2e-3 / 1e9)
+        decode = lines[ends[4] + 1 : ends[5]]
+        self.assertEqual([row["case"] for row in decode], ["1x4/2x1/9000x64"] * 2)
+        self.assertEqual(lines[ends[5] :], [{}, {}], "no answer to the last question")
+        self.assertIn("causal, flash_attention: its causal masks begin at", done.stderr)
+
+        # Four kernels in four cases, whether they ran or refused, and the copy.
+        self.assertEqual(done.stderr.count("emptied"), 17)
 
     def test_without_torch_it_is_absent(self):
         done = self.ask("-", torch="raise ImportError('broken')")
@@ -142,10 +155,17 @@ class CaseTest(unittest.TestCase):
         spec = importlib.util.spec_from_file_location("torch_sdpa", SCRIPT)
         torch_sdpa = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(torch_sdpa)
-        self.assertEqual(
-            torch_sdpa.parse_case(" 1x2x3x4,bf16,causal\n"), ((1, 2, 3, 4), "bf16", True)
-        )
-        self.assertEqual(torch_sdpa.parse_case("1x2x3x4,f32"), ((1, 2, 3, 4), "f32", False))
-        for case in ("1x2x3,f16", "1x2x3x4", "1x2x3x4,f8", "1x2x3x4,f16,acausal", "1x0x3x4,f16"):
+        shape, dtype, causal = torch_sdpa.parse_case(" 1x2x3x4,bf16,causal\n")
+        self.assertEqual((str(shape), dtype, causal), ("1x2x3x4", "bf16", True))
+        self.assertEqual((shape.q, shape.kv), ((1, 2, 3, 4), (1, 2, 3, 4)))
+        shape, dtype, causal = torch_sdpa.parse_case("1x32/8x1/4096x128,f32")
+        self.assertEqual((str(shape), dtype, causal), ("1x32/8x1/4096x128", "f32", False))
+        self.assertEqual((shape.q, shape.kv), ((1, 32, 1, 128), (1, 8, 4096, 128)))
+        flops, size = torch_sdpa.cost(shape, 2, False)
+        self.assertEqual((flops, size), (4 * 32 * 4096 * 128, 4 * 128 * (32 + 8 * 4096)))
+        for case in (
+            *["1x2x3,f16", "1x2x3x4", "1x2x3x4,f8", "1x2x3x4,f16,acausal", "1x0x3x4,f16"],
+            *["1x2/1/1x3x4,f16", "1x2/0x3x4,f16", "1/1x2x3x4,f16", "1x2-1x3x4,f16"],
+        ):
             with self.subTest(case), self.assertRaisesRegex(argparse.ArgumentTypeError, case):
                 torch_sdpa.parse_case(case)

@@ -1,14 +1,16 @@
 //! What is measured.
 
-use crate::args::{self, BenchArgs, DTypeArg};
+use crate::{
+    args::{BenchArgs, DTypeArg},
+    shape::Shape,
+};
 use anyhow::{Error, Result, anyhow, bail};
 use clap::ValueEnum as _;
-use flashtile::{Call, Cost, DType, Problem, TensorView};
-use std::str::FromStr;
+use flashtile::{Call, Cost, DType, Problem};
+use std::{fmt, str::FromStr};
 
-/// The testkit's named shapes (B, H, S, D), smallest first. Only those of plain self-attention,
-/// because `case` holds nothing else.
-fn named() -> Vec<[usize; 4]> {
+/// The testkit's named shapes of plain self-attention, smallest first.
+fn named() -> Vec<Shape> {
     let plain = |case: &flashtile_testkit::Case| {
         case.kv_heads == case.heads
             && case.seq_kv == case.seq_q
@@ -16,20 +18,21 @@ fn named() -> Vec<[usize; 4]> {
             && case.seq_q > 1
     };
     let named = flashtile_testkit::named_shapes().into_iter().map(|(_, case)| case).filter(plain);
-    let mut shapes: Vec<_> =
-        named.map(|case| [case.batch, case.heads, case.seq_q, case.head_dim]).collect();
-    shapes.sort_by_key(|[b, h, s, d]| b * h * s * s * d);
+    let shape = |case: flashtile_testkit::Case| {
+        Shape::of_self([case.batch, case.heads, case.seq_q, case.head_dim])
+    };
+    let mut shapes: Vec<_> = named.map(shape).collect();
+    shapes.sort_by_key(Shape::work);
     shapes
 }
 
 /// Sequence lengths of the curves, with 8 heads of 64.
 const CURVE: [usize; 7] = [256, 512, 1024, 2048, 4096, 8192, 16384];
 
-/// One case: self-attention of dense (B, H, S, D) tensors.
+/// One case: attention over dense tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Case {
-    /// (B, H, S, D).
-    pub(crate) shape: [usize; 4],
+    pub(crate) shape: Shape,
     pub(crate) dtype: DType,
     pub(crate) causal: bool,
     /// Whether it is a point of the curves.
@@ -37,14 +40,13 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// `BxHxSxD`.
-    pub(crate) fn name(&self) -> String {
-        self.shape.map(|n| n.to_string()).join("x")
+    /// One that is no point of the curves.
+    pub(crate) fn new(shape: Shape, dtype: DType, causal: bool) -> Self {
+        Self { shape, dtype, causal, on_curve: false }
     }
 
     pub(crate) fn problem(&self) -> Result<Problem> {
-        let x = TensorView::bhsd(self.dtype, self.shape)?;
-        Ok(Problem::builder(x, x, x).causal(self.causal).build()?)
+        Ok(self.shape.problem(self.dtype, self.causal)?)
     }
 
     /// The least operations and bytes. They do not depend on the tiles.
@@ -54,13 +56,21 @@ impl Case {
     }
 }
 
-/// `BxHxSxD,dtype[,causal]`.
+/// `1x8x1024x64 f16 causal`.
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let causal = if self.causal { " causal" } else { "" };
+        write!(f, "{} {}{causal}", self.shape, self.dtype)
+    }
+}
+
+/// `BxHxSxD,dtype[,causal]`, with the sizes of [`Shape`].
 impl FromStr for Case {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(',');
-        let shape = args::shape(parts.next().unwrap_or_default());
+        let shape: Result<Shape, _> = parts.next().unwrap_or_default().parse();
         let shape = shape.map_err(|e| anyhow!("`{text}`: {e}"))?;
         let dtype = parts.next().unwrap_or_default();
         let dtype = DTypeArg::from_str(dtype, false)
@@ -70,7 +80,7 @@ impl FromStr for Case {
             (Some("causal"), None) => true,
             _ => bail!("`{text}`: expected nothing or `causal` after the dtype"),
         };
-        Ok(Self { shape, dtype: dtype.dtype(), causal, on_curve: false })
+        Ok(Self::new(shape, dtype.dtype(), causal))
     }
 }
 
@@ -92,14 +102,14 @@ pub(crate) fn cases(args: &BenchArgs) -> Vec<Case> {
         for &dtype in &dtypes {
             for causal in [false, true] {
                 if causal || !args.causal {
-                    cases.push(Case { shape, dtype, causal, on_curve: false });
+                    cases.push(Case::new(shape, dtype, causal));
                 }
             }
         }
     }
     if args.plot.is_some() {
         let point = |s| Case {
-            shape: [1, 8, s, 64],
+            shape: Shape::of_self([1, 8, s, 64]),
             dtype: dtypes[0],
             causal: args.causal,
             on_curve: true,
@@ -115,10 +125,12 @@ mod tests {
 
     #[test]
     fn cases_are_read_from_text() {
-        let case = Case { shape: [1, 2, 3, 4], dtype: DType::BF16, causal: true, on_curve: false };
+        let case = Case::new(Shape::of_self([1, 2, 3, 4]), DType::BF16, true);
         assert_eq!("1x2x3x4,bf16,causal".parse::<Case>().expect("a case"), case);
         let case = Case { dtype: DType::F32, causal: false, ..case };
         assert_eq!("1x2x3x4,f32".parse::<Case>().expect("a case"), case);
+        let decode: Case = "1x4/2x1/9x8,f16".parse().expect("a case");
+        assert_eq!((decode.shape.seq_kv, decode.to_string().as_str()), (9, "1x4/2x1/9x8 f16"));
         for (text, error) in [
             ("1x2x3x4", "expected dtype f32, f16 or bf16, but got ``"),
             ("1x2x3x4,f64", "expected dtype f32, f16 or bf16, but got `f64`"),

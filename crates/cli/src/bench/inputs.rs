@@ -1,7 +1,7 @@
 //! The tensors of a case.
 
 use super::cases::Case;
-use flashtile::{DType, HostArgs};
+use flashtile::HostArgs;
 
 /// Elements after which a tensor repeats: generating all of a large one takes longer than
 /// measuring. A prime, so that rows and heads differ.
@@ -18,12 +18,7 @@ impl Inputs {
     /// Numbers spread evenly over -1..1, which give scores of a usual size. They are the same in
     /// every run.
     pub(crate) fn new(case: &Case) -> Self {
-        let len = case.shape.iter().product();
-        Self::of_sizes(case.dtype, len, len)
-    }
-
-    /// The same for q of `q_len` elements, and k and v of `kv_len`.
-    pub(crate) fn of_sizes(dtype: DType, q_len: usize, kv_len: usize) -> Self {
+        let ([q_len, kv_len], dtype) = (case.shape.elements(), case.dtype);
         let size = dtype.size();
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;
         let mut fill = |len: usize| {
@@ -56,11 +51,12 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Shape;
+    use flashtile::DType;
 
     #[test]
     fn tensors_repeat_and_differ() {
-        let case =
-            Case { shape: [1, 3, 700_001, 1], dtype: DType::F16, causal: false, on_curve: false };
+        let case = Case::new(Shape::of_self([1, 3, 700_001, 1]), DType::F16, false);
         let Inputs { q, k, v } = Inputs::new(&case);
         assert_eq!((q.len(), k.len(), v.len()), (4_200_006, 4_200_006, 4_200_006));
         assert!(q != k && k != v);

@@ -6,6 +6,7 @@ use super::{
     sample::Sample,
     target::{Clock, Target},
 };
+use crate::shape::Shape;
 use anyhow::{Context as _, Result, ensure};
 use std::time::Instant;
 
@@ -63,7 +64,7 @@ pub(crate) struct Speed {
 impl Speed {
     /// Measures a case of 8 million operations, which takes even the oracle less than a second.
     pub(crate) fn probe(target: &Target, like: &Case) -> Result<Self> {
-        let case = Case { shape: [1, 2, 128, 64], ..*like };
+        let case = Case { shape: Shape::of_self([1, 2, 128, 64]), ..*like };
         let row = measure(target, &case, &Prepared::new(&case)?, 0.25)?;
         Ok(Self { gflops: row.gflops })
     }
@@ -82,8 +83,7 @@ impl Speed {
 
 /// What a measurement is called in messages: `1x8x1024x64 f16 causal, flash on wgpu ...`.
 pub(crate) fn title(target: &Target, case: &Case) -> String {
-    let causal = if case.causal { " causal" } else { "" };
-    format!("{} {}{causal}, {target}", case.name(), case.dtype)
+    format!("{case}, {target}")
 }
 
 /// The median of as many runs as fit into `budget` seconds: three or more, or two where a run is

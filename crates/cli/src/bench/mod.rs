@@ -9,7 +9,7 @@ mod results;
 pub(crate) mod sample;
 mod target;
 
-use crate::{args::BenchArgs, complain, open, output::Destination, progress, text};
+use crate::{args::BenchArgs, complain, open, output::Destination, progress, shape::Shape, text};
 use anyhow::{Error, Result, bail, ensure};
 use cases::{Case, cases};
 use comfy_table::{CellAlignment, Table, presets};
@@ -83,8 +83,7 @@ fn targets(args: &BenchArgs) -> Result<Vec<Target>> {
     let choice = args.choice.choice();
     let targets = Target::all(&open::devices(&args.choice, false)?, choice.kernel)?;
     if targets.is_empty() {
-        let smallest =
-            Case { shape: [1; 4], dtype: DType::F32, causal: false, on_curve: false }.problem()?;
+        let smallest = Case::new(Shape::of_self([1; 4]), DType::F32, false).problem()?;
         bail!(flashtile::Error::Refused(Attention::new().explain_within(&smallest, choice)));
     }
     Ok(targets)
@@ -161,7 +160,7 @@ fn measure_all(
 
 fn json_line(row: &Row) -> serde_json::Value {
     let mut line = json!({
-        "case": row.case.name(),
+        "case": row.case.shape.to_string(),
         "backend": row.backend,
         "kernel": row.kernel,
         "dtype": row.case.dtype.to_string(),
@@ -204,7 +203,7 @@ fn table(rows: &[Row]) -> Table {
     ]);
     for row in rows {
         table.add_row([
-            row.case.name(),
+            row.case.shape.to_string(),
             row.case.dtype.to_string(),
             if row.case.causal { "yes" } else { "no" }.to_owned(),
             row.backend.clone(),

@@ -1,7 +1,7 @@
 //! Plots of speed and memory against sequence length.
 
 use super::measure::Row;
-use crate::text;
+use crate::{shape::Shape, text};
 use anyhow::{Result, anyhow};
 use flashtile::DType;
 use plotters::{
@@ -46,16 +46,19 @@ struct Panel {
 
 impl Panel {
     fn shows(&self, row: &Row) -> bool {
-        self.head_dim.is_none_or(|d| d == row.case.shape[3])
+        self.head_dim.is_none_or(|d| d == row.case.shape.head_dim)
     }
 }
 
 /// Draws `rows`, whose cases differ only in sequence length, as an SVG document.
 pub(crate) fn svg(rows: &[&Row]) -> Result<String> {
     let title = rows.first().map_or(String::new(), |row| {
-        let [batch, heads, _, width] = row.case.shape;
+        let Shape { batch, heads, head_dim, .. } = row.case.shape;
         let causal = if row.case.causal { ", causal" } else { "" };
-        format!("Forward attention, {batch} x {heads} heads of {width}, {}{causal}", row.case.dtype)
+        format!(
+            "Forward attention, {batch} x {heads} heads of {head_dim}, {}{causal}",
+            row.case.dtype
+        )
     });
     let speed = Panel {
         title: "speed, GFLOP/s (higher is better)".to_owned(),
@@ -129,7 +132,7 @@ fn draw_panel(
     curves: &[Curve<'_>],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let rows = || curves.iter().flat_map(|curve| &curve.rows).filter(|row| panel.shows(row));
-    let xs = around(rows().map(|row| row.case.shape[2] as f64), 1.2);
+    let xs = around(rows().map(|row| row.case.shape.seq_kv as f64), 1.2);
     let ys = around(rows().map(|row| (panel.value)(row)), 1.6);
     let small = ("sans-serif", 13).into_font().color(&INK);
     let mut chart = ChartBuilder::on(area)
@@ -152,7 +155,7 @@ fn draw_panel(
     for curve in curves {
         let shown = curve.rows.iter().filter(|row| panel.shows(row));
         let points: Vec<_> =
-            shown.map(|row| (row.case.shape[2] as f64, (panel.value)(row).max(1e-6))).collect();
+            shown.map(|row| (row.case.shape.seq_kv as f64, (panel.value)(row).max(1e-6))).collect();
         let colour = curve.colour;
         chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))?;
         chart
@@ -186,7 +189,7 @@ fn curves<'a>(rows: &[&'a Row]) -> Vec<Curve<'a>> {
         }
     }
     for curve in &mut curves {
-        curve.rows.sort_by_key(|row| row.case.shape[2]);
+        curve.rows.sort_by_key(|row| row.case.shape.seq_kv);
     }
     curves
 }
@@ -206,7 +209,8 @@ mod tests {
     use flashtile::DType;
 
     fn row(kernel: &str, seq: usize, gflops: f64) -> Row {
-        let case = Case { shape: [1, 8, seq, 64], dtype: DType::F32, causal: true, on_curve: true };
+        let shape = Shape::of_self([1, 8, seq, 64]);
+        let case = Case { shape, dtype: DType::F32, causal: true, on_curve: true };
         let (backend, device, first_ms) = ("wgpu".to_owned(), "a <GPU> & more".to_owned(), 1.0);
         let kernel = kernel.to_owned();
         let (peak_bytes, clock) = ((seq * seq) as u64, Clock::Host);

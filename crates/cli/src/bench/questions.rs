@@ -207,7 +207,7 @@ pub(crate) fn is_device_lost(e: &Error) -> bool {
 
 fn unmeasured(target: &Target, case: &Case, error: String) -> Value {
     json!({
-        "case": case.name(),
+        "case": case.shape.to_string(),
         "backend": target.device.kind().name(),
         "kernel": target.kernel.name(),
         "dtype": case.dtype.to_string(),

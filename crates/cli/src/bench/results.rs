@@ -1,7 +1,7 @@
 //! Earlier results: read from the lines that `--json` wrote, and printed as tables.
 
 use super::{cases::Case, measure::Row, plot, target::Clock};
-use crate::{args, text};
+use crate::{shape::Shape, text};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flashtile::{BackendKind, DType};
 use serde_json::Value;
@@ -23,12 +23,13 @@ pub(crate) struct Results {
 }
 
 /// The keys that the first line may have, and the prefix of each value in print.
-const HEADER: [(&str, &str); 9] = [
+const HEADER: [(&str, &str); 10] = [
     ("gpu", ""),
     ("date", ""),
     ("driver", "driver "),
     ("nvrtc", "NVRTC "),
     ("clocks", "SM clock "),
+    ("copy", "copy "),
     ("flashtile", "flashtile "),
     ("torch", "torch "),
     ("cuda", "CUDA "),
@@ -74,10 +75,11 @@ fn row(value: &Value) -> Result<Row> {
         let number = field(key)?.as_f64().filter(|n| n.is_finite() && *n >= 0.0);
         number.ok_or_else(|| anyhow!("`{key}` is not a number of at least 0"))
     };
-    let shape = args::shape(&text("case")?).map_err(|e| anyhow!("`case`: {e}"))?;
+    let shape: Shape = text("case")?.parse().map_err(|e| anyhow!("`case`: {e}"))?;
     let dtype = text("dtype")?;
     let clock = text("clock")?;
-    let [batch, heads, seq, head_dim] = shape;
+    let Shape { batch, heads, seq_q, head_dim, .. } = shape;
+    let sizes = [batch.saturating_mul(seq_q), heads.saturating_mul(head_dim)];
     Ok(Row {
         case: Case {
             shape,
@@ -89,7 +91,7 @@ fn row(value: &Value) -> Result<Row> {
             causal: field("causal")?
                 .as_bool()
                 .ok_or_else(|| anyhow!("`causal` is neither true nor false"))?,
-            on_curve: [batch.saturating_mul(seq), heads.saturating_mul(head_dim)] == CURVE,
+            on_curve: shape.is_of_self() && sizes == CURVE,
         },
         backend: text("backend")?,
         kernel: text("kernel")?,
@@ -147,9 +149,9 @@ impl Results {
             }
         }
         cases.sort_by_key(|case| {
-            let [b, h, s, d] = case.shape;
-            let size = if case.on_curve { s } else { b * h * s * s * d };
-            (!case.on_curve, if case.on_curve { d } else { 0 }, case.causal, size)
+            let Shape { seq_kv, head_dim, .. } = case.shape;
+            let size = if case.on_curve { seq_kv } else { case.shape.work() };
+            (!case.on_curve, if case.on_curve { head_dim } else { 0 }, case.causal, size)
         });
         cases
     }
@@ -180,7 +182,7 @@ impl Results {
         ratios.iter().try_for_each(|(name, ..)| write!(f, " {name} |"))?;
         write!(f, "\n| --- | --- |{}", " ---: |".repeat(columns.len() + ratios.len()))?;
         for case in self.cases(dtype) {
-            write!(f, "\n| {} | {} |", case.name(), if case.causal { "yes" } else { "no" })?;
+            write!(f, "\n| {} | {} |", case.shape, if case.causal { "yes" } else { "no" })?;
             for column in &columns {
                 match self.find(&case, column) {
                     Some(row) => write!(f, " {} |", text::digits(row.gflops / scale))?,
@@ -268,7 +270,7 @@ mod tests {
     fn results_become_tables_beside_torch() {
         let header = json!({
             "gpu": "A GPU", "date": "2026-01-02", "driver": "1.2", "nvrtc": "12.9", "cuda": "13.0",
-            "clocks": "5 MHz", "torch": "2.9", "other": 1,
+            "clocks": "5 MHz", "copy": "9 GB/s", "torch": "2.9", "other": 1,
         });
         let lines = [
             header.to_string(),
@@ -284,7 +286,7 @@ mod tests {
         let results = parse(&lines.join("\n")).expect("results");
         assert_eq!(
             results.to_string(),
-            "A GPU, 2026-01-02, driver 1.2, NVRTC 12.9, SM clock 5 MHz, torch 2.9, CUDA 13.0.\n\n\
+            "A GPU, 2026-01-02, driver 1.2, NVRTC 12.9, SM clock 5 MHz, copy 9 GB/s, torch 2.9, CUDA 13.0.\n\n\
              | f16, TFLOP/s | causal | cuda flash | cuda unfused | wgpu flash | \
              torch flash | torch math | cuda flash : torch flash | cuda flash : unfused |\n\
              | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n\
@@ -309,9 +311,11 @@ mod tests {
 
     #[test]
     fn what_bench_writes_is_what_is_read() {
-        let written = line("1x2x3x4", "wgpu", "unfused", "bf16", 0.25);
-        let read = row(&serde_json::from_str(&written).expect("JSON")).expect("a row");
-        assert_eq!(super::super::json_line(&read).to_string(), written);
+        for case in ["1x2x3x4", "1x32/8x1/4096x128"] {
+            let written = line(case, "wgpu", "unfused", "bf16", 0.25);
+            let read = row(&serde_json::from_str(&written).expect("JSON")).expect("a row");
+            assert_eq!(super::super::json_line(&read).to_string(), written);
+        }
     }
 
     #[test]

@@ -38,11 +38,7 @@ struct Row {
 impl Sample {
     /// Runs the oracle on some rows, on all CPU cores.
     pub(crate) fn new(case: &Case, inputs: &Inputs) -> Result<Self> {
-        Self::of(case.problem()?, inputs)
-    }
-
-    /// The same for any problem over q, k and v without other features than a causal mask.
-    pub(crate) fn of(problem: Problem, inputs: &Inputs) -> Result<Self> {
+        let problem = case.problem()?;
         let row_cost = problem.seq_kv() * (problem.head_dim() + problem.head_dim_v());
         let places =
             places(problem.batch(), problem.heads(), problem.seq_q(), BUDGET / row_cost.max(1));
@@ -141,6 +137,7 @@ fn part<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Shape;
     use flashtile::DType;
     use std::collections::HashSet;
 
@@ -185,7 +182,7 @@ mod tests {
     #[test]
     fn rows_are_those_of_the_whole_problem() {
         for causal in [false, true] {
-            let case = Case { shape: [2, 3, 20, 4], dtype: DType::F16, causal, on_curve: false };
+            let case = Case::new(Shape::of_self([2, 3, 20, 4]), DType::F16, causal);
             let (inputs, problem) = (Inputs::new(&case), case.problem().expect("valid"));
             let whole =
                 reference::attention(&problem, &HostInputs::new(&inputs.q, &inputs.k, &inputs.v))

@@ -213,7 +213,7 @@ fn other_devices_are_measured_after_a_wrong_result_but_not_after_a_loss() {
 fn a_wrong_result_of_the_probe_counts_too() {
     let args = args(&[]);
     let targets = Target::all(&[Faulty::device(Fault::LastElement)], None).expect("valid");
-    let case = Case { shape: [1, 1, 8, 8], dtype: DType::F16, causal: false, on_curve: false };
+    let case = Case::new(Shape::of_self([1, 1, 8, 8]), DType::F16, false);
     let bar = ProgressBar::hidden();
     let measured =
         measure_all(&args, &targets, &[case], &bar, &mut Vec::new()).expect("out can be written");
@@ -249,13 +249,14 @@ fn answers(fault: Fault, questions: &str) -> (Vec<Value>, Result<()>, usize) {
 
 #[test]
 fn questions_are_answered_on_one_device_each_with_an_end() {
-    let questions = "1x1x8x8,f32 wgpu:unfused\n\n1x1x8x8,f16,causal wgpu:auto\n";
+    let questions = "1x1x8x8,f32 wgpu:unfused\n\n1x4/2x3/8x8,f16,causal wgpu:auto\n";
     let (lines, end, opened) = answers(Fault::None, questions);
     assert!(end.is_ok() && opened == 1, "{end:?} {opened}");
     let [first, end, second, end_of_second] = &lines[..] else { panic!("{lines:?}") };
     assert_eq!((end, end_of_second), (&json!({}), &json!({})));
     assert_eq!((&first["dtype"], &first["causal"]), (&json!("f32"), &json!(false)));
     assert_eq!((&second["dtype"], &second["causal"]), (&json!("f16"), &json!(true)));
+    assert_eq!((&first["case"], &second["case"]), (&json!("1x1x8x8"), &json!("1x4/2x3/8x8")));
     for row in [first, second] {
         assert!(row["error"].as_f64().expect("a number") <= 1.0, "{row}");
     }
