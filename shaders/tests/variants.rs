@@ -167,6 +167,24 @@ fn workgroup_memory_is_what_the_plan_computes() {
     });
 }
 
+/// Work that starts last should be short, so every flash kernel takes the last tile of a head first:
+/// under a causal mask it has the most keys. Conformance runs this order where it has the device.
+#[test]
+fn flash_kernels_take_the_longest_tiles_first() {
+    let flash =
+        |v: &Variant| matches!(v.operation, Operation::FlashForward | Operation::FlashSplit);
+    let mut checked = 0;
+    for variant in Variant::all().filter(|v| flash(v) && v.mask.is_none() && !v.kv_lens && !v.lse) {
+        let source = variant.wgsl();
+        let (_, entry) = source.split_once("@compute").unwrap();
+        let calls = entry.matches("work_item(").count();
+        let longest_first = entry.matches("work_item(longest_first(index), BR)").count();
+        assert_eq!((calls, longest_first), (1, 1), "{variant}");
+        checked += 1;
+    }
+    assert!(checked > 300, "only {checked} variants are checked");
+}
+
 /// WebGPU allows 8 storage buffers per stage. A variant lists exactly the bindings that its source
 /// declares.
 #[test]

@@ -187,7 +187,7 @@ fn flash_forward(
     if (index >= params.item_count) {
         return;
     }
-    let item = work_item(index, BR);
+    let item = work_item(longest_first(index), BR);
     let row_end = tile_row_end(item, BR);
     let range = kv_range(item, row_end);
     let strip = thread / LANES * M; // the first query of the subgroup's strip, in the tile

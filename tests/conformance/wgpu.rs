@@ -6,6 +6,8 @@ mod devices;
 mod embedding;
 mod long;
 mod matrix;
+mod order;
+mod probe;
 mod registers;
 mod stress;
 mod tuning;
@@ -89,6 +91,13 @@ fn tests() -> Vec<Test<Devices>> {
         "kernels visit the key tiles of core's visitor".into(),
         visited::visited_tiles,
     ));
+    tests.push(check("flash kernels take the longest tiles first".into(), order::longest_first));
+    tests.push(
+        Test::new("matrix flash kernels take the longest tiles first", |d: &Devices| {
+            order::longest_first_on_matrix_units(d.full.context())
+        })
+        .unless(matrix::missing),
+    );
     tests.push(check(
         "loop iterations are counted as kernels run them".into(),
         long::loop_iterations,

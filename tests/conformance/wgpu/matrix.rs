@@ -27,7 +27,7 @@ pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
 
 /// Why the adapter cannot run these tests. With FLASHTILE_REQUIRE_MATRIX_UNITS=1 they run, and fail
 /// where it cannot.
-fn missing(devices: &Devices) -> Option<String> {
+pub(super) fn missing(devices: &Devices) -> Option<String> {
     if is_required("FLASHTILE_REQUIRE_MATRIX_UNITS") {
         return None;
     }

@@ -2,7 +2,10 @@
 //! this: a needless visit only costs time. So the kernel's own functions run on the device, and the
 //! test compares them with core's visitor.
 
-use super::embedding::{buffer, read};
+use super::{
+    embedding::{buffer, read},
+    probe::{Probe, words},
+};
 use crate::shared::text;
 use flashtile_core::{
     Align, Call, DType, KernelKind, KeyTiles, Layout, Problem, TensorView, TileKind,
@@ -129,46 +132,17 @@ fn run(
     lens: &[i32],
     items: usize,
 ) -> Result<Vec<u32>, String> {
-    let device = context.device();
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: Some("probe"),
-        source: wgpu::ShaderSource::Wgsl((dispatch.wgsl.clone() + PROBE).into()),
-    });
-    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some("probe"),
-        layout: None,
-        module: &module,
-        entry_point: Some("probe"),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &dispatch.constants,
-            ..wgpu::PipelineCompilationOptions::default()
-        },
-        cache: None,
-    });
+    let probe = Probe {
+        name: "probe",
+        wgsl: dispatch.wgsl.clone() + PROBE,
+        entry_point: "probe",
+        constants: &dispatch.constants,
+        workgroups: dispatch.workgroups,
+    };
     let params = buffer(context, bytemuck::cast_slice(&dispatch.params), Usage::UNIFORM);
     let aux = buffer(context, bytemuck::cast_slice(lens), Usage::STORAGE);
     let out = buffer(context, &vec![0; 4 * ANSWERS * items], Usage::STORAGE);
     let bound = [(Slot::Params, &params), (Slot::Aux, &aux), (Slot::Out, &out)];
-    let entries = bound.map(|(slot, buffer)| wgpu::BindGroupEntry {
-        binding: slot as u32,
-        resource: buffer.as_entire_binding(),
-    });
-    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some("probe"),
-        layout: &pipeline.get_bind_group_layout(0),
-        entries: &entries,
-    });
-    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(&pipeline);
-        pass.set_bind_group(0, &group, &[]);
-        let [x, y] = dispatch.workgroups;
-        pass.dispatch_workgroups(x, y, 1);
-    }
-    context.queue().submit([encoder.finish()]);
-    Ok(read(context, &out)?
-        .chunks(4)
-        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect())
+    probe.run(context, &bound.map(|(slot, buffer)| (slot as u32, buffer)));
+    Ok(words(&read(context, &out)?))
 }
