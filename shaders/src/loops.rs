@@ -17,8 +17,8 @@ pub struct LoopShape {
     pub keys: usize,
     /// The largest number of chunks of keys that one row has; only the merge counts them.
     pub chunks: usize,
-    /// The largest number of key tiles whose V may need careful sums, because masked or dropped
-    /// keys hold NaN.
+    /// The largest number of edge tiles that one workgroup visits: key tiles whose V may need
+    /// careful sums, because masked or dropped keys hold NaN.
     pub careful_tiles: u64,
     /// Width of q and k.
     pub head_dim: usize,
@@ -43,7 +43,7 @@ impl Variant {
                 Tiles::Rows(tiles) => self.flash_rows(tiles, shape),
                 Tiles::Broadcast(tiles) => self.flash_broadcast(tiles, shape),
                 Tiles::Uniform(tiles) => self.flash_uniform(tiles, shape),
-                Tiles::Lanes(_) => self.flash_lanes(shape),
+                Tiles::Lanes(tiles) => self.flash_lanes(tiles, shape),
                 Tiles::Matrix(tiles) => self.flash_matrix(tiles, shape),
             },
             Operation::FlashMerge => self.flash_merge(shape),
@@ -90,38 +90,53 @@ impl Variant {
         tiles + careful + repeat(d4_v, repeat(4.0, 0.0))
     }
 
+    /// The loops that store `blocks` blocks of four columns of a partial result; a whole result is
+    /// stored in words, without loops.
+    fn store_partial(&self, blocks: f64) -> f64 {
+        if self.operation == Operation::FlashSplit { blocks * repeat(4.0, 0.0) } else { 0.0 }
+    }
+
     /// flash_forward_broadcast.wgsl.
     fn flash_broadcast(&self, tiles: &BroadcastTiles, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
         let per_word = (16 / self.dtype.size()) as f64;
         let [words, words_v] = [shape.head_dim, shape.head_dim_v].map(|d| d as f64 / per_word);
         let load_q = repeat(words, 0.0);
-        // Full tiles and edge tiles in two parts, each of which ends with a pass over no tile.
-        let key_tiles = repeat(t.tiles + 3.0, words + words_v);
-        let store = repeat(words_v, repeat(4.0, 0.0));
-        load_q + repeat(2.0, 0.0) + key_tiles + f64::from(tiles.rows) * store
+        // Loops over words end after their last pass. Full tiles and edge tiles have a loop each,
+        // in both of two parts, and each ends with a pass over no tile.
+        let key_tiles = repeat(2.0, 0.0) + t.tiles * (1.0 + words + words_v) + 4.0;
+        let store = repeat(words_v, self.store_partial(per_word / 4.0));
+        load_q + key_tiles + f64::from(tiles.rows) * store
     }
 
     /// flash_forward_matrix.wgsl.
     fn flash_matrix(&self, tiles: &MatrixTiles, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
         let [size, lanes, width] = [tiles.size, tiles.lanes, tiles.width].map(f64::from);
-        let loads = |rows: f64| repeat((rows * width / 8.0 / t.threads).ceil(), 0.0);
+        let q_columns = f64::from(tiles.q_columns());
+        // `//roll`: unrolled, except for software adapters.
+        let roll = |times: f64, body: f64| {
+            if tiles.is_for_software() { repeat(times, body) } else { times * body }
+        };
+        // Loads of eight columns of so many rows.
+        let loads =
+            |rows: f64, columns: f64| repeat((rows * columns / 8.0 / t.threads).ceil(), 0.0);
+        // Blocks of four scores per thread, and chunks of columns that a thread reads of O.
         let per_thread = t.keys / (lanes / size) / 4.0;
-        // Those that a software adapter does not unroll, at most one per column of the strip.
-        let over_columns = |body| repeat(width / size, body);
-        let load_q = over_columns(loads(t.rows));
-        let products = over_columns(0.0) + over_columns(0.0);
-        let spill = over_columns(repeat(per_thread, 0.0));
-        let tile = loads(t.keys) + loads(t.keys / 2.0) + per_thread * t.philox + products + spill;
-        let columns = width / t.keys * per_thread;
-        let careful = columns * repeat(t.keys, 0.0)
+        let chunks = width / t.keys;
+        let load_q =
+            roll(width / q_columns, loads(t.rows, q_columns) + roll(q_columns / size, 0.0));
+        let tile = loads(t.keys, width)
+            + roll(width / size / 2.0, 0.0)
+            + loads(t.keys / 2.0, width)
+            + per_thread * t.philox
+            + roll(chunks, repeat(per_thread, 0.0)) // where a row of O is rescaled
+            + roll(width / size, 0.0);
+        let careful = chunks * per_thread * repeat(t.keys, 0.0)
             + repeat((width * (t.keys + 8.0) / t.threads).ceil(), 0.0);
         let careful = (shape.careful_tiles as f64).min(t.tiles) * careful;
-        load_q
-            + repeat(t.tiles, tile)
-            + careful
-            + over_columns(repeat(per_thread, repeat(4.0, 0.0)))
+        let store = roll(chunks, repeat(per_thread, repeat(4.0, 0.0)));
+        load_q + roll(width / size, 0.0) + repeat(t.tiles, tile) + careful + store
     }
 
     /// flash_merge.wgsl.
@@ -140,14 +155,18 @@ impl Variant {
         let edges = (shape.careful_tiles as f64).min(t.tiles);
         let dirty = repeat((t.keys * words / t.threads).ceil(), 0.0);
         let careful = shape.head_dim_v as f64 / 16.0 * repeat(t.keys, 0.0);
-        repeat(t.tiles, scores + t.keys / 4.0 * t.philox) + edges * (dirty + careful)
+        repeat(t.tiles, scores + t.keys / 4.0 * t.philox)
+            + edges * (dirty + careful)
+            + self.store_partial(shape.head_dim_v as f64 / 4.0)
     }
 
     /// flash_forward_lanes.wgsl.
-    fn flash_lanes(&self, shape: &LoopShape) -> f64 {
+    fn flash_lanes(&self, tiles: &LaneTiles, shape: &LoopShape) -> f64 {
         let t = Shape::new(self, shape);
-        // Blocks of 8 keys, with one or two calls of `kept` per row.
-        repeat(t.tiles, repeat(t.keys / 8.0, 4.0 * t.philox))
+        let [rows, lanes] = [tiles.rows, tiles.lanes].map(f64::from);
+        // Blocks of 8 keys, with one call of `kept` per row.
+        repeat(t.tiles, repeat(t.keys / 8.0, rows * t.philox))
+            + self.store_partial(rows * shape.head_dim_v as f64 / 4.0 / lanes)
     }
 
     /// unfused_scores.wgsl.

@@ -69,7 +69,7 @@ impl MatrixTiles {
     }
 
     /// Columns of Q that the tile of K and V holds at once.
-    const fn q_columns(&self) -> u32 {
+    pub(crate) const fn q_columns(&self) -> u32 {
         let mut columns = self.width;
         while self.rows() * (columns + Self::PAD) > self.kv_tile() {
             columns /= 2;

@@ -5,6 +5,7 @@ mod calls;
 mod devices;
 mod embedding;
 mod long;
+mod loops;
 mod matrix;
 mod order;
 mod probe;
@@ -98,10 +99,14 @@ fn tests() -> Vec<Test<Devices>> {
         })
         .unless(matrix::missing),
     );
-    tests.push(check(
-        "loop iterations are counted as kernels run them".into(),
-        long::loop_iterations,
-    ));
+    tests.extend([
+        check("loop iterations are counted as kernels run them".into(), loops::planned),
+        check("loop iterations are counted as forced kernels run them".into(), loops::forced),
+        Test::new("loop iterations are counted as matrix kernels run them", |d: &Devices| {
+            loops::on_matrix_units(d.full.context())
+        })
+        .unless(matrix::missing),
+    ]);
     tests.push(check("eight threads see no spurious error".into(), stress::threads));
     tests.push(Test::new("same bits in a second run", |d: &Devices| {
         same_bits(&d.full, KernelKind::ALL, check_repeats)
@@ -112,7 +117,7 @@ fn tests() -> Vec<Test<Devices>> {
     tests.push(Test::new("same bits for calls of any length", |d: &Devices| {
         same_bits_at_any_length(&d.full, KernelKind::ALL)
     }));
-    tests.push(check("keys longer than a binding are split".into(), long::short_bindings));
+    tests.push(check("keys longer than a binding are split".into(), long::split_by_bindings));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| {
             random(&d.full, kernel)

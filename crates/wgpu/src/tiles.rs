@@ -398,3 +398,54 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
         tiles.flash_workgroup_bytes(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashtile_core::{Align, DType, KeyTiles, TensorView, TileKind};
+
+    /// No workgroup of any call visits more key tiles, or more edge tiles, than the planner counts
+    /// with.
+    #[test]
+    fn loops_are_counted_for_the_longest_workgroup() {
+        let aligns = [Align::TopLeft, Align::BottomRight, Align::Offset(-37), Align::Offset(90)];
+        let windows = [None, Some(0), Some(5), Some(64), Some(200)];
+        let shapes = [FLASH_TILES[0], FLASH_TILES[4], row_tiles(8)[1], UNIFORM_TILES[0]];
+        let bands = aligns.into_iter().flat_map(|align| {
+            windows.into_iter().flat_map(move |left| windows.map(|right| (align, left, right)))
+        });
+        let mut least_slack = usize::MAX;
+        for ((align, left, right), causal) in bands.flat_map(|b| [(b, false), (b, true)]) {
+            for (seq_q, seq_kv) in [(1, 300), (150, 700), (300, 90)] {
+                let view = |seq| TensorView::bhsd(DType::F32, [1, 1, seq, 16]).expect("small");
+                let problem = Problem::builder(view(seq_q), view(seq_kv), view(seq_kv))
+                    .causal(causal)
+                    .align(align)
+                    .window_left(left)
+                    .window_right(right)
+                    .build()
+                    .expect("valid");
+                for tiles in shapes {
+                    let variant = variant(&problem, Operation::FlashForward, tiles);
+                    let shape = loop_shape(&problem, &variant, None);
+                    let [rows, width] = [tiles.rows(), tiles.keys()].map(|n| n as usize);
+                    for (seq_q, kv_len) in [(seq_q, seq_kv), (seq_q, seq_kv - 7), (1, seq_kv / 2)] {
+                        for first in (0..seq_q).step_by(rows) {
+                            let rows = first..first + rows;
+                            let visitor =
+                                KeyTiles::new(problem.band(), false, rows, width, seq_q, kv_len);
+                            let kinds: Vec<_> = visitor.map(|tile| tile.kind).collect();
+                            let edges = kinds.iter().filter(|&&kind| kind == TileKind::Edge);
+                            let counted = shape.keys.div_ceil(width);
+                            assert!(kinds.len() <= counted, "{problem}, {tiles}: {shape:?}");
+                            let edges = edges.count() as u64;
+                            assert!(edges <= shape.careful_tiles, "{problem}, {tiles}: {edges}");
+                            least_slack = least_slack.min(counted - kinds.len());
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(least_slack, 0, "the count is not larger than necessary");
+    }
+}
