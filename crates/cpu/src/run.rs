@@ -80,8 +80,9 @@ impl Plan {
         results: &Results<'_>,
         chunks: KeyChunks,
     ) -> Result<(), Error> {
-        let per_head = self.tiles_per_head(inputs.call.seq_q);
-        let tile_count = self.head_tiles() * per_head;
+        let heads = self.head_tiles();
+        let order = self.longest_first(inputs);
+        let tile_count = heads * order.len();
         let floats = self.partial_floats();
         let per_chunk = floats / chunks.count().max(1);
         let at_once = self.tiles_at_once().min(tile_count);
@@ -90,7 +91,7 @@ impl Plan {
             for first in (0..tile_count).step_by(at_once) {
                 let tiles: Vec<SplitTile> = (first..(first + at_once).min(tile_count))
                     .map(|n| {
-                        let tile = plan.row_tile(inputs, n / per_head, n % per_head);
+                        let tile = plan.row_tile(inputs, n % heads, order[n / heads]);
                         let keys = inputs.keys(&tile);
                         SplitTile { chunks: chunks.of_keys(keys.clone()), tile, keys }
                     })
@@ -235,6 +236,38 @@ impl Results<'_> {
 #[cfg(test)]
 mod tests {
     use super::merge;
+    use crate::flash::Inputs;
+    use crate::tensors::Tensor;
+    use flashtile_core::{Call, DType, PlanOptions, Problem, TensorView};
+
+    #[test]
+    fn the_tiles_with_the_most_keys_come_first() {
+        let view = TensorView::bhsd(DType::F32, [1, 1, 1000, 8]).expect("valid");
+        let order = |causal: bool, window: Option<usize>| {
+            let problem = Problem::builder(view, view, view).causal(causal).window_left(window);
+            let problem = problem.build().expect("valid");
+            let plan = crate::Cpu::new().plan(&problem, &PlanOptions::new()).expect("planned");
+            let tensor = Tensor::new(view, &[]);
+            let inputs = Inputs {
+                problem: &problem,
+                call: Call::new().resolve(&problem).expect("at capacity"),
+                band: problem.band(),
+                q: tensor,
+                k: tensor,
+                v: tensor,
+                mask: None,
+                kv_lens: None,
+                draws: None,
+            };
+            plan.longest_first(&inputs)
+        };
+        let ascending = order(false, None);
+        let count = ascending.len();
+        assert!(count > 4 && ascending.iter().copied().eq(0..count), "{ascending:?}");
+        assert!(order(true, None).into_iter().eq((0..count).rev()));
+        // Only the first tiles see fewer keys than the window.
+        assert_eq!(order(true, Some(100)).last(), Some(&0));
+    }
 
     #[test]
     fn chunks_without_keys_change_nothing() {
