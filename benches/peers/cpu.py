@@ -1,4 +1,4 @@
-"""Attention on the CPU: flashtile beside onnxruntime (and torch, where it is installed).
+"""Attention on the CPU: flashtile beside onnxruntime (and candle and torch, where they are there).
 
 One run, same shapes, same numbers, as many threads as there are cores. The libraries take turns,
 and the best round of each counts, because other programs may use the machine too. Every output is
@@ -7,6 +7,7 @@ compared with flashtile's.
     python3 -m venv target/peers-venv
     target/peers-venv/bin/pip install numpy onnx onnxruntime
     cargo build --release
+    cargo build --release --manifest-path benches/peers/candle/Cargo.toml   # optional
     target/peers-venv/bin/python benches/peers/cpu.py
 """
 
@@ -124,6 +125,30 @@ def peers(shape, causal, tensors):
     return found + [("torch", run, lambda x: x.numpy())]
 
 
+class Candle:
+    """candle's flash attention, a program of its own. It measures itself."""
+
+    PROGRAM = ROOT / "benches/peers/candle/target/release/flashtile-peer-candle"
+
+    def __init__(self, tensors, causal):
+        self.folder = tempfile.TemporaryDirectory()
+        self.given = pathlib.Path(self.folder.name, "in")
+        self.written = pathlib.Path(self.folder.name, "out")
+        self.causal = causal
+        write_safetensors(self.given, dict(zip("qkv", tensors)))
+
+    def measure(self, seconds):
+        """The median time of a call in milliseconds."""
+        command = [self.PROGRAM, self.given, self.written, str(seconds)]
+        command += ["causal"] * self.causal
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return float(done.stdout)
+
+    def output(self):
+        """(B, H, S, D), of the last measurement."""
+        return read_safetensors(self.written, "out")
+
+
 def write_safetensors(path, tensors):
     header, at = {}, 0
     for name, x in tensors.items():
@@ -200,6 +225,7 @@ def main():
                 difference = float(np.abs(view(run()) - expected).max())
                 if not difference <= TOLERANCE:
                     sys.exit(f"{other}, {name}, causal {causal}: off by {difference}")
+            candle = Candle(tensors, causal) if Candle.PROGRAM.exists() else None
             best = {}
             for _ in range(arguments.rounds):
                 for dtype in ["f32", "f16", "bf16"]:
@@ -208,9 +234,16 @@ def main():
                 for other, run, _ in others:
                     ms = median_ms(run, arguments.seconds)
                     best[other] = min(best.get(other, ms), ms)
+                if candle:
+                    ms = candle.measure(arguments.seconds)
+                    best["candle"] = min(best.get("candle", ms), ms)
+            if candle:
+                difference = float(np.abs(candle.output() - expected).max())
+                if not difference <= TOLERANCE:
+                    sys.exit(f"candle, {name}, causal {causal}: off by {difference}")
             flops = 4 * b * h * d * (s * (s + 1) // 2 if causal else s * s)
             speed = lambda key: f"{best[key]:.1f} ms, {flops / best[key] / 1e6:.0f} GFLOP/s"
-            names = [other for other, _, _ in others]
+            names = [other for other, _, _ in others] + ["candle"] * bool(candle)
             fastest = min(names, key=best.get)
             print(
                 f"| {name}{', causal' if causal else ''} | {speed('f32')} "
