@@ -75,6 +75,13 @@ fn score_block<S: Simd, const M: usize, const NV: usize>(
     state: &mut Scores<S, NV>,
 ) -> usize {
     let rows: [&[f32]; M] = std::array::from_fn(|m| &k.data[(j + m) * k.stride..][..q.len()]);
+    // Where the compiler knows that the rows are equally far apart, it computes each address from
+    // the one before: 29 instructions instead of 24 for 12 products.
+    let unrelated = std::hint::black_box(rows);
+    let mut rows: [&[f32]; M] = [&[]; M];
+    for m in 0..M {
+        rows[m] = &unrelated[m][..q.len()];
+    }
     let mut sums = [[simd.splat_f32s(0.0); NV]; M];
     for (d, q) in q.iter().enumerate() {
         for m in 0..M {
