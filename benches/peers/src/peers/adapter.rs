@@ -1,9 +1,13 @@
 //! One adapter for all.
 
-use anyhow::{Context as _, Result};
-use cubecl::wgpu::WgpuSetup;
+#[cfg(feature = "peers")]
+use {
+    anyhow::{Context as _, Result},
+    cubecl::wgpu::WgpuSetup,
+};
 
 /// The adapter that flashtile takes by default: the best one.
+#[cfg(feature = "peers")]
 fn best() -> Result<wgpu::AdapterInfo> {
     let entry = flashtile_wgpu::adapters_blocking().into_iter().next();
     Ok(entry.context("no Vulkan, Metal or DX12 driver was found")?.info)
@@ -16,6 +20,7 @@ pub(super) fn name(info: &wgpu::AdapterInfo) -> String {
 
 /// A device on flashtile's default adapter, with what CubeCL requests for a device of its own. Burn
 /// is built on CubeCL too.
+#[cfg(feature = "peers")]
 pub(super) fn open_for_cubecl() -> Result<(String, WgpuSetup)> {
     let info = best()?;
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();

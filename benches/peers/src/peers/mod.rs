@@ -1,7 +1,9 @@
 //! The kernels that are compared.
 
 mod adapter;
+#[cfg(feature = "peers")]
 mod burn;
+#[cfg(feature = "peers")]
 mod cubek;
 mod flashtile;
 
@@ -31,8 +33,14 @@ impl Kind {
     pub(crate) fn open(self) -> Result<(String, Box<dyn Peer>)> {
         match self {
             Self::Flashtile => flashtile::open(),
+            #[cfg(feature = "peers")]
             Self::Burn => burn::open(),
+            #[cfg(feature = "peers")]
             Self::CubekUnit => cubek::open(),
+            #[cfg(not(feature = "peers"))]
+            Self::Burn | Self::CubekUnit => {
+                anyhow::bail!("{self} is not compiled in: enable the feature `peers`")
+            }
         }
     }
 }
