@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """Self-attention of dense (B, H, S, D) tensors."""
+    """Attention over dense tensors."""
 
-    shape: str  # BxHxSxD
+    shape: str  # BxHxSxD, where H may be H/Hkv and S may be Sq/Skv
     dtype: str
     causal: bool
 
     @classmethod
     def parse(cls, text):
         """From `BxHxSxD,dtype[,causal]`, as `flashtile bench --cases` reads it."""
-        match = re.fullmatch(r"(\d+x\d+x\d+x\d+),(f32|f16|bf16)(,causal)?", text)
+        sizes = r"\d+x\d+(?:/\d+)?x\d+(?:/\d+)?x\d+"
+        match = re.fullmatch(rf"({sizes}),(f32|f16|bf16)(,causal)?", text)
         if match is None:
             raise ValueError(f"`{text}` is not BxHxSxD,dtype[,causal]")
         return cls(match.group(1), match.group(2), match.group(3) is not None)

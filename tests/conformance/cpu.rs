@@ -189,7 +189,8 @@ fn side_by_side(_: &Cpu) -> Result<(), String> {
          align=bottom-right kv_lens=2099:300 window_left=900 poison=unseen",
         "shape=1x3x1x72 skv=2050 dtype=f16 k=bshd v=bshd mask=f32:bhqk:blocks softcap=9.0 \
          dropout=0.3",
-        "shape=1x4x1x20 skv=3000 dtype=bf16 k=bshd v=bshd poison=unseen kv_lens=2222 mask=bool:k:blocks",
+        "shape=1x4x1x20 skv=3000 dtype=bf16 k=bshd v=bshd poison=unseen kv_lens=2222 \
+         mask=bool:k:blocks",
     ]) {
         let tensors = case.build().map_err(text)?;
         let said = |cpu: &Cpu| {

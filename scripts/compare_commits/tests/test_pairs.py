@@ -28,12 +28,17 @@ class CaseTest(unittest.TestCase):
         self.assertEqual(CASE, Case("1x2x3x4", "f16", True))
         for case in DEFAULT_CASES:
             self.assertEqual(Case.parse(str(case)), case)
+        decode = "1x32/8x1/4096x128"
+        self.assertEqual(Case.parse(f"{decode},f32"), Case(decode, "f32", False))
         self.assertEqual(
             CASE.arguments("wgpu", "flash"),
             "bench --json --shape 1x2x3x4 --dtype f16 --backend wgpu --kernel flash "
             "--causal".split(),
         )
-        for wrong in ("", "1x2x3,f32", "1x2x3x4", "1x2x3x4,f64", "1x2x3x4,f32,casual"):
+        for wrong in (
+            *["", "1x2x3,f32", "1x2x3x4", "1x2x3x4,f64", "1x2x3x4,f32,casual"],
+            *["1/1x2x3x4,f32", "1x2/x3x4,f32", "1x2/1/1x3x4,f32"],
+        ):
             with self.assertRaises(ValueError, msg=wrong):
                 Case.parse(wrong)
 
