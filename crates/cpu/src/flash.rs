@@ -259,8 +259,8 @@ fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, wor
                 if top_row.start >= end || end <= first {
                     continue;
                 }
-                // Keys before the first visible one are left out in whole runs of a sum of weights, so
-                // that the sums of a row do not depend on the other rows.
+                // Keys before the first visible one are left out in whole runs of a sum of weights,
+                // so that the sums of a row do not depend on the other rows.
                 let start = top_row.start.max(first) / RUN * RUN;
                 let full = bottom_row.start <= start && top_row.end >= end;
                 let used = start - first..end - first;
@@ -374,7 +374,8 @@ fn load_q_rows(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut P
     }
 }
 
-/// Reads the mask of `rows` (of the tile, for its `n`-th heads) for the keys `used` (from `first` on), transposed.
+/// Reads the mask of `rows` (of the tile, for its `n`-th heads), transposed. `used` are the keys,
+/// counted from `first`.
 #[inline(always)]
 fn load_bias<S: Simd, const NV: usize>(
     mask: &MaskTensor<'_>,

@@ -33,8 +33,8 @@ const MAX_WIDTH: usize = 1 << 20;
 
 /// How a problem is computed: tiles, chunks of keys, threads and workspace.
 ///
-/// A plan keeps its workspace, so calls after the first allocate no tiles. Several threads can share
-/// it. Tiles and threads change no bit of a result.
+/// A plan keeps its workspace, so calls after the first allocate no tiles. Several threads can
+/// share it. Tiles and threads change no bit of a result.
 pub struct Plan {
     problem: Problem,
     pub(crate) threads: Threads,

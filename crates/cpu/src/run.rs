@@ -207,7 +207,8 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
-    /// Writes O / l and lse = m + ln l of row `r` of a tile's `n`-th heads. A row that sees a key has l >= 1.
+    /// Writes O / l and lse = m + ln l of row `r` of a tile's `n`-th heads. A row that sees a key
+    /// has l >= 1.
     fn write(
         &self,
         tile: &RowTile,
