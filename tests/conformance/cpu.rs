@@ -21,13 +21,14 @@ const FLASH: KernelKind = KernelKind::Flash;
 /// A test of something that a program does with the crate.
 type Check = fn(&Cpu) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("the number of threads changes no bit", threads),
     ("a plan is shared by threads", shared_plan),
     ("a plan is made for the caller's pool", callers_pool),
     ("memory at odd addresses gives the same bits", odd_addresses),
     ("forced chunks of keys", chunks),
     ("heads side by side", side_by_side),
+    ("heads of any width", wide_heads),
     ("bad memory is a typed error", bad_memory),
     ("what it has not is refused", refusals),
 ];
@@ -204,6 +205,29 @@ fn side_by_side(_: &Cpu) -> Result<(), String> {
         failures.extend(check_agreement([&one, &many], FLASH, &case).err().map(text));
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// Wider heads than any GPU kernel takes, up to the documented limit.
+fn wide_heads(cpu: &Cpu) -> Result<(), String> {
+    run_all(
+        cpu,
+        FLASH,
+        &cases([
+            "shape=1x2x70x700 skv=90 dv=513 causal=yes",
+            "shape=1x2x9x64 skv=130 dv=3001 dtype=f16",
+            "shape=1x4x1x2050 hkv=2 skv=1100 dv=1025 dtype=bf16 softcap=20.0",
+            "shape=1x1x2x1048576 skv=2 dv=3",
+        ]),
+    )?;
+    let refused = |line: &str| match cases([line]).iter().find_map(|c| c.problem().ok()) {
+        Some(problem) => !Backend::verdict(cpu, &problem, &PlanOptions::new()).runs(),
+        None => false,
+    };
+    if refused("shape=1x1x1x1048577") {
+        Ok(())
+    } else {
+        Err("wider heads than the limit are not refused".to_owned())
+    }
 }
 
 fn bad_memory(cpu: &Cpu) -> Result<(), String> {

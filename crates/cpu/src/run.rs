@@ -239,7 +239,7 @@ mod tests {
     use super::merge;
     use crate::flash::Inputs;
     use crate::tensors::Tensor;
-    use flashtile_core::{Call, DType, PlanOptions, Problem, TensorView};
+    use flashtile_core::{Call, DType, HostArgs, PlanOptions, Problem, TensorView};
 
     #[test]
     fn the_tiles_with_the_most_keys_come_first() {
@@ -268,6 +268,28 @@ mod tests {
         assert!(order(true, None).into_iter().eq((0..count).rev()));
         // Only the first tiles see fewer keys than the window.
         assert_eq!(order(true, Some(100)).last(), Some(&0));
+    }
+
+    #[test]
+    fn a_plan_states_its_workspace_and_keeps_it() {
+        // Tiles of many rows, and a split of keys.
+        for (seq_q, seq_kv, split) in [(300, 300, false), (1, 3000, true)] {
+            let view = |seq| TensorView::bhsd(DType::F32, [1, 2, seq, 40]).expect("valid");
+            let (q, kv) = (view(seq_q), view(seq_kv));
+            let problem = Problem::builder(q, kv, kv).build().expect("valid");
+            let cpu = crate::Cpu::with_threads(2).expect("two threads");
+            let plan = cpu.plan(&problem, &PlanOptions::new()).expect("planned");
+            assert_eq!(plan.chunks.is_some(), split);
+            let [q, k, v] = [q, kv, kv].map(|view| vec![0; view.byte_span().expect("small")]);
+            let mut out = vec![0; q.len()];
+            let mut run = || {
+                plan.run(HostArgs::new(&q, &k, &v, &mut out)).expect("it runs");
+                plan.pool.kept()
+            };
+            let first = run();
+            assert_eq!(first.bytes, plan.workspace_bytes());
+            assert_eq!(run(), first);
+        }
     }
 
     #[test]

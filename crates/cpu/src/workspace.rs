@@ -140,3 +140,31 @@ impl Pool {
         self.partials.lock().unwrap_or_else(PoisonError::into_inner).push(partials);
     }
 }
+
+/// What a plan keeps: for tests.
+#[cfg(test)]
+#[derive(Debug, PartialEq)]
+pub(crate) struct Kept {
+    pub(crate) bytes: u64,
+    /// Where the pieces of memory lie, in ascending order.
+    places: Vec<usize>,
+}
+
+#[cfg(test)]
+impl Pool {
+    /// What calls have given back, without the encoded rows.
+    pub(crate) fn kept(&self) -> Kept {
+        let free = self.free.lock().expect("no panic");
+        let partials = self.partials.lock().expect("no panic");
+        let tiles = free.iter().map(|w| (w.lines.as_ptr() as usize, size_of_val(&w.lines[..])));
+        let rows = partials.iter().map(|p| (p.as_ptr() as usize, size_of_val(&p[..])));
+        let mut places = Vec::new();
+        let mut bytes = 0;
+        for (place, size) in tiles.chain(rows) {
+            places.push(place);
+            bytes += size as u64;
+        }
+        places.sort_unstable();
+        Kept { bytes, places }
+    }
+}
