@@ -11,6 +11,16 @@ pub enum Engine {
     Mma,
 }
 
+impl Engine {
+    /// A short name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Simt => "simt",
+            Engine::Mma => "mma",
+        }
+    }
+}
+
 /// The tile shape of a CUDA kernel. All fields are compile-time constants of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CudaTiles {

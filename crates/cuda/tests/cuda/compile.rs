@@ -1,20 +1,21 @@
 //! Compiles every kernel for every generation of GPUs. This needs no GPU.
 //!
-//! `usage.txt` lists the resources of each kernel, so that the diff of a change shows the registers
-//! that it costs. UPDATE_USAGE=1 rewrites the file. Registers depend on the compiler's version, so
-//! the file binds only the versions that `scripts/fetch-nvrtc` installs. The rules bind every
-//! version.
+//! `usage.txt` lists the resources of each variant, so that the diff of a change shows the registers
+//! that it costs. Registers depend on the compiler's version, so the file binds only the versions
+//! that `scripts/fetch-nvrtc` installs. The rules bind every version.
 //!
-//! All kernels take an hour of CPU time to compile. The file therefore holds a hash of the sources
-//! that it describes. Where nothing has changed, one kernel in [`SAMPLE`] is compiled.
+//! All variants take an hour of CPU time to compile. The file therefore holds, for each kernel, a
+//! hash of the sources of its variants without comments. The variants of a kernel that has changed
+//! are all compiled, and one variant in [`SAMPLE`] of the others. UPDATE_USAGE=1 does the same and
+//! rewrites the file; UPDATE_USAGE=all compiles everything.
 
 use crate::ignored;
 use flashtile_cuda::{Arch, CudaVariant, Usage, compile, compiler_version};
 use flashtile_shaders::cuda::shared_limit;
 use libtest_mimic::{Failed, Trial};
 use std::{
+    collections::{BTreeMap, HashMap},
     env, fs,
-    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::{Mutex, PoisonError},
@@ -24,10 +25,11 @@ use std::{
 /// of its own, because NVRTC serialises the compilations of one process.
 pub(crate) const ARCH: &str = "FLASHTILE_COMPILE_FOR";
 
-/// The variable that makes such a process compile one kernel in so many.
-const EACH: &str = "FLASHTILE_COMPILE_EACH";
+/// The variable that lists, separated by commas, the kernels of which such a process compiles every
+/// variant.
+const CHANGED: &str = "FLASHTILE_COMPILE_CHANGED";
 
-/// Of unchanged kernels, one in so many is compiled.
+/// Of the variants of unchanged kernels, one in so many is compiled.
 const SAMPLE: usize = 16;
 
 /// Pascal, Volta, Turing, Ampere, Ada, Hopper, Blackwell.
@@ -48,15 +50,14 @@ pub(crate) fn trials() -> Vec<Trial> {
     ARCHS.into_iter().map(trial).collect()
 }
 
-/// Compiles in another process, which prints one line per kernel, and compares these with the file.
+/// Compiles in another process, which prints one line per variant, and compares these with the file.
 fn every_kernel(arch: Arch) -> Result<(), Failed> {
     let version = compiler_version(arch).map_err(|e| e.to_string())?;
     let program = env::current_exe().map_err(|e| e.to_string())?;
     let record = Record::read(arch, version)?;
-    let each = if record.describes_sources() { SAMPLE } else { 1 };
     let output = Command::new(program)
         .env(ARCH, arch.to_string())
-        .env(EACH, each.to_string())
+        .env(CHANGED, record.changed().join(","))
         .output()
         .map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -69,16 +70,12 @@ fn every_kernel(arch: Arch) -> Result<(), Failed> {
         failures.push(format!("compiling for sm_{arch} ended with {}", output.status));
     }
     if PINNED.contains(&version) {
-        // Sources that break a rule stay undescribed, so that all of them are compiled every time.
-        if failures.is_empty() {
-            usages.push(record.sources.clone());
-        }
-        failures.extend(record.compare(usages, each)?);
+        failures.extend(record.compare(&usages, failures.is_empty())?);
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
 }
 
-/// Compiles every kernel that fits GPUs of `arch`. Prints usages on stdout and failures on stderr.
+/// Compiles variants that fit GPUs of `arch`. Prints usages on stdout and failures on stderr.
 pub(crate) fn compile_all(arch: &str) -> ExitCode {
     let arch: Arch = arch.parse().unwrap();
     let mut failed = false;
@@ -86,8 +83,11 @@ pub(crate) fn compile_all(arch: &str) -> ExitCode {
         eprintln!("{message}");
         failed = true;
     };
-    let each = env::var(EACH).ok().and_then(|each| each.parse().ok()).unwrap_or(1);
-    for variant in variants(arch).step_by(each) {
+    let changed = env::var(CHANGED).unwrap_or_default();
+    let is_changed =
+        |variant: &CudaVariant| changed.split(',').any(|kernel| kernel == kernel_of(variant));
+    let numbered = variants(arch).enumerate();
+    for (_, variant) in numbered.filter(|(n, variant)| n % SAMPLE == 0 || is_changed(variant)) {
         let usage = match compile(&variant, arch) {
             Ok(compiled) => compiled.usage().unwrap_or_default(),
             Err(e) => {
@@ -122,16 +122,30 @@ fn line(variant: &CudaVariant, arch: Arch, usage: &Usage) -> String {
     format!("sm_{arch} {variant}: {registers} registers, {shared} bytes shared")
 }
 
-/// Every kernel for GPUs of `arch`.
+/// Every variant for GPUs of `arch`.
 fn variants(arch: Arch) -> impl Iterator<Item = CudaVariant> {
     CudaVariant::all().filter(move |variant| variant.fits(arch, shared_limit(arch)))
+}
+
+/// The kernel of a variant: its operation, and the units that it is written for.
+fn kernel_of(variant: &CudaVariant) -> String {
+    format!("{} {}", variant.operation, variant.tiles.engine.name())
+}
+
+/// A hash of the variant's source without comments, continued from `hash`. It is FNV-1a, because
+/// the standard library may change its own.
+fn hash_source(hash: u64, variant: &CudaVariant) -> u64 {
+    let source = variant.source();
+    let code = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
+    let text = variant.to_string() + &code.collect::<String>();
+    text.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
 }
 
 /// What the file says about one architecture.
 struct Record {
     arch: Arch,
-    /// The line about the sources that kernels have now.
-    sources: String,
+    /// For each kernel, the line about the sources that its variants have now.
+    sources: BTreeMap<String, String>,
     lines: Vec<String>,
 }
 
@@ -150,54 +164,74 @@ fn is_about(line: &str, arch: Arch) -> bool {
 impl Record {
     fn read(arch: Arch, (major, minor): (u32, u32)) -> Result<Self, String> {
         let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-        // Should the standard library ever hash in another way, all kernels are compiled again.
-        let mut hasher = DefaultHasher::new();
+        let mut hashes: BTreeMap<String, u64> = BTreeMap::new();
         for variant in variants(arch) {
-            (variant.to_string(), variant.source()).hash(&mut hasher);
+            let hash = hashes.entry(kernel_of(&variant)).or_insert(0xCBF2_9CE4_8422_2325);
+            *hash = hash_source(*hash, &variant);
         }
-        let hash = hasher.finish();
-        let sources = format!("sm_{arch} sources: {hash:016x}, compiled by NVRTC {major}.{minor}");
+        let line = |(kernel, hash): (String, u64)| {
+            let of = format!("sm_{arch} sources of {kernel}");
+            (kernel, format!("{of}: {hash:016x}, compiled by NVRTC {major}.{minor}"))
+        };
         let file = read_file()?;
         let lines = file.lines().filter(|line| is_about(line, arch)).map(str::to_owned).collect();
-        Ok(Self { arch, sources, lines })
+        Ok(Self { arch, sources: hashes.into_iter().map(line).collect(), lines })
     }
 
-    /// Whether the file was written for the sources and the compiler that are here now. If it is to
-    /// be rewritten, it does not count.
-    fn describes_sources(&self) -> bool {
-        env::var_os("UPDATE_USAGE").is_none() && self.lines.contains(&self.sources)
+    /// Whether the file was written for the sources and the compiler that a kernel has now.
+    fn describes(&self, kernel: &str) -> bool {
+        let all = env::var_os("UPDATE_USAGE").is_some_and(|value| value == "all");
+        !all && self.sources.get(kernel).is_some_and(|line| self.lines.contains(line))
     }
 
-    /// The differences of the usages of one kernel in `each` from the file, which this rewrites if
-    /// UPDATE_USAGE is set.
-    fn compare(&self, usages: Vec<String>, each: usize) -> Result<Vec<String>, String> {
+    /// The kernels that the file does not describe.
+    fn changed(&self) -> Vec<String> {
+        self.sources.keys().filter(|kernel| !self.describes(kernel)).cloned().collect()
+    }
+
+    /// The lines that the file should have: the usages of changed kernels, what it says about the
+    /// others, and the sources. Sources that break a rule stay undescribed, so that all of them are
+    /// compiled every time.
+    fn expected(&self, usages: &[String], keeps_rules: bool) -> Vec<String> {
+        let kernels: HashMap<String, String> =
+            variants(self.arch).map(|v| (format!("sm_{} {v}", self.arch), kernel_of(&v))).collect();
+        let kernel = |line: &str| kernels.get(line.split(':').next().unwrap_or_default());
+        let is_new = |line: &&String| kernel(line).is_some_and(|of| !self.describes(of));
+        let is_kept = |line: &&String| kernel(line).is_some_and(|of| self.describes(of));
+        let kept = self.lines.iter().filter(is_kept);
+        let sources = self.sources.iter();
+        let sources = sources.filter(|(kernel, _)| keeps_rules || self.describes(kernel));
+        let sources = sources.map(|(_, line)| line);
+        usages.iter().filter(is_new).chain(kept).chain(sources).cloned().collect()
+    }
+
+    /// The differences of the usages from the file, which this rewrites if UPDATE_USAGE is set.
+    fn compare(&self, usages: &[String], keeps_rules: bool) -> Result<Vec<String>, String> {
+        let expected = self.expected(usages, keeps_rules);
         if env::var_os("UPDATE_USAGE").is_some() {
-            self.write(usages)?;
+            self.write(&expected)?;
             return Ok(Vec::new());
         }
-        let new = usages
-            .iter()
-            .filter(|line| !self.lines.contains(line))
-            .map(|line| format!("not in usage.txt: {line}"));
-        let old = self
-            .lines
-            .iter()
-            .filter(|line| each == 1 && !usages.contains(line))
-            .map(|line| format!("only in usage.txt: {line}"));
-        let mut differences: Vec<_> = new.chain(old).collect();
-        let listed = self.lines.iter().filter(|line| **line != self.sources).count();
-        let kernels = variants(self.arch).count();
-        if each > 1 && listed != kernels {
-            differences.push(format!("usage.txt has {listed} of {kernels} kernels"));
+        let new = usages.iter().chain(&expected).filter(|line| !self.lines.contains(line));
+        let old = self.lines.iter().filter(|line| !expected.contains(line));
+        let mut differences: Vec<_> = new
+            .map(|line| format!("not in usage.txt: {line}"))
+            .chain(old.map(|line| format!("only in usage.txt: {line}")))
+            .collect();
+        differences.sort();
+        differences.dedup();
+        let (listed, all) = (self.lines.len(), variants(self.arch).count() + self.sources.len());
+        if differences.is_empty() && listed != all {
+            differences.push(format!("usage.txt has {listed} of {all} lines"));
         }
         Ok(differences)
     }
 
-    fn write(&self, usages: Vec<String>) -> Result<(), String> {
+    fn write(&self, lines: &[String]) -> Result<(), String> {
         let _guard = FILE.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = read_file()?;
         let others = kept.lines().filter(|line| !is_about(line, self.arch)).map(str::to_owned);
-        let mut all: Vec<String> = others.chain(usages).collect();
+        let mut all: Vec<String> = others.chain(lines.iter().cloned()).collect();
         all.sort_by_key(|line| {
             (line.split(' ').next().and_then(|arch| arch[3..].parse::<u32>().ok()), line.clone())
         });
