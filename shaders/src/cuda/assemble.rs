@@ -19,6 +19,7 @@ const PARTIAL: &str = include_str!("../../cuda/partial.cuh");
 const FLASH_MERGE: &str = include_str!("../../cuda/flash_merge.cu");
 const FLASH_FORWARD: &str = include_str!("../../cuda/flash_forward.cu");
 const MMA_TILE: &str = include_str!("../../cuda/mma_tile.cuh");
+const MMA_SOFTMAX: &str = include_str!("../../cuda/mma_softmax.cuh");
 const FLASH_FORWARD_MMA: &str = include_str!("../../cuda/flash_forward_mma.cu");
 const UNFUSED_SCORES: &str = include_str!("../../cuda/unfused_scores.cu");
 const UNFUSED_SOFTMAX: &str = include_str!("../../cuda/unfused_softmax.cu");
@@ -27,10 +28,12 @@ const UNFUSED_VALUES: &str = include_str!("../../cuda/unfused_values.cu");
 pub(super) fn assemble(variant: &CudaVariant) -> String {
     let kernel: &[&str] = match (variant.operation, variant.tiles.engine) {
         (Operation::FlashForward, Engine::Simt) => &[STORE, ROW_RESULT, TILE, FLASH_FORWARD],
-        (Operation::FlashForward, Engine::Mma) => &[STORE, MMA_TILE, FLASH_FORWARD_MMA],
+        (Operation::FlashForward, Engine::Mma) => {
+            &[STORE, MMA_TILE, MMA_SOFTMAX, FLASH_FORWARD_MMA]
+        }
         (Operation::FlashSplit, Engine::Simt) => &[PARTIAL, ROW_PARTIAL, TILE, FLASH_FORWARD],
         (Operation::FlashSplit, Engine::Mma) => {
-            &[PARTIAL, ROW_PARTIAL, STORE, MMA_TILE, FLASH_FORWARD_MMA]
+            &[PARTIAL, ROW_PARTIAL, STORE, MMA_TILE, MMA_SOFTMAX, FLASH_FORWARD_MMA]
         }
         (Operation::FlashMerge, _) => &[STORE, ROW_RESULT, PARTIAL, FLASH_MERGE],
         (Operation::UnfusedScores, _) => &[TILE, UNFUSED_SCORES],
