@@ -11,7 +11,7 @@ use flashtile::{
     cuda::{Machine, PlanOptions, schedule},
     wgpu::{Error as WgpuError, export_baseline},
 };
-use flashtile_shaders::{Access, Operation, Slot, Variant, cuda::Engine};
+use flashtile_shaders::{Access, Operation, Slot, Variant};
 use std::{env, fmt::Write as _, fs, path::Path};
 
 // ---- Examples -----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ fn verdict(problem: &Problem, backend: BackendKind, kernel: KernelKind) -> Verdi
     }
     if backend == BackendKind::Cuda {
         return match schedule(problem, kernel, &PlanOptions::default(), &Machine::of_arch(86)) {
-            Ok(plan) if plan.tiles.engine == Engine::Mma => {
+            Ok(plan) if plan.tiles.engine.is_matrix() => {
                 Verdict::Runs("yes, on tensor cores".to_owned())
             }
             Ok(_) => Verdict::Runs("yes".to_owned()),

@@ -15,7 +15,7 @@ use crate::{
 use backend::CudaBackend;
 use flashtile_core::{DType, KernelKind};
 use flashtile_cuda::{Context, CudaVariant, PlanOptions, schedule};
-use flashtile_shaders::{Operation, cuda::Engine};
+use flashtile_shaders::Operation;
 use flashtile_testkit::{Case, Rng, check_neighbours, check_repeats};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -126,10 +126,8 @@ fn cases_of(variant: &CudaVariant) -> Vec<Case> {
     let (rows, keys) = (tiles.rows, tiles.keys);
     let (seq_q, seq_kv) = (2 * rows + 9, 3 * keys + 13);
     // Tiles for tensor cores do not support wider heads. f32 units read Q again for them.
-    let (wide, wider) = match tiles.engine {
-        Engine::Mma => (tiles.head_dim, tiles.head_dim),
-        _ => (tiles.head_dim, tiles.head_dim + 37),
-    };
+    let wide = tiles.head_dim;
+    let wider = if tiles.engine.is_matrix() { wide } else { wide + 37 };
     let (wide_v, wider_v) = (tiles.columns, tiles.columns + 40);
     if variant.general {
         return cases([

@@ -88,6 +88,13 @@ pub enum NoMatrixUnits {
     /// Tiles of a kernel without them were measured to be faster on this device.
     #[error("tiles of another kernel were measured to be faster here")]
     Slower,
+    /// They need several products for each product of this storage type, and are no faster than the
+    /// device's other units.
+    #[error("for {dtype} they are no faster than the other units of this GPU")]
+    NotFaster {
+        /// The problem's storage type.
+        dtype: DType,
+    },
     /// Few queries would leave most of each matrix empty.
     #[error("seq_q is {seq_q}: most rows of each matrix would be empty")]
     FewQueries {

@@ -30,8 +30,9 @@ pub struct PlanOptions<T = AnyTiles> {
 /// Whether a plan uses units that multiply small matrices: NVIDIA's tensor cores, cooperative
 /// matrices of Vulkan, simdgroup matrices of Metal.
 ///
-/// All sums stay f32, and the error bound is the same. Matrix units round each weight once to the
-/// storage type.
+/// All sums stay f32, and the error bound is the same. For 16-bit storage, matrix units round each
+/// weight once to the storage type. For f32, CUDA kernels split each number into two numbers of
+/// TF32, whose products tensor cores sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MatrixUnits {
     /// Uses them where the device and the problem allow it and they are the faster choice. The plan

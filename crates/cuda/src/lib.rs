@@ -74,7 +74,7 @@ pub use devices::{DeviceEntry, devices, open};
 pub use error::Error;
 pub use flashtile_core::{DeviceChoice, HostStats, Timing};
 pub use flashtile_shaders::cuda::{
-    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaParams, CudaTiles, CudaVariant,
+    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_TF32_TILES, CudaParams, CudaTiles, CudaVariant,
 };
 pub use host::HostRun;
 pub use machine::Machine;

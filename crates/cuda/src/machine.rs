@@ -1,5 +1,5 @@
 use cudarc::driver::{DriverError, sys::CUdevice_attribute as Attribute};
-use flashtile_shaders::cuda::{Arch, shared_limit};
+use flashtile_shaders::cuda::{Arch, shared_limit, tf32_rate};
 
 /// The numbers of a GPU that decide how a problem is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,9 @@ pub struct Machine {
     pub shared_limit: u32,
     /// Multiprocessors.
     pub multiprocessors: u32,
+    /// How many products of TF32 its tensor cores compute in the time of one f32 product of its
+    /// other units; 0 if they do not multiply TF32.
+    pub tf32_rate: u32,
     /// Bytes of device memory.
     pub memory: u64,
     /// Whether the driver ends kernels that run long, as it does on a GPU that drives a display.
@@ -25,6 +28,7 @@ impl Machine {
             arch,
             shared_limit: shared_limit(arch),
             multiprocessors: 1,
+            tf32_rate: tf32_rate(arch),
             memory: u64::MAX,
             watchdog: false,
         }
@@ -46,10 +50,12 @@ pub(crate) fn query(
     let minor: Arch = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let always = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?;
     let at_most = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    let arch = 10 * major + minor;
     Ok(Machine {
-        arch: 10 * major + minor,
+        arch,
         shared_limit: always.max(at_most),
         multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        tf32_rate: tf32_rate(arch),
         memory,
         watchdog: number(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0,
     })
@@ -76,6 +82,7 @@ mod tests {
             arch: 121,
             shared_limit: 99 << 10,
             multiprocessors: 48,
+            tf32_rate: 1,
             memory: 7,
             watchdog: true,
         };

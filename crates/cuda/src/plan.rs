@@ -7,8 +7,9 @@ use flashtile_shaders::cuda::CudaTiles;
 use std::{fmt, sync::Arc};
 
 /// What the caller requests of a plan: see [`flashtile_core::PlanOptions`]. Tile shapes are those
-/// of [`CUDA_SIMT_TILES`](flashtile_shaders::cuda::CUDA_SIMT_TILES) and
-/// [`CUDA_MMA_TILES`](flashtile_shaders::cuda::CUDA_MMA_TILES).
+/// of [`CUDA_SIMT_TILES`](flashtile_shaders::cuda::CUDA_SIMT_TILES),
+/// [`CUDA_MMA_TILES`](flashtile_shaders::cuda::CUDA_MMA_TILES) and
+/// [`CUDA_TF32_TILES`](flashtile_shaders::cuda::CUDA_TF32_TILES).
 pub type PlanOptions = CoreOptions<CudaTiles>;
 
 /// How one problem is computed on one GPU. A clone is another handle to the same plan.

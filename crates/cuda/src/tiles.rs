@@ -7,7 +7,7 @@ use crate::Machine;
 use flashtile_core::{DType, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason};
 use flashtile_shaders::{
     Operation,
-    cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant, Engine},
+    cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_TF32_TILES, CudaTiles, CudaVariant, Engine},
 };
 
 /// The largest head_dim_v of the flash kernel. Several blocks divide the columns of a wide V, and
@@ -45,10 +45,10 @@ pub(crate) fn choose_tiles(
         });
     }
     if let Some(tiles) = options.tiles {
-        if options.matrix_units == MatrixUnits::Require && tiles.engine != Engine::Mma {
+        if options.matrix_units == MatrixUnits::Require && !tiles.engine.is_matrix() {
             return Err(Reason::MatrixUnits(NoMatrixUnits::Tiles));
         }
-        let off = options.matrix_units == MatrixUnits::Off && tiles.engine == Engine::Mma;
+        let off = options.matrix_units == MatrixUnits::Off && tiles.engine.is_matrix();
         let off = off.then(|| "matrix units are switched off".to_owned());
         return match off.or_else(|| refuse(problem, machine, &tiles, split)) {
             None => {
@@ -59,15 +59,21 @@ pub(crate) fn choose_tiles(
         };
     }
     let serves = |tiles: &CudaTiles| refuse(problem, machine, tiles, split).is_none();
-    let mma = CUDA_MMA_TILES
-        .into_iter()
-        .filter(|_| options.matrix_units != MatrixUnits::Off)
+    let left_out = match options.matrix_units {
+        MatrixUnits::Off => Some(NoMatrixUnits::Off),
+        MatrixUnits::Auto => why_not_tf32(problem, machine),
+        MatrixUnits::Require => None,
+    };
+    let matrix = matrix_tiles(problem.dtype())
+        .iter()
+        .copied()
+        .filter(|_| left_out.is_none())
         .filter(serves)
-        .min_by_key(|tiles| mma_preference(problem, tiles));
-    if mma.is_none() && options.matrix_units == MatrixUnits::Require {
+        .min_by_key(|tiles| matrix_preference(problem, tiles));
+    if matrix.is_none() && options.matrix_units == MatrixUnits::Require {
         return Err(Reason::MatrixUnits(why_no_tensor_cores(problem, machine)));
     }
-    let tiles = mma.or_else(|| {
+    let tiles = matrix.or_else(|| {
         CUDA_SIMT_TILES
             .into_iter()
             .filter(serves)
@@ -92,10 +98,7 @@ pub(crate) fn choose_tiles(
         machine.shared_limit
     ));
     if tiles.engine == Engine::Simt {
-        let reason = match options.matrix_units {
-            MatrixUnits::Off => NoMatrixUnits::Off,
-            MatrixUnits::Auto | MatrixUnits::Require => why_no_tensor_cores(problem, machine),
-        };
+        let reason = left_out.unwrap_or_else(|| why_no_tensor_cores(problem, machine));
         why.push(format!("f32 units, and not tensor cores: {reason}"));
     }
     Ok(tiles)
@@ -106,7 +109,7 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles, split: bool) 
     let general = is_general(problem);
     let operation = if split { Operation::FlashSplit } else { Operation::FlashForward };
     let variant = CudaVariant::new(operation, problem.dtype(), general, *tiles);
-    if !(CUDA_MMA_TILES.contains(tiles) || CUDA_SIMT_TILES.contains(tiles)) {
+    if ![&CUDA_SIMT_TILES[..], &CUDA_MMA_TILES, &CUDA_TF32_TILES].concat().contains(tiles) {
         return Some("no kernel has this shape".into());
     }
     if split && !tiles.has_split() {
@@ -116,13 +119,11 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles, split: bool) 
     if general && !tiles.has_general() {
         return Some("they leave a kernel no registers for masks, softcap and dropout".into());
     }
-    if tiles.engine == Engine::Mma {
-        if problem.dtype() == DType::F32 {
-            return Some("tensor cores multiply 16-bit numbers only".into());
-        }
-        if problem.head_dim() > tiles.head_dim as usize {
-            return Some(format!("they support a head_dim of {} at most", tiles.head_dim));
-        }
+    if !tiles.engine.multiplies(problem.dtype()) {
+        return Some(format!("no kernel with this shape multiplies {}", problem.dtype()));
+    }
+    if tiles.engine.is_matrix() && problem.head_dim() > tiles.head_dim as usize {
+        return Some(format!("they support a head_dim of {} at most", tiles.head_dim));
     }
     // A chunk of a split has fewer keys.
     let max_keys = tiles.max_keys(machine.arch);
@@ -132,6 +133,10 @@ fn refuse(problem: &Problem, machine: &Machine, tiles: &CudaTiles, split: bool) 
     if machine.arch < variant.min_arch() {
         let needed = variant.min_arch();
         return Some(format!("they need compute capability {}.{}", needed / 10, needed % 10));
+    }
+    let end = variant.end_arch();
+    if machine.arch >= end {
+        return Some(format!("they would spill registers from {}.{} on", end / 10, end % 10));
     }
     let (needed, given) = (variant.shared_needed(machine.arch), machine.shared_limit);
     let blocks = if needed > variant.shared_bytes() {
@@ -159,7 +164,7 @@ fn padded_rows(problem: &Problem, tiles: &CudaTiles) -> u32 {
 /// Least is best, in this order: keeps all four schedulers of a multiprocessor busy; has the fewest
 /// columns, because tensor cores multiply the padding too; has the least padding of queries; comes
 /// first in the list.
-fn mma_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32) {
+fn matrix_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32) {
     let columns = tiles.head_dim + tiles.columns + WEIGHT_COLUMNS;
     (tiles.ty < 4, across(problem, tiles) * columns, padded_rows(problem, tiles))
 }
@@ -176,21 +181,46 @@ fn simt_preference(problem: &Problem, tiles: &CudaTiles) -> (bool, u32, u32, u32
     (few != (problem.seq_q() <= FEW_QUERIES), work, padded_rows(problem, tiles), tiles.columns)
 }
 
+/// The tile shapes on tensor cores for a storage type.
+fn matrix_tiles(dtype: DType) -> &'static [CudaTiles] {
+    match dtype {
+        DType::F32 => &CUDA_TF32_TILES,
+        DType::F16 | DType::BF16 => &CUDA_MMA_TILES,
+    }
+}
+
+/// Why f32 units are the better choice for a problem in f32 although tensor cores multiply TF32.
+fn why_not_tf32(problem: &Problem, machine: &Machine) -> Option<NoMatrixUnits> {
+    let (dtype, seq_q) = (problem.dtype(), problem.seq_q());
+    if dtype != DType::F32 || machine.tf32_rate == 0 {
+        None
+    } else if machine.tf32_rate <= Engine::TF32_PRODUCTS {
+        Some(NoMatrixUnits::NotFaster { dtype })
+    } else {
+        (seq_q <= FEW_QUERIES).then_some(NoMatrixUnits::FewQueries { seq_q })
+    }
+}
+
 fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> NoMatrixUnits {
     let dtype = problem.dtype();
     let needed = match dtype {
-        DType::F32 => return NoMatrixUnits::DType { given: dtype },
         DType::F16 => 75,
-        DType::BF16 => 80,
+        DType::BF16 | DType::F32 => 80,
     };
-    let widest = CUDA_MMA_TILES.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0) as usize;
-    if problem.head_dim() > widest {
-        return NoMatrixUnits::Axis { axis: "head_dim", given: problem.head_dim(), max: widest };
-    }
     if machine.arch < needed {
         return NoMatrixUnits::ComputeCapability { dtype, given: machine.arch, needed };
     }
-    let most = CUDA_MMA_TILES
+    let general = is_general(problem);
+    let exists = |tiles: &&CudaTiles| {
+        let variant = CudaVariant::new(Operation::FlashForward, dtype, general, **tiles);
+        (!general || tiles.has_general()) && machine.arch < variant.end_arch()
+    };
+    let tiles: Vec<&CudaTiles> = matrix_tiles(dtype).iter().filter(exists).collect();
+    let widest = tiles.iter().map(|tiles| tiles.head_dim).max().unwrap_or(0) as usize;
+    if problem.head_dim() > widest {
+        return NoMatrixUnits::Axis { axis: "head_dim", given: problem.head_dim(), max: widest };
+    }
+    let most = tiles
         .iter()
         .filter(|tiles| tiles.head_dim as usize >= problem.head_dim())
         .map(|tiles| tiles.max_keys(machine.arch) as usize)
@@ -199,10 +229,10 @@ fn why_no_tensor_cores(problem: &Problem, machine: &Machine) -> NoMatrixUnits {
     if problem.seq_kv() > most {
         return NoMatrixUnits::Axis { axis: "seq_kv", given: problem.seq_kv(), max: most };
     }
-    let smallest = CUDA_MMA_TILES
+    let smallest = tiles
         .iter()
         .filter(|tiles| tiles.head_dim as usize >= problem.head_dim())
-        .map(CudaTiles::flash_shared_bytes)
+        .map(|tiles| tiles.flash_shared_bytes())
         .min();
     NoMatrixUnits::DeviceLimit {
         limit: "shared memory of a block",

@@ -42,7 +42,7 @@ struct Launch {
     u32 order;
     u32 bf16;                 // whether tensor cores multiply bf16 rather than f16
     u32 mutant;               // the mutant of the kernel source that runs; 0: none
-    u32 sum_products;         // products that tensor cores add per truncated step; 0: rounded sums
+    u32 sum_products;         // 16-bit products that tensor cores add per truncated step; 0: rounded
     u32 sum_extra_bits;       // bits that such a step keeps below those of an f32
 };
 
@@ -55,10 +55,12 @@ enum class Meeting : u8 {
     ShuffleXor,
     Shuffle,
     Any,
+    WarpBarrier,
     LoadMatrix,
     LoadMatrixTransposed,
     MultiplyAdd,
     MultiplyAddHalf,
+    MultiplyAddTf32,
 };
 
 static const char* const MEETINGS[] = {
@@ -67,10 +69,12 @@ static const char* const MEETINGS[] = {
     "shuffle_xor",
     "shuffle",
     "warp_any",
+    "warp_barrier",
     "load_matrix4",
     "load_matrix4_transposed",
     "multiply_add_16x8x16",
     "multiply_add_16x8x8",
+    "multiply_add_tf32",
 };
 
 struct Thread {

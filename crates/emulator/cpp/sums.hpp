@@ -104,9 +104,8 @@ static float add_truncated(float c, const Operands& of, u32 from, u32 to, i32 ex
     return truncate(sum, unit);
 }
 
-// c plus the sum of `depth` products, in their order.
-static float add_products(float c, const Operands& of, u32 depth) {
-    const u32 products = block.launch->sum_products;
+// c plus the sum of `depth` products, in their order. A truncated step adds `products` of them.
+static float add_products(float c, const Operands& of, u32 depth, u32 products) {
     if (products != 0) {
         for (u32 k = 0; k < depth; k += products) {
             const u32 end = k + products < depth ? k + products : depth;

@@ -21,15 +21,39 @@ static void load_matrices(Thread* lane, bool transposed) {
     }
 }
 
-// D = A B + C, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8.
-// x holds C from 0 on, A from 4 on and B from 8 on.
-static void multiply_add(Thread* lane, u32 depth) {
-    float a[16][16];
-    float b[8][16]; // column by column
+// C += A B for `depth` columns of A, with the bits of each lane's C in x from 0 on. B is in memory
+// column by column. A truncated step adds `products` products.
+static void add_matrices(Thread* lane, const float (&a)[16][16], const float (&b)[8][16], u32 depth,
+                         u32 products, i32 min_exponent) {
     Split split_a[16][16];
     Split split_b[8][16];
     bool finite_a[16];
     bool finite_b[8];
+    if (products != 0) {
+        for (u32 row = 0; row < 16; row++) {
+            finite_a[row] = split_all(split_a[row], a[row], depth, min_exponent);
+        }
+        for (u32 column = 0; column < 8; column++) {
+            finite_b[column] = split_all(split_b[column], b[column], depth, min_exponent);
+        }
+    }
+    for (u32 to = 0; to < WARP; to++) {
+        for (u32 n = 0; n < 4; n++) {
+            const u32 row = to / 4 + n / 2 * 8;
+            const u32 column = to % 4 * 2 + n % 2;
+            const bool finite = finite_a[row] && finite_b[column];
+            const Operands of{a[row], b[column], split_a[row], split_b[column], finite};
+            const float c = bits_float(lane[to].x[n]);
+            lane[to].x[n] = float_bits(add_products(c, of, depth, products));
+        }
+    }
+}
+
+// D = A B + C, in the layouts that PTX documents for mma.m16n8k16, and for m16n8k8 if `depth` is 8.
+// x holds C from 0 on, A from 4 on and B from 8 on.
+static void multiply_add(Thread* lane, u32 depth) {
+    float a[16][16];
+    float b[8][16];
     const bool bf16 = block.launch->bf16 != 0;
     const auto value = [=](u32 half) { return bf16 ? bits_float(half << 16) : f16_value(half); };
     const auto low = [=](u32 x) { return value(x & 0xffffu); };
@@ -47,24 +71,24 @@ static void multiply_add(Thread* lane, u32 depth) {
             b[g][2 * t + 8 * n + 1] = high(x[8 + n]);
         }
     }
-    if (block.launch->sum_products != 0) {
-        const i32 min_exponent = bf16 ? -126 : -14;
-        for (u32 row = 0; row < 16; row++) {
-            finite_a[row] = split_all(split_a[row], a[row], depth, min_exponent);
-        }
-        for (u32 column = 0; column < 8; column++) {
-            finite_b[column] = split_all(split_b[column], b[column], depth, min_exponent);
-        }
-    }
-    for (u32 to = 0; to < WARP; to++) {
+    add_matrices(lane, a, b, depth, block.launch->sum_products, bf16 ? -126 : -14);
+}
+
+// The same for mma.m16n8k8 with TF32, whose truncated steps add half as many products.
+static void multiply_add_tf32(Thread* lane) {
+    float a[16][16];
+    float b[8][16];
+    for (u32 from = 0; from < WARP; from++) {
+        const u32 g = from / 4;
+        const u32 t = from % 4;
+        const u32* x = lane[from].x;
         for (u32 n = 0; n < 4; n++) {
-            const u32 row = to / 4 + n / 2 * 8;
-            const u32 column = to % 4 * 2 + n % 2;
-            const bool finite = finite_a[row] && finite_b[column];
-            const Operands of{a[row], b[column], split_a[row], split_b[column], finite};
-            lane[to].x[n] = float_bits(add_products(bits_float(lane[to].x[n]), of, depth));
+            a[g + n % 2 * 8][t + n / 2 * 4] = bits_float(x[4 + n]);
         }
+        b[g][t] = bits_float(x[8]);
+        b[g][t + 4] = bits_float(x[9]);
     }
+    add_matrices(lane, a, b, 8, block.launch->sum_products / 2, -126);
 }
 
 // Does the operation that all lanes of a warp wait for.
@@ -103,6 +127,10 @@ static void do_together(Thread* lane) {
     case Meeting::MultiplyAddHalf:
         multiply_add(lane, 8);
         break;
+    case Meeting::MultiplyAddTf32:
+        multiply_add_tf32(lane);
+        break;
+    case Meeting::WarpBarrier:
     case Meeting::Barrier:
     case Meeting::BarrierAny:
         break;
@@ -146,6 +174,10 @@ DEVICE bool warp_any(bool mine, u32 line = __builtin_LINE()) {
     return emulation::meet(emulation::Meeting::Any, line).x[0] != 0;
 }
 
+DEVICE void warp_barrier(u32 line = __builtin_LINE()) {
+    emulation::meet(emulation::Meeting::WarpBarrier, line);
+}
+
 DEVICE void load_matrix4(u32 (&x)[4], const void* row, u32 line = __builtin_LINE()) {
     emulation::load_matrix(x, row, emulation::Meeting::LoadMatrix, line);
 }
@@ -171,4 +203,15 @@ DEVICE void multiply_add_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const floa
     const u32 a[2] = {a0, a1};
     const u32 all_of_b[1] = {b};
     emulation::multiply_together(d, a, all_of_b, c, emulation::Meeting::MultiplyAddHalf, line);
+}
+
+DEVICE void multiply_add_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
+                              const float (&c)[4], u32 line = __builtin_LINE()) {
+    // What a tensor core makes of the last 13 bits of an f32 is not defined.
+    if (((a[0] | a[1] | a[2] | a[3] | b[0] | b[1]) & 0x1fffu) != 0) {
+        emulation::report(line, 0, "thread %u: an operand is not a number of TF32",
+                          emulation::current().index);
+        emulation::leave();
+    }
+    emulation::multiply_together(d, a, b, c, emulation::Meeting::MultiplyAddTf32, line);
 }

@@ -35,6 +35,8 @@ pub enum TensorSums {
 impl TensorSums {
     /// What was measured on GPUs of compute capability `arch`, for f16 and bf16.
     ///
+    /// [`of_tf32`](Self::of_tf32) has the same for TF32.
+    ///
     /// Turing (7.5) has no bit-exact model. It gets Volta's parameters, which lose the most.
     pub fn measured(arch: Arch) -> Self {
         let (products, extra_bits) = match arch {
@@ -45,10 +47,21 @@ impl TensorSums {
         Self::Truncated { products, extra_bits }
     }
 
+    /// The sums of TF32 on the same GPU: steps add half as many products.
+    pub fn of_tf32(self) -> Self {
+        match self {
+            Self::Nearest => Self::Nearest,
+            Self::Truncated { products, extra_bits } => {
+                Self::Truncated { products: products / 2, extra_bits }
+            }
+        }
+    }
+
     /// `c` plus the sum of `a[k] b[k]`, in the order of `k`.
     ///
-    /// The operands are values of bf16, or else of f16. Their number is a multiple of 8.
-    pub fn add_products(self, c: f32, a: &[f32], b: &[f32], bf16: bool) -> f32 {
+    /// The operands are `wide` (values of bf16 or TF32, which have the exponents of f32), or else
+    /// values of f16. Their number is a multiple of 8.
+    pub fn add_products(self, c: f32, a: &[f32], b: &[f32], wide: bool) -> f32 {
         match self {
             Self::Nearest => a.chunks(8).zip(b.chunks(8)).fold(c, |c, (a, b)| {
                 let p: [f32; 8] = std::array::from_fn(|i| a[i] * b[i]);
@@ -56,7 +69,7 @@ impl TensorSums {
             }),
             Self::Truncated { products, extra_bits } => {
                 let steps = a.chunks(products as usize).zip(b.chunks(products as usize));
-                steps.fold(c, |c, (a, b)| add_truncated(c, a, b, bf16, extra_bits as i32))
+                steps.fold(c, |c, (a, b)| add_truncated(c, a, b, wide, extra_bits as i32))
             }
         }
     }
@@ -65,7 +78,7 @@ impl TensorSums {
 /// Bits of an f32 after the binary point.
 const FRACTION_BITS: i32 = 23;
 
-/// The smallest exponent of a normal f32, and of a normal bf16.
+/// The smallest exponent of a normal f32, bf16 or TF32.
 const MIN_EXPONENT: i32 = -126;
 
 /// The smallest exponent of a normal f16.
@@ -105,12 +118,12 @@ fn shift_right(x: i64, by: i32) -> i64 {
 }
 
 /// One step: the products of all of `a` and `b`, and `c`.
-fn add_truncated(c: f32, a: &[f32], b: &[f32], bf16: bool, extra_bits: i32) -> f32 {
+fn add_truncated(c: f32, a: &[f32], b: &[f32], wide: bool, extra_bits: i32) -> f32 {
     if !c.is_finite() || a.iter().chain(b).any(|x| !x.is_finite()) {
         let products = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b));
         return products.fold(f64::from(c), |sum, product| sum + product) as f32;
     }
-    let min_exponent = if bf16 { MIN_EXPONENT } else { MIN_EXPONENT_F16 };
+    let min_exponent = if wide { MIN_EXPONENT } else { MIN_EXPONENT_F16 };
     let mut addends = [Split { significand: 0, exponent: 0 }; 16];
     for (addend, (&a, &b)) in addends.iter_mut().zip(a.iter().zip(b)) {
         let (a, b) = (split(a, min_exponent), split(b, min_exponent));
@@ -171,6 +184,8 @@ mod tests {
     fn each_generation_has_its_parameters() {
         assert_eq!([75, 80, 89].map(TensorSums::measured), [VOLTA, AMPERE, AMPERE]);
         assert_eq!([90, 100, 120].map(TensorSums::measured), [HOPPER; 3]);
+        let half = TensorSums::Truncated { products: 4, extra_bits: 1 };
+        assert_eq!((AMPERE.of_tf32(), TensorSums::Nearest.of_tf32()), (half, TensorSums::Nearest));
     }
 
     #[test]

@@ -21,6 +21,9 @@ const FLASH_FORWARD: &str = include_str!("../../cuda/flash_forward.cu");
 const MMA_TILE: &str = include_str!("../../cuda/mma_tile.cuh");
 const MMA_SOFTMAX: &str = include_str!("../../cuda/mma_softmax.cuh");
 const FLASH_FORWARD_MMA: &str = include_str!("../../cuda/flash_forward_mma.cu");
+const TF32_DEVICE: &str = include_str!("../../cuda/tf32_device.cuh");
+const TF32_TILE: &str = include_str!("../../cuda/tf32_tile.cuh");
+const FLASH_FORWARD_TF32: &str = include_str!("../../cuda/flash_forward_tf32.cu");
 const UNFUSED_SCORES: &str = include_str!("../../cuda/unfused_scores.cu");
 const UNFUSED_SOFTMAX: &str = include_str!("../../cuda/unfused_softmax.cu");
 const UNFUSED_VALUES: &str = include_str!("../../cuda/unfused_values.cu");
@@ -31,9 +34,15 @@ pub(super) fn assemble(variant: &CudaVariant) -> String {
         (Operation::FlashForward, Engine::Mma) => {
             &[STORE, MMA_TILE, MMA_SOFTMAX, FLASH_FORWARD_MMA]
         }
+        (Operation::FlashForward, Engine::Tf32) => {
+            &[STORE, ROW_RESULT, TF32_DEVICE, TF32_TILE, MMA_SOFTMAX, FLASH_FORWARD_TF32]
+        }
         (Operation::FlashSplit, Engine::Simt) => &[PARTIAL, ROW_PARTIAL, TILE, FLASH_FORWARD],
         (Operation::FlashSplit, Engine::Mma) => {
             &[PARTIAL, ROW_PARTIAL, STORE, MMA_TILE, MMA_SOFTMAX, FLASH_FORWARD_MMA]
+        }
+        (Operation::FlashSplit, Engine::Tf32) => {
+            &[PARTIAL, ROW_PARTIAL, TF32_DEVICE, TF32_TILE, MMA_SOFTMAX, FLASH_FORWARD_TF32]
         }
         (Operation::FlashMerge, _) => &[STORE, ROW_RESULT, PARTIAL, FLASH_MERGE],
         (Operation::UnfusedScores, _) => &[TILE, UNFUSED_SCORES],

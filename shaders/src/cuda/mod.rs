@@ -10,7 +10,7 @@ mod variant;
 
 pub use params::CudaParams;
 pub use tiles::{
-    CUDA_MERGE_TILES, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES,
-    CudaTiles, Engine,
+    CUDA_MERGE_TILES, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_TF32_TILES,
+    CUDA_UNFUSED_TILES, CudaTiles, Engine,
 };
-pub use variant::{Arch, CudaVariant, shared_limit};
+pub use variant::{Arch, CudaVariant, shared_limit, tf32_rate};

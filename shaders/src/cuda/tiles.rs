@@ -1,4 +1,5 @@
 use super::Arch;
+use flashtile_core::DType;
 use std::fmt;
 
 /// The units that multiply matrices.
@@ -9,14 +10,37 @@ pub enum Engine {
     Simt,
     /// Tensor cores through `mma.sync`, with 16-bit operands and f32 sums: `flash_forward_mma.cu`.
     Mma,
+    /// Tensor cores for f32, by three products of TF32 for each product: `flash_forward_tf32.cu`.
+    Tf32,
 }
 
 impl Engine {
+    /// Products of TF32 for each product of f32.
+    pub const TF32_PRODUCTS: u32 = 3;
+
     /// A short name.
     pub const fn name(self) -> &'static str {
         match self {
             Engine::Simt => "simt",
             Engine::Mma => "mma",
+            Engine::Tf32 => "tf32",
+        }
+    }
+
+    /// Whether kernels on these units exist for a storage type.
+    pub const fn multiplies(self, dtype: DType) -> bool {
+        match self {
+            Engine::Simt => true,
+            Engine::Mma => !matches!(dtype, DType::F32),
+            Engine::Tf32 => matches!(dtype, DType::F32),
+        }
+    }
+
+    /// Whether these are matrix units.
+    pub const fn is_matrix(self) -> bool {
+        match self {
+            Engine::Simt => false,
+            Engine::Mma | Engine::Tf32 => true,
         }
     }
 }
@@ -74,6 +98,18 @@ const fn mma(
     CudaTiles { engine, rows, keys, tx, ty, head_dim, columns, blocks, stages }
 }
 
+const fn tf32(
+    rows: u32,
+    keys: u32,
+    warps: u32,
+    head_dim: u32,
+    columns: u32,
+    blocks: u32,
+    stages: u32,
+) -> CudaTiles {
+    CudaTiles { engine: Engine::Tf32, ..mma(rows, keys, warps, head_dim, columns, blocks, stages) }
+}
+
 /// Every tile shape of `flash_forward.cu`: first the shape for few queries, then the preferred
 /// shapes among those that hold V, then narrower ones. Every shape supports every head_dim, if
 /// necessary in parts.
@@ -113,6 +149,18 @@ pub const CUDA_MMA_TILES: [CudaTiles; 19] = [
     mma(32, 16, 2, 512, 256, 1, 1),
 ];
 
+/// Every tile shape of `flash_forward_tf32.cu`. Among the shapes that hold a head, the preferred
+/// ones come first.
+pub const CUDA_TF32_TILES: [CudaTiles; 6] = [
+    tf32(128, 32, 4, 64, 64, 2, 2),
+    tf32(64, 32, 4, 64, 64, 2, 1),
+    // For 163 and for 99 KiB of shared memory per block; for masks, softcap and dropout.
+    tf32(128, 32, 8, 128, 128, 1, 2),
+    tf32(64, 32, 4, 128, 128, 1, 1),
+    tf32(64, 32, 4, 128, 64, 1, 1),
+    tf32(64, 16, 4, 256, 128, 1, 1),
+];
+
 /// The tile shape of the unfused products: 64 x 64.
 pub const CUDA_UNFUSED_TILES: CudaTiles = simt(64, 64, 8, 8, 64, 64, 1);
 
@@ -136,17 +184,23 @@ impl CudaTiles {
         self.tx * self.ty
     }
 
+    /// The scores and the sums in O that a thread holds.
+    pub const fn sums_per_thread(&self) -> u32 {
+        self.rows * self.keys / self.threads() + self.rows * self.columns / self.threads()
+    }
+
     /// Whether the shape leaves each thread enough registers for masks, softcap and dropout.
     pub const fn has_general(&self) -> bool {
         let scores = self.rows * self.keys / self.threads();
-        let all = scores + self.rows * self.columns / self.threads();
+        let all = self.sums_per_thread();
         match self.engine {
             Engine::Mma => scores <= 32 && all < if scores > 16 { 128 } else { 160 },
+            Engine::Tf32 => all <= 72,
             Engine::Simt => all <= 96,
         }
     }
 
-    /// The keys that tensor cores add to O directly. They truncate every sum, and the loss adds up.
+    /// The keys that tensor cores with 16-bit operands add to O directly. They truncate every sum, and the loss adds up.
     /// From there on they sum each tile alone, and f32 units add it to O. Some shapes leave no
     /// registers for that and add all keys directly.
     pub const fn direct_keys(&self) -> u32 {
@@ -159,7 +213,8 @@ impl CudaTiles {
     /// capability `arch`. Newer tensor cores lose less.
     pub const fn max_keys(&self, arch: Arch) -> u32 {
         match (self.engine, arch) {
-            (Engine::Simt, _) => u32::MAX,
+            // f32 units add to O.
+            (Engine::Simt | Engine::Tf32, _) => u32::MAX,
             (Engine::Mma, _) if self.direct_keys() < u32::MAX => u32::MAX,
             (Engine::Mma, ..80) => 16384,
             (Engine::Mma, 80..90) => 32768,
@@ -171,9 +226,10 @@ impl CudaTiles {
     /// SIMT tiles have padded rows, so that threads that read down a column access different banks.
     pub const fn flash_shared_bytes(&self) -> u32 {
         match self.engine {
-            Engine::Mma => {
+            Engine::Mma | Engine::Tf32 => {
                 let stage = self.keys * (self.head_dim + self.columns);
-                2 * (self.rows * self.head_dim + self.stages * stage)
+                let bytes = if matches!(self.engine, Engine::Tf32) { 4 } else { 2 };
+                bytes * (self.rows * self.head_dim + self.stages * stage)
             }
             Engine::Simt => {
                 let q_tile = self.rows * (self.head_dim + 4);
@@ -197,6 +253,7 @@ impl fmt::Display for CudaTiles {
         let engine = match self.engine {
             Engine::Simt => "f32 units",
             Engine::Mma => "tensor cores",
+            Engine::Tf32 => "tensor cores (3 x TF32)",
         };
         write!(f, "Br {} x Bc {}, {} threads, {engine}", self.rows, self.keys, self.threads())
     }

@@ -1,6 +1,6 @@
 use super::{
-    CUDA_MERGE_TILES, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_UNFUSED_TILES,
-    CudaTiles, Engine, assemble,
+    CUDA_MERGE_TILES, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_SOFTMAX_TILES, CUDA_TF32_TILES,
+    CUDA_UNFUSED_TILES, CudaTiles, Engine, assemble,
 };
 use crate::Operation;
 use flashtile_core::DType;
@@ -42,12 +42,10 @@ impl CudaVariant {
 
     /// Every variant that a plan can choose.
     pub fn all() -> impl Iterator<Item = CudaVariant> {
+        let flash = || CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).chain(CUDA_TF32_TILES);
         let tiles = |operation| match operation {
-            Operation::FlashForward => CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).collect(),
-            Operation::FlashSplit => {
-                let flash = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES);
-                flash.filter(CudaTiles::has_split).collect()
-            }
+            Operation::FlashForward => flash().collect(),
+            Operation::FlashSplit => flash().filter(CudaTiles::has_split).collect(),
             Operation::FlashMerge => vec![CUDA_MERGE_TILES],
             Operation::UnfusedSoftmax => vec![CUDA_SOFTMAX_TILES],
             Operation::UnfusedScores | Operation::UnfusedValues => vec![CUDA_UNFUSED_TILES],
@@ -60,7 +58,7 @@ impl CudaVariant {
                         let variant = CudaVariant::new(operation, dtype, general, tiles);
                         let flash =
                             matches!(operation, Operation::FlashForward | Operation::FlashSplit);
-                        let exists = (tiles.engine != Engine::Mma || dtype != DType::F32)
+                        let exists = tiles.engine.multiplies(dtype)
                             && (!general || !flash || tiles.has_general());
                         if exists && !all.contains(&variant) {
                             all.push(variant);
@@ -98,9 +96,19 @@ impl CudaVariant {
     /// The lowest compute capability that has the kernel's instructions.
     pub fn min_arch(&self) -> Arch {
         match (self.tiles.engine, self.dtype) {
-            (Engine::Mma, DType::BF16) => 80,
+            (Engine::Mma, DType::BF16) | (Engine::Tf32, _) => 80,
             (Engine::Mma, _) => 75,
             (Engine::Simt, _) => 60,
+        }
+    }
+
+    /// The lowest compute capability from which on the kernel would spill registers, because
+    /// compilers take more of them; `Arch::MAX` if there is none.
+    pub fn end_arch(&self) -> Arch {
+        let most = if self.general { 64 } else { 72 };
+        match self.tiles.engine {
+            Engine::Tf32 if self.tiles.sums_per_thread() > most => 100,
+            Engine::Simt | Engine::Mma | Engine::Tf32 => Arch::MAX,
         }
     }
 
@@ -116,7 +124,8 @@ impl CudaVariant {
     /// Whether the kernel runs on a GPU of compute capability `arch` with `shared_limit` bytes of
     /// shared memory per block.
     pub fn fits(&self, arch: Arch, shared_limit: u32) -> bool {
-        arch >= self.min_arch() && self.shared_needed(arch) <= shared_limit
+        (self.min_arch()..self.end_arch()).contains(&arch)
+            && self.shared_needed(arch) <= shared_limit
     }
 }
 
@@ -134,13 +143,25 @@ pub const fn shared_limit(arch: Arch) -> u32 {
     kib * 1024
 }
 
+/// How many products of TF32 the tensor cores of a GPU of compute capability `arch` compute in the
+/// time in which its f32 units compute one product; 0 if they do not multiply TF32. From NVIDIA's
+/// published rates of dense products. GPUs that are not listed count as the slowest ones.
+pub const fn tf32_rate(arch: Arch) -> u32 {
+    match arch {
+        80 | 90 => 8,
+        100 | 103 => 16,
+        80.. => 1,
+        _ => 0,
+    }
+}
+
 impl fmt::Display for CudaVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let CudaTiles { engine, rows, keys, tx, ty, head_dim, columns, blocks: _, stages } =
             self.tiles;
         write!(f, "{} {}", self.operation, self.dtype)?;
-        if engine == Engine::Mma {
-            f.write_str(" mma")?;
+        if engine.is_matrix() {
+            write!(f, " {}", engine.name())?;
         }
         if self.general {
             f.write_str(" general")?;
@@ -148,7 +169,7 @@ impl fmt::Display for CudaVariant {
         write!(f, " {rows}x{keys} {tx}x{ty} d{head_dim} c{columns}")?;
         match engine {
             Engine::Simt => Ok(()),
-            Engine::Mma => write!(f, " s{stages}"),
+            Engine::Mma | Engine::Tf32 => write!(f, " s{stages}"),
         }
     }
 }

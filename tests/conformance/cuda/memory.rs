@@ -113,7 +113,7 @@ fn run_hiding(
     Ok((out, lse.into_iter().map(f32::to_bits).collect()))
 }
 
-/// The choice of a plan (tensor cores for 16-bit types, if the GPU has them), a tile shape for f32
+/// The choice of a plan (tensor cores, if they are faster on this GPU), a tile shape for f32
 /// units that runs on every GPU, and the unfused kernels.
 fn engines() -> [PlanOptions; 3] {
     let any_gpu = CUDA_SIMT_TILES[CUDA_SIMT_TILES.len() - 1];

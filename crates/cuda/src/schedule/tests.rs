@@ -175,9 +175,17 @@ fn tensor_cores_are_used_if_the_gpu_has_them() {
         (75, DType::BF16, Engine::Simt),
         (80, DType::BF16, Engine::Mma),
         (90, DType::F16, Engine::Mma),
-        (90, DType::F32, Engine::Simt),
+        (75, DType::F32, Engine::Simt),
+        (80, DType::F32, Engine::Tf32),
+        (86, DType::F32, Engine::Simt),
+        (90, DType::F32, Engine::Tf32),
+        (100, DType::F32, Engine::Tf32),
+        (120, DType::F32, Engine::Simt),
     ] {
         for head_dim in [1, 64, 128, 256, 512] {
+            // Three products of TF32 keep more in shared memory than two of 16 bits.
+            let engine =
+                if engine == Engine::Tf32 && head_dim > 256 { Engine::Simt } else { engine };
             let schedule = plan(
                 &problem(dtype, [1, 1, 512, head_dim]),
                 KernelKind::Flash,
@@ -202,11 +210,19 @@ fn matrix_units_are_required_or_left_out_by_name() {
     let engine = |units| with(DType::F16, 80, 64, units).expect("runs").tiles.engine;
     assert_eq!(engine(MatrixUnits::Require), Engine::Mma);
     assert_eq!(engine(MatrixUnits::Off), Engine::Simt);
+    let f32 = |arch, units| with(DType::F32, arch, 128, units).expect("runs").tiles.engine;
+    for arch in [80, 86, 90, 120] {
+        assert_eq!(f32(arch, MatrixUnits::Require), Engine::Tf32, "{arch}");
+        assert_eq!(f32(arch, MatrixUnits::Off), Engine::Simt, "{arch}");
+    }
     let refused = |dtype, arch, dim| {
         with(dtype, arch, dim, MatrixUnits::Require).expect_err("has no tensor cores for it")
     };
     let reason = |reason| vec![Reason::MatrixUnits(reason)];
-    assert_eq!(refused(DType::F32, 80, 64), reason(NoMatrixUnits::DType { given: DType::F32 }));
+    let wide = NoMatrixUnits::Axis { axis: "head_dim", given: 257, max: 256 };
+    assert_eq!(refused(DType::F32, 80, 257), reason(wide));
+    let old = NoMatrixUnits::ComputeCapability { dtype: DType::F32, given: 75, needed: 80 };
+    assert_eq!(refused(DType::F32, 75, 64), reason(old));
     let old = NoMatrixUnits::ComputeCapability { dtype: DType::BF16, given: 75, needed: 80 };
     assert_eq!(refused(DType::BF16, 75, 64), reason(old));
     let unfused = schedule(
@@ -217,6 +233,25 @@ fn matrix_units_are_required_or_left_out_by_name() {
     );
     let kernel = NoMatrixUnits::Kernel { kernel: KernelKind::Unfused };
     assert_eq!(unfused.expect_err("does not use them"), reason(kernel));
+}
+
+#[test]
+fn a_plan_in_f32_states_why_it_does_not_use_tensor_cores() {
+    for (arch, seq, why) in [
+        (75, 256, "they need compute capability 8.0 for f32; the GPU has 7.5"),
+        (86, 256, "for f32 they are no faster than the other units of this GPU"),
+        (80, 8, "seq_q is 8: most rows of each matrix would be empty"),
+    ] {
+        let problem = problem(DType::F32, [1, 2, seq, 64]);
+        let machine = Machine::of_arch(arch);
+        let schedule = plan(&problem, KernelKind::Flash, &machine);
+        assert_eq!(schedule.tiles.engine, Engine::Simt, "{arch}");
+        let stated = format!("f32 units, and not tensor cores: {why}");
+        assert!(schedule.rationale.contains(&stated), "{:?}", schedule.rationale);
+        let options = PlanOptions::new().matrix_units(MatrixUnits::Require);
+        let required = super::schedule(&problem, KernelKind::Flash, &options, &machine);
+        assert_eq!(required.is_ok(), arch >= 80, "{arch}");
+    }
 }
 
 /// Guarantee 4: the rest of the batch does not change a row's arithmetic.

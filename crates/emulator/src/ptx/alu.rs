@@ -1,6 +1,6 @@
 //! What instructions compute, on bits. In registers, the bits above a type's width are zero.
 
-use super::instruction::{Comparison, Function, Type};
+use super::instruction::{Comparison, Function, MatrixType, Type};
 use half::{bf16, f16};
 
 fn float(bits: u64) -> f32 {
@@ -174,9 +174,18 @@ pub(super) fn convert_pair(to_bf16: bool, high: u64, low: u64) -> u64 {
     half(high) << 16 | half(low)
 }
 
-/// The value of a 16-bit float.
-pub(super) fn half_value(of_bf16: bool, bits: u16) -> f32 {
-    if of_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
+/// The numbers in a register of a matrix, the one in the low half first. TF32 has one of them.
+pub(super) fn matrix_values(of: MatrixType, bits: u32) -> Result<[f32; 2], String> {
+    let halves = [bits as u16, (bits >> 16) as u16];
+    match of {
+        MatrixType::F16 => Ok(halves.map(|half| f16::from_bits(half).to_f32())),
+        MatrixType::BF16 => Ok(halves.map(|half| bf16::from_bits(half).to_f32())),
+        // What a tensor core makes of the last 13 bits of an f32 is not defined.
+        MatrixType::Tf32 if bits & 0x1FFF != 0 => {
+            Err(format!("{bits:#010x} is not a number of TF32"))
+        }
+        MatrixType::Tf32 => Ok([f32::from_bits(bits), 0.0]),
+    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,33 @@ pub(super) enum Function {
     ExtractBits,
 }
 
+/// The type of matrices that tensor cores multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MatrixType {
+    F16,
+    BF16,
+    Tf32,
+}
+
+impl MatrixType {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "f16" => Some(Self::F16),
+            "bf16" => Some(Self::BF16),
+            "tf32" => Some(Self::Tf32),
+            _ => None,
+        }
+    }
+
+    /// The numbers in a register.
+    pub(super) fn per_register(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::Tf32 => 1,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     Equal,
@@ -184,6 +211,7 @@ pub(super) enum Operation {
     Barrier {
         any: Option<(Reg, Operand)>,
     },
+    WarpBarrier,
     /// Reads from lane number `lane`; with `by_xor`, from the lane whose number differs in these
     /// bits.
     Shuffle {
@@ -213,10 +241,11 @@ pub(super) enum Operation {
         to: [Reg; 4],
         from: Address,
     },
-    /// `a` has two registers if `depth` is 8 and four if it is 16; `b` has half as many.
+    /// `a` has two registers if `depth` is 8 and four if it is 16, or for TF32; `b` has half as
+    /// many.
     MultiplyAdd {
         depth: u32,
-        bf16: bool,
+        of: MatrixType,
         to: [Reg; 4],
         a: Vec<Operand>,
         b: Vec<Operand>,
@@ -227,10 +256,15 @@ pub(super) enum Operation {
 impl Operation {
     /// Whether all lanes of a warp execute it together.
     pub(super) fn is_collective(&self) -> bool {
-        use Operation::{Any, Barrier, LoadMatrix, MultiplyAdd, Shuffle};
+        use Operation::{Any, Barrier, LoadMatrix, MultiplyAdd, Shuffle, WarpBarrier};
         matches!(
             self,
-            Barrier { .. } | Shuffle { .. } | Any { .. } | LoadMatrix { .. } | MultiplyAdd { .. }
+            Barrier { .. }
+                | WarpBarrier
+                | Shuffle { .. }
+                | Any { .. }
+                | LoadMatrix { .. }
+                | MultiplyAdd { .. }
         )
     }
 
@@ -258,6 +292,7 @@ impl Operation {
             | Self::Branch { .. }
             | Self::Return
             | Self::Barrier { .. }
+            | Self::WarpBarrier
             | Self::Shuffle { .. }
             | Self::Any { .. }
             | Self::CopyCommit

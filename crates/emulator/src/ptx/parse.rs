@@ -2,7 +2,8 @@
 //! is an error that names it.
 
 use super::instruction::{
-    Address, Comparison, Function, Instruction, Operand, Operation, Program, Reg, Space, Type,
+    Address, Comparison, Function, Instruction, MatrixType, Operand, Operation, Program, Reg,
+    Space, Type,
 };
 use std::collections::HashMap;
 
@@ -189,6 +190,7 @@ impl Parser {
             }
             ["ret"] => Operation::Return,
             ["bar", "sync"] => Operation::Barrier { any: None },
+            ["bar", "warp", "sync"] => Operation::WarpBarrier,
             ["bar", "red", "or", "pred"] => Operation::Barrier { any: Some((to()?, value(2)?)) },
             ["shfl", "sync", mode @ ("bfly" | "idx"), "b32"] => {
                 let mut to = at(0)?.split('|').map(|name| self.register(name.trim()));
@@ -241,14 +243,15 @@ impl Parser {
                 let depth = if shape == "m16n8k16" { 16 } else { 8 };
                 let four = |_| "expected four registers";
                 let (a_words, b_words) = (self.list(at(1)?)?, self.list(at(2)?)?);
-                if (a_words.len(), b_words.len()) != (depth as usize / 4, depth as usize / 8)
-                    || !matches!(a, "f16" | "bf16")
-                {
+                let of = MatrixType::parse(a).ok_or_else(unknown)?;
+                // A warp holds 16 rows of A and 8 columns of B.
+                let words = depth as usize / 2 / of.per_register();
+                if (a_words.len(), 2 * b_words.len()) != (words, words) {
                     return Err(unknown());
                 }
                 Operation::MultiplyAdd {
                     depth,
-                    bf16: a == "bf16",
+                    of,
                     to: self.registers(at(0)?)?.try_into().map_err(four)?,
                     a: a_words,
                     b: b_words,

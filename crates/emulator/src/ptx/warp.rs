@@ -3,7 +3,8 @@
 
 use super::alu;
 use super::banks::Traffic;
-use super::instruction::{Address, Instruction, Operand, Operation, Reg, Space, Type};
+use super::instruction::{Address, Instruction, MatrixType, Operand, Operation};
+use super::instruction::{Reg, Space, Type};
 use super::memory::{Global, Shared};
 use crate::TensorSums;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,6 +222,7 @@ impl<'p> Warp<'p> {
         }
         match &instruction.operation {
             Operation::Branch { to } => lanes(doing).for_each(|lane| self.places[lane] = *to),
+            Operation::WarpBarrier => {}
             Operation::Return => lanes(doing).for_each(|lane| self.states[lane] = State::Ended),
             Operation::Shuffle { by_xor, to, found, from, lane } => {
                 self.shuffle(*by_xor, *to, *from, *lane, block)?;
@@ -235,8 +237,8 @@ impl<'p> Warp<'p> {
             Operation::LoadMatrix { transposed, to, from } => {
                 self.load_matrices(*transposed, to, *from, block)?
             }
-            Operation::MultiplyAdd { depth, bf16, to, a, b, c } => {
-                self.multiply_add(*depth, *bf16, to, [a, b, c], block)
+            Operation::MultiplyAdd { depth, of, to, a, b, c } => {
+                self.multiply_add(*depth, *of, to, [a, b, c], block)?
             }
             operation => {
                 for lane in lanes(doing) {
@@ -328,6 +330,7 @@ impl<'p> Warp<'p> {
             Operation::Branch { .. }
             | Operation::Return
             | Operation::Barrier { .. }
+            | Operation::WarpBarrier
             | Operation::Shuffle { .. }
             | Operation::Any { .. }
             | Operation::LoadMatrix { .. }
@@ -469,34 +472,40 @@ impl<'p> Warp<'p> {
     fn multiply_add(
         &mut self,
         depth: u32,
-        bf16: bool,
+        of: MatrixType,
         to: &[Reg; 4],
         [a, b, c]: [&[Operand]; 3],
         block: &Block<'_, '_, '_>,
-    ) {
+    ) -> Result<(), String> {
         let depth = depth as usize;
         let (mut rows, mut columns) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 8]);
-        let halves =
-            |word: u64| [word as u16, (word >> 16) as u16].map(|half| alu::half_value(bf16, half));
+        let per = of.per_register();
         for lane in lanes(ALL) {
             let (g, t) = (lane / 4, lane % 4);
             for (n, &word) in a.iter().enumerate() {
-                let k = 2 * t + n / 2 * 8;
-                rows[g + n % 2 * 8][k..k + 2]
-                    .copy_from_slice(&halves(self.value(word, lane, block)));
+                let k = per * t + n / 2 * 4 * per;
+                let numbers = alu::matrix_values(of, self.value(word, lane, block) as u32)?;
+                rows[g + n % 2 * 8][k..k + per].copy_from_slice(&numbers[..per]);
             }
             for (n, &word) in b.iter().enumerate() {
-                let k = 2 * t + n * 8;
-                columns[g][k..k + 2].copy_from_slice(&halves(self.value(word, lane, block)));
+                let k = per * t + n * 4 * per;
+                let numbers = alu::matrix_values(of, self.value(word, lane, block) as u32)?;
+                columns[g][k..k + per].copy_from_slice(&numbers[..per]);
             }
         }
+        let sums = match of {
+            MatrixType::F16 | MatrixType::BF16 => block.sums,
+            MatrixType::Tf32 => block.sums.of_tf32(),
+        };
+        let wide = of != MatrixType::F16;
         for lane in lanes(ALL) {
             for (n, &to) in to.iter().enumerate() {
                 let (row, column) = (&rows[lane / 4 + n / 2 * 8], &columns[lane % 4 * 2 + n % 2]);
                 let sum = f32::from_bits(self.value(c[n], lane, block) as u32);
-                let sum = block.sums.add_products(sum, &row[..depth], &column[..depth], bf16);
+                let sum = sums.add_products(sum, &row[..depth], &column[..depth], wide);
                 self.set(to, lane, sum.to_bits().into());
             }
         }
+        Ok(())
     }
 }

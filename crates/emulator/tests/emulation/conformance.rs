@@ -2,13 +2,13 @@
 //! flashtile-cuda makes for several compute capabilities.
 
 use super::Test;
-use super::common::{parse, report, tile_cases, tile_name};
+use super::common::{all_tiles, on_tensor_cores, parse, report, tile_cases, tile_name};
 use flashtile_core::{
-    Backend, BackendError, BackendKind, BackendPlan, DType, HostArgs, HostStats, KernelKind,
-    PlanOptions, Problem, Verdict,
+    Backend, BackendError, BackendKind, BackendPlan, HostArgs, HostStats, KernelKind, PlanOptions,
+    Problem, Verdict,
 };
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, TensorSums, ThreadOrder};
-use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles};
+use flashtile_shaders::cuda::{Arch, CUDA_TF32_TILES, CudaTiles};
 use flashtile_testkit::{
     Case, catalogue, check_lengths, check_neighbours, check_repeats, chosen_cases, run_case,
     run_random,
@@ -20,16 +20,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MOST_FLOPS: u64 = 4_000_000;
 
 /// Compute capabilities, and the step through the catalogue's cases for each one. sm_80 has tensor
-/// cores for both 16-bit types, sm_60 has none, sm_75 has them for f16 only, sm_90 has the widest
-/// tiles.
-const ARCHS: [(Arch, usize); 4] = [(80, 1), (60, 4), (75, 7), (90, 9)];
+/// cores for all types, sm_60 has none, sm_75 has them for f16 only, sm_90 has the widest tiles.
+const ARCHS: [(Arch, usize); 4] = [(80, 1), (60, 2), (75, 7), (90, 9)];
 
-/// The same for the 16-bit cases, with sums that are truncated as on GPUs.
+/// The same for the cases on tensor cores, with sums that are truncated as on GPUs.
 const TRUNCATING_ARCHS: [(Arch, usize); 3] = [(80, 1), (75, 3), (90, 3)];
 
 /// Cases in which truncation loses most: sums of one sign over many keys, or over head_dim where q
 /// is parallel to k. Tensor cores alone would exceed the bound in most of them.
-const ONE_SIGN: [(Arch, &str); 10] = [
+const ONE_SIGN: [(Arch, &str); 18] = [
     (75, "shape=1x1x16x32 skv=32768 dtype=f16 values=positive"),
     (75, "shape=1x1x4x128 skv=4096 dtype=f16 values=positive"),
     (80, "shape=1x1x16x32 skv=16384 dtype=f16 values=positive"),
@@ -40,6 +39,14 @@ const ONE_SIGN: [(Arch, &str); 10] = [
     (80, "shape=1x2x20x128 skv=40 dtype=f16 values=onehot"),
     (80, "shape=1x2x20x256 skv=40 dtype=f16 values=onehot"),
     (90, "shape=1x2x20x256 skv=40 dtype=f16 values=onehot"),
+    (80, "shape=1x1x16x32 skv=32768 values=positive"),
+    (90, "shape=1x1x16x32 skv=32768 values=positive"),
+    (80, "shape=1x1x16x32 skv=64 values=positive"),
+    (90, "shape=1x1x16x32 skv=64 values=positive"),
+    (80, "shape=1x2x20x16 skv=40 values=onehot"),
+    (90, "shape=1x2x20x16 skv=40 values=onehot"),
+    (80, "shape=1x2x20x128 skv=40 values=onehot"),
+    (90, "shape=1x2x20x256 skv=40 values=onehot"),
 ];
 
 pub(super) fn tests() -> Vec<Test> {
@@ -49,6 +56,7 @@ pub(super) fn tests() -> Vec<Test> {
     }
     let mut tests = of_catalogue(&cases);
     tests.extend(of_tiles());
+    tests.extend(few_queries_in_f32(&cases));
     for &kernel in KernelKind::ALL {
         tests.extend(of_kernel(kernel));
     }
@@ -109,7 +117,7 @@ fn replay(case: &Case) -> Vec<Test> {
     for (arch, _) in ARCHS {
         let setup = Setup { every_order: true, ..Setup::flash(arch) };
         tests.push(setup.test(format!("sm_{arch} flash"), vec![case.clone()]));
-        if arch >= 75 && case.dtype != DType::F32 {
+        if on_tensor_cores(arch, case.dtype) {
             let name = format!("sm_{arch} flash, truncated sums");
             tests.push(setup.truncating().test(name, vec![case.clone()]));
         }
@@ -136,12 +144,8 @@ fn of_catalogue(cases: &[(&'static str, Case)]) -> Vec<Test> {
         let setup = Setup::new(80, KernelKind::Unfused);
         tests.push(setup.test(format!("sm_80 unfused: {group}"), spread(3)));
         for (arch, step) in TRUNCATING_ARCHS {
-            let on_tensor_cores = |case: &&&Case| match case.dtype {
-                DType::F32 => false,
-                DType::F16 => true,
-                DType::BF16 => arch >= 80,
-            };
-            let cases = small.iter().filter(on_tensor_cores).step_by(step);
+            let truncates = |case: &&&Case| on_tensor_cores(arch, case.dtype);
+            let cases = small.iter().filter(truncates).step_by(step);
             let cases: Vec<Case> = cases.map(|&case| case.clone()).collect();
             if !cases.is_empty() {
                 let name = format!("sm_{arch} flash, truncated sums: {group}");
@@ -159,8 +163,7 @@ fn of_catalogue(cases: &[(&'static str, Case)]) -> Vec<Test> {
 }
 
 fn of_tiles() -> Vec<Test> {
-    let tiles = CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES);
-    tiles
+    all_tiles()
         .map(|tiles| {
             let setup = Setup { tiles: Some(tiles), every_order: true, ..Setup::flash(90) };
             let test: Test = (
@@ -168,6 +171,25 @@ fn of_tiles() -> Vec<Test> {
                 Box::new(move |emulator| setup.run_all(&emulator, &tile_cases(&tiles)?)),
             );
             test
+        })
+        .collect()
+}
+
+/// Few queries in f32 on tensor cores, which plans use for them only if that is required. Most of
+/// these cases split their keys.
+fn few_queries_in_f32(cases: &[(&'static str, Case)]) -> Vec<Test> {
+    let few = cases.iter().filter(|(group, _)| *group == "few queries").map(|(_, case)| case);
+    let few: Vec<&Case> = few.filter(|case| case.flops() <= MOST_FLOPS).collect();
+    let tiles =
+        CUDA_TF32_TILES.into_iter().filter(|tiles| tiles.has_split() && tiles.has_general());
+    tiles
+        .map(|tiles| {
+            let fits = |case: &&&Case| {
+                tiles.engine.multiplies(case.dtype) && case.head_dim <= tiles.head_dim as usize
+            };
+            let cases = few.iter().filter(fits).map(|&case| case.clone()).collect();
+            let setup = Setup { tiles: Some(tiles), ..Setup::flash(80) };
+            setup.truncating().test(format!("few queries: {}", tile_name(&tiles)), cases)
         })
         .collect()
 }

@@ -4,6 +4,7 @@
 //!   reports each kind of mistake that a kernel can make.
 //! - `conformance`: the catalogue with the launches that flashtile-cuda makes, every tile shape,
 //!   and the same bits in every order of threads.
+//! - `tf32`: values that tensor cores cannot multiply in f32.
 //! - `ptx`: the same for the PTX that NVRTC writes.
 //! - `mutants`: kernels with one statement removed or one index changed. Each one has to fail;
 //!   otherwise the tests above would prove little.
@@ -20,6 +21,7 @@ mod conformance;
 mod mutants;
 mod primitives;
 mod ptx;
+mod tf32;
 
 use flashtile_cuda::compiler_version;
 use flashtile_emulator::{CppCompiler, Emulator, PtxCompiler};
@@ -35,7 +37,8 @@ fn main() {
     let required = std::env::var_os("CI").is_some_and(|value| value == "true");
     let emulator =
         compiler.map(|compiler| Arc::new(Emulator::new(compiler))).map_err(|e| e.to_string());
-    let tests = [primitives::tests(), conformance::tests(), mutants::tests()].into_iter().flatten();
+    let tests = [primitives::tests(), conformance::tests(), tf32::tests(), mutants::tests()];
+    let tests = tests.into_iter().flatten();
     let emulated = tests.map(|(name, test)| match &emulator {
         Err(reason) if !required => ignored(&name, reason),
         emulator => {

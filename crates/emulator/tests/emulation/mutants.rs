@@ -11,7 +11,9 @@ use flashtile_core::Backend;
 use flashtile_core::KernelKind;
 use flashtile_emulator::{EmulatedCudaBackend, Emulator, ThreadOrder};
 use flashtile_shaders::Operation;
-use flashtile_shaders::cuda::{CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, CudaVariant};
+use flashtile_shaders::cuda::{
+    CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_TF32_TILES, CudaTiles, CudaVariant,
+};
 use std::sync::Arc;
 
 /// Statements that mutants remove.
@@ -196,6 +198,27 @@ fn suspects() -> Vec<Suspect> {
                 shape=2x1x66x5 skv=66 dv=7 dtype=bf16 mask=bool:b1qk:rows dropout=0.2 \
                     poison=unseen call_q=65
                 shape=1x1x20x16 skv=70 dtype=bf16 nan=v causal=yes window_left=9 align=30 seed=4",
+        },
+        Suspect {
+            name: "flash on tensor cores in f32",
+            kernel: KernelKind::Flash,
+            operation: Operation::FlashForward,
+            tiles: CUDA_TF32_TILES[..2].to_vec(),
+            uncalled: &[],
+            cases: "
+                shape=1x1x130x8 skv=300 window_left=40 align=100
+                shape=1x1x130x8 skv=300 causal=yes align=60
+                shape=1x1x20x16 skv=70 nan=v dropout=0.4
+                shape=1x2x140x20 hkv=1 skv=150 causal=yes align=bottom-right
+                shape=2x2x70x32 skv=150 dv=72 window_left=30 window_right=5 kv_lens=150:20 \
+                    poison=unseen
+                shape=2x2x66x26 skv=140 dv=31 mask=f32:1hqk:blocks dropout=0.3 softcap=4.0 \
+                    causal=yes align=40 poison=unseen
+                shape=1x2x9x17 skv=140 dv=70 out=99999:3020:320:1 window_left=40 \
+                    align=bottom-right call_kv=139
+                shape=2x1x66x5 skv=66 dv=7 mask=bool:b1qk:rows dropout=0.2 poison=unseen \
+                    call_q=65
+                shape=1x1x20x16 skv=70 nan=v causal=yes window_left=9 align=30 seed=4",
         },
         unfused(
             "unfused scores",

@@ -4,6 +4,7 @@
 mod matrices;
 mod memory;
 mod numbers;
+mod tf32;
 mod threads;
 
 use super::Test;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 pub(super) fn tests() -> Vec<Test> {
     type Check = fn(&Emulator) -> Result<(), String>;
-    let checks: [(&str, Check); 13] = [
+    let checks: [(&str, Check); 15] = [
         ("indices of threads and blocks", threads::indices),
         ("shuffles", threads::shuffles),
         ("f16 and bf16", numbers::conversions),
@@ -20,6 +21,8 @@ pub(super) fn tests() -> Vec<Test> {
         ("ldmatrix", matrices::loads),
         ("mma", matrices::products),
         ("mma adds as the interpreter does", matrices::sums),
+        ("mma of TF32 adds as the interpreter does", tf32::sums),
+        ("operands that are not TF32 are reported", tf32::digits),
         ("copies arrive when a thread waits for them", memory::copies),
         ("shared memory starts as NaN in every block", memory::poison),
         ("memory outside the kernel's is reported", memory::bounds),

@@ -5,10 +5,10 @@
 mod banks;
 mod mistakes;
 
-use super::common::{report, tile_cases, tile_name};
+use super::common::{all_tiles, on_tensor_cores, report, tile_cases, tile_name};
 use flashtile_core::{DType, KernelKind};
 use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, TensorSums, ThreadOrder};
-use flashtile_shaders::cuda::{Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CudaTiles, Engine};
+use flashtile_shaders::cuda::{Arch, CudaTiles, Engine};
 use flashtile_testkit::{Case, chosen_cases, run_case};
 
 /// Larger cases are left out.
@@ -40,12 +40,12 @@ pub(super) fn tests() -> Vec<PtxTest> {
     let cases = cases.into_iter().map(|(_, case)| case);
     let small: Vec<Case> = cases.filter(|case| case.flops() <= MOST_FLOPS).collect();
     let mut tests = of_catalogue(&small, false);
-    for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES) {
+    for tiles in all_tiles() {
         tests.push(test(format!("sm_90 {}", tile_name(&tiles)), 90, move |compiler| {
             run_all(&compiler, 90, Some(tiles), KernelKind::Flash, &cases_of_few_types(&tiles)?)
         }));
     }
-    for tiles in CUDA_SIMT_TILES.into_iter().chain(CUDA_MMA_TILES).map(Some).chain([None]) {
+    for tiles in all_tiles().map(Some).chain([None]) {
         let name = tiles.map_or("unfused".to_owned(), |tiles| tile_name(&tiles));
         tests.push(test(format!("no bank conflicts, {name}"), 90, move |compiler| {
             banks::no_conflicts(&compiler, 90, tiles)
@@ -89,7 +89,7 @@ fn cases_of_few_types(tiles: &CudaTiles) -> Result<Vec<Case>, String> {
 }
 
 /// Runs every case once, in alternating orders of threads. What tensor cores add is rounded and
-/// truncated for 16-bit cases: both results have to be within the bound.
+/// truncated: both results have to be within the bound.
 fn run_all(
     compiler: &PtxCompiler,
     arch: Arch,
@@ -102,8 +102,11 @@ fn run_all(
         let order = orders[n % orders.len()];
         let backend = EmulatedCudaBackend::with_ptx(compiler.clone(), arch, order);
         let backend = tiles.map_or(backend.clone(), |tiles| backend.with_tiles(tiles));
-        let on_tensor_cores = kernel == KernelKind::Flash && case.dtype != DType::F32 && arch >= 75;
-        let truncating = on_tensor_cores.then(|| TensorSums::measured(arch));
+        let matrix = match tiles {
+            Some(tiles) => tiles.engine.is_matrix(),
+            None => kernel == KernelKind::Flash && on_tensor_cores(arch, case.dtype),
+        };
+        let truncating = matrix.then(|| TensorSums::measured(arch));
         let sums = [Some(TensorSums::Nearest), truncating].into_iter().flatten();
         let run = |sums| run_case(&backend.with_sums(sums), kernel, case).err();
         sums.filter_map(run).collect::<Vec<_>>()

@@ -6,7 +6,8 @@ use flashtile_core::{DType, KernelKind};
 use flashtile_emulator::{EmulatedCudaBackend, PtxCompiler, ThreadOrder};
 use flashtile_shaders::Operation;
 use flashtile_shaders::cuda::{
-    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_UNFUSED_TILES, CudaTiles, CudaVariant,
+    Arch, CUDA_MMA_TILES, CUDA_SIMT_TILES, CUDA_TF32_TILES, CUDA_UNFUSED_TILES, CudaTiles,
+    CudaVariant,
 };
 use std::collections::HashSet;
 
@@ -38,7 +39,14 @@ pub(super) fn suspects() -> Vec<(&'static str, Arch, Suspect)> {
         shape=1x2x67x22 hkv=1 skv=100 dv=18 dtype=f16
         shape=2x1x40x13 skv=130 dv=7 dtype=f16 window_left=40 align=60 poison=unseen
         shape=1x1x20x16 skv=70 dtype=f16 nan=v causal=yes window_left=9 align=30 seed=4";
+    let singles = "
+        shape=1x1x70x64 skv=140 causal=yes align=bottom-right
+        shape=1x2x67x22 hkv=1 skv=100 dv=18
+        shape=2x1x40x13 skv=130 dv=7 window_left=40 align=60 poison=unseen
+        shape=1x1x20x16 skv=70 nan=v causal=yes window_left=9 align=30 seed=4";
+    let tf32 = CUDA_TF32_TILES.into_iter().find(|tiles| tiles.stages == 2);
     vec![
+        ("flash on tensor cores in f32", 90, flash(DType::F32, tf32, singles)),
         ("flash on tensor cores", 90, flash(DType::F16, mma(2), halves)),
         ("flash on Turing's tensor cores", 75, flash(DType::F16, mma(1), halves)),
         (
