@@ -20,14 +20,20 @@ const FMA_BESIDE_MATRIX: f64 = 0.1;
 /// products have more even when they are slow.
 const FMA_PER_VECTOR_OF_SOFTMAX: f64 = 0.25;
 
-/// The bars that a report misses, and by how much. Loops for edge tiles have none.
+/// The bars that a report misses, and by how much. Loops for edge tiles have none, and neither have
+/// cases with head_dim other than 64 and 128.
 ///
 /// - On every GPU: no spills, no scratch or local memory.
+///
+/// Without options:
 /// - On RDNA 3, f32, many queries: FMA per vector instruction, bytes of workgroup memory per FMA,
 ///   occupancy.
 /// - On RDNA 3 and 4, f16, many queries: matrix instructions compute both products.
 pub(crate) fn violations(report: &Report) -> Vec<(&'static str, String)> {
     let mut missed = Vec::new();
+    if !matches!(report.case.shape[3], 64 | 128) {
+        return missed;
+    }
     let usages: Vec<_> = report.kernels.iter().filter_map(|kernel| kernel.usage.as_ref()).collect();
     let loops = report.kernels.iter().flat_map(|kernel| &kernel.loops);
     let loops: Vec<&HotLoop> = loops.filter(|hot| !hot.edge).collect();
@@ -38,6 +44,9 @@ pub(crate) fn violations(report: &Report) -> Vec<(&'static str, String)> {
     let scratch = usages.iter().map(|usage| usage.scratch).max().unwrap_or_default();
     if scratch > 0 {
         missed.push(("scratch", format!("{scratch} bytes")));
+    }
+    if report.case.option.is_some() {
+        return missed;
     }
     let many_queries = report.case.shape[2] > 1;
     let gpu = report.gpu.as_str();
@@ -84,7 +93,7 @@ fn least(loops: &[&HotLoop], value: impl Fn(&HotLoop) -> f64) -> f64 {
 mod tests {
     use super::*;
     use crate::{
-        Case, KernelReport, Usage,
+        Case, CaseOption, KernelReport, Usage,
         rdna::{Counts, Generation},
     };
 
@@ -154,6 +163,25 @@ mod tests {
         assert_eq!(of("rdna3", vec![hot(25, 100, 0, 0)]), ["matrix instructions"]);
         assert_eq!(of("rdna3", vec![]), ["matrix instructions"]);
         assert!(of("rdna2", vec![hot(64, 64, 0, 0)]).is_empty());
+    }
+
+    #[test]
+    fn cases_with_options_must_only_not_spill() {
+        let none = report("rdna3", DType::F16, [0, 0, 1], vec![]);
+        assert_eq!(missed(&none), ["matrix instructions"]);
+        for option in CaseOption::ALL {
+            let case = Case { option: Some(option), ..none.case };
+            assert!(missed(&Report { case, ..none.clone() }).is_empty());
+            let spills = Report { case, ..report("rdna3", DType::F16, [1, 4, 1], vec![]) };
+            assert_eq!(missed(&spills), ["spills", "scratch"]);
+        }
+    }
+
+    #[test]
+    fn other_widths_have_no_bars() {
+        let case = Case::new([1, 8, 1024, 256], DType::F16, true);
+        let spills = Report { case, ..report("m1", DType::F16, [1, 4, 1], vec![]) };
+        assert!(missed(&spills).is_empty());
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod rdna;
 mod report;
 mod usage;
 
-pub use cases::{Case, tuned};
+pub use cases::{Case, CaseOption, tuned};
 pub use gpu::{Gpu, Kernel, Source};
 pub use report::{KernelReport, Report};
 pub use usage::Usage;
