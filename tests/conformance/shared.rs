@@ -59,18 +59,16 @@ pub(crate) fn report(failures: impl Iterator<Item = Failure>) -> Result<(), Stri
     }
 }
 
-/// Runs `check`, which requires the same bits, on these kernels and on cases with every option.
+/// A check of guarantee 4: the same bits in every run, whatever the batch and the keys beyond.
+pub(crate) type SameBits = fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>;
+
+/// Runs `check` on these kernels and on cases with every option.
 pub(crate) fn same_bits(
     backend: &dyn Backend,
     kernels: &[KernelKind],
-    check: fn(&dyn Backend, KernelKind, &Case) -> Result<(), Failure>,
+    check: SameBits,
 ) -> Result<(), String> {
-    let group = |name| catalogue().into_iter().filter(move |(g, _)| *g == name).map(|(_, c)| c);
-    let some = group("together").step_by(6);
-    // With two to three batch entries, whose keys are split into chunks.
-    let split = group("few queries").filter(|case| case.batch > 1).step_by(3);
-    let cases: Vec<Case> = some.chain(split).collect();
-    assert!(cases.len() > 6);
+    let cases = cases_of_batches();
     report(
         kernels.iter().copied().flat_map(|kernel| {
             cases.iter().filter_map(move |case| check(backend, kernel, case).err())
@@ -78,25 +76,41 @@ pub(crate) fn same_bits(
     )
 }
 
+/// Cases of several batch entries, with every option.
+pub(crate) fn cases_of_batches() -> Vec<Case> {
+    let group = |name| catalogue().into_iter().filter(move |(g, _)| *g == name).map(|(_, c)| c);
+    let some = group("together").step_by(6);
+    // With two to three batch entries, whose keys are split into chunks.
+    let split = group("few queries").filter(|case| case.batch > 1).step_by(3);
+    let cases: Vec<Case> = some.chain(split).collect();
+    assert!(cases.len() > 6);
+    cases
+}
+
 /// As [`same_bits`], on cases whose lengths are shorter than the cache, for calls of any length.
 pub(crate) fn same_bits_at_any_length(
     backend: &dyn Backend,
     kernels: &[KernelKind],
 ) -> Result<(), String> {
-    let cases = cases([
-        "shape=2x4x1x64 hkv=2 skv=3000 kv_lens=1000:257 poison=unseen",
-        "shape=2x4x3x40 hkv=1 skv=5000 dtype=f16 causal=yes align=bottom-right kv_lens=770:300 \
-         poison=unseen",
-        "shape=3x2x5x32 skv=1500 dtype=bf16 causal=yes align=400 window_left=380 \
-         kv_lens=1024:256:511 mask=f32:b11k:blocks dropout=0.2 softcap=10.0",
-        "shape=2x2x40x16 skv=300 kv_lens=100:64",
-    ]);
+    let cases = cases_of_short_calls();
     report(kernels.iter().copied().flat_map(|kernel| {
         cases
             .iter()
             .filter_map(move |case| check_lengths(backend, kernel, case).err())
             .collect::<Vec<_>>()
     }))
+}
+
+/// Cases whose lengths are shorter than the cache.
+pub(crate) fn cases_of_short_calls() -> Vec<Case> {
+    cases([
+        "shape=2x4x1x64 hkv=2 skv=3000 kv_lens=1000:257 poison=unseen",
+        "shape=2x4x3x40 hkv=1 skv=5000 dtype=f16 causal=yes align=bottom-right kv_lens=770:300 \
+         poison=unseen",
+        "shape=3x2x5x32 skv=1500 dtype=bf16 causal=yes align=400 window_left=380 \
+         kv_lens=1024:256:511 mask=f32:b11k:blocks dropout=0.2 softcap=10.0",
+        "shape=2x2x40x16 skv=300 kv_lens=100:64",
+    ])
 }
 
 /// Runs FLASHTILE_RANDOM problems on the flash kernel, or a third of them on the unfused kernel.

@@ -2,6 +2,7 @@
 
 mod backend;
 mod calls;
+mod checked;
 mod devices;
 mod embedding;
 mod long;
@@ -46,6 +47,9 @@ pub(super) fn suite() -> Suite<Devices> {
 fn tests() -> Vec<Test<Devices>> {
     let mut tests: Vec<Test<Devices>> = Vec::new();
     let chosen = Chosen::by_environment();
+    if !chosen.replay {
+        tests.extend(checked::tests(&chosen.groups));
+    }
     for (group, all) in chosen.groups {
         tests.push(matrix::group(group, &all));
         if group == "long keys" && !chosen.replay {
@@ -92,9 +96,9 @@ fn tests() -> Vec<Test<Devices>> {
         "kernels visit the key tiles of core's visitor".into(),
         visited::visited_tiles,
     ));
-    tests.push(check("flash kernels take the longest tiles first".into(), order::longest_first));
+    tests.push(check("flash kernels take the last tiles first".into(), order::longest_first));
     tests.push(
-        Test::new("matrix flash kernels take the longest tiles first", |d: &Devices| {
+        Test::new("matrix flash kernels take the last tiles first", |d: &Devices| {
             order::longest_first_on_matrix_units(d.full.context())
         })
         .unless(matrix::missing),
@@ -117,6 +121,8 @@ fn tests() -> Vec<Test<Devices>> {
     tests.push(Test::new("same bits for calls of any length", |d: &Devices| {
         same_bits_at_any_length(&d.full, KernelKind::ALL)
     }));
+    tests.push(Test::new("same bits of forced kernels", registers::same_bits));
+    tests.extend(matrix::same_bits());
     tests.push(check("keys longer than a binding are split".into(), long::split_by_bindings));
     for &kernel in KernelKind::ALL {
         tests.push(Test::new(format!("random problems: {kernel}"), move |d: &Devices| {

@@ -41,6 +41,12 @@ impl WgpuBackend {
         Self { matrix_units: Some(units), name, ..self.clone() }
     }
 
+    /// The same device, whose kernels run with wgpu's runtime checks. It compiles its own.
+    pub(crate) fn with_runtime_checks(&self) -> Self {
+        let context = self.context.with_runtime_checks();
+        Self { context, name: format!("{}, with runtime checks", self.name), ..self.clone() }
+    }
+
     /// The device's context.
     pub(crate) fn context(&self) -> &Context {
         &self.context

@@ -4,17 +4,19 @@
 use super::Devices;
 use crate::{
     harness::{Test, is_required},
-    shared::report,
+    shared::{SameBits, cases_of_batches, cases_of_short_calls, report},
 };
 use flashtile_core::{DType, KernelKind, MatrixUnits, NoMatrixUnits, Problem, Reason, TensorView};
 use flashtile_core::{PlanOptions, Verdict};
-use flashtile_testkit::{Case, Failure, Wrong, run_case};
+use flashtile_testkit::{
+    Case, Failure, Wrong, check_lengths, check_neighbours, check_repeats, run_case,
+};
 
 /// The widest heads that kernels on matrix units support.
 const WIDEST: usize = 256;
 
-/// Every case of a group, in f16 and with matrix units required.
-pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
+/// These cases in f16, each once.
+pub(super) fn in_f16(cases: &[Case]) -> Vec<Case> {
     let mut in_f16: Vec<Case> = Vec::new();
     for case in cases {
         let case = Case { dtype: DType::F16, ..case.clone() };
@@ -22,6 +24,12 @@ pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
             in_f16.push(case);
         }
     }
+    in_f16
+}
+
+/// Every case of a group, in f16 and with matrix units required.
+pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
+    let in_f16 = in_f16(cases);
     Test::new(format!("matrix flash: {group}"), move |d: &Devices| run(d, &in_f16)).unless(missing)
 }
 
@@ -41,6 +49,25 @@ pub(super) fn missing(devices: &Devices) -> Option<String> {
             Some(reasons.join("; "))
         }
     }
+}
+
+/// A row has the same bits in a second run, whatever the batch, and however many keys lie beyond
+/// those that it sees.
+pub(super) fn same_bits() -> Vec<Test<Devices>> {
+    let kernel = KernelKind::Flash;
+    let test = |name: &str, check: SameBits, cases: Vec<Case>| {
+        let cases = in_f16(&cases);
+        let run = move |d: &Devices| {
+            let backend = d.full.with_matrix_units(MatrixUnits::Require);
+            report(cases.iter().filter_map(|case| check(&backend, kernel, case).err()))
+        };
+        Test::new(format!("matrix flash: same bits {name}"), run).unless(missing)
+    };
+    vec![
+        test("in a second run", check_repeats, cases_of_batches()),
+        test("beside other batch entries", check_neighbours, cases_of_batches()),
+        test("for calls of any length", check_lengths, cases_of_short_calls()),
+    ]
 }
 
 fn run(devices: &Devices, cases: &[Case]) -> Result<(), String> {
