@@ -20,6 +20,8 @@ pub struct Choice {
     pub matrix_units: MatrixUnits,
     /// Whether the keys of a row are split among workgroups.
     pub key_split: KeySplit,
+    /// Whether kernels may round q, k and v for matrix units.
+    pub reduced_precision: bool,
 }
 
 impl Choice {
@@ -29,6 +31,7 @@ impl Choice {
         kernel: None,
         matrix_units: MatrixUnits::Auto,
         key_split: KeySplit::Auto,
+        reduced_precision: false,
     };
 
     /// The first kernel of `backend` that runs.
@@ -60,9 +63,21 @@ impl Choice {
         self
     }
 
+    /// The same choice, where kernels may round q, k and v for matrix units; see
+    /// [`PlanOptions::reduced_precision`].
+    #[must_use]
+    pub const fn reduced_precision(mut self, allowed: bool) -> Self {
+        self.reduced_precision = allowed;
+        self
+    }
+
     /// What it asks of a plan, with this kernel.
     fn options(&self, kernel: Option<KernelKind>) -> PlanOptions {
-        PlanOptions::new().kernel(kernel).matrix_units(self.matrix_units).key_split(self.key_split)
+        PlanOptions::new()
+            .kernel(kernel)
+            .matrix_units(self.matrix_units)
+            .key_split(self.key_split)
+            .reduced_precision(self.reduced_precision)
     }
 
     fn allows(&self, backend: BackendKind, kernel: KernelKind) -> bool {

@@ -195,9 +195,7 @@ impl Variant {
         let mut all = Vec::new();
         for &operation in Operation::ALL {
             for tiles in tiles(operation) {
-                let dtypes: &[DType] =
-                    if tiles.uses_matrix_units() { &[DType::F16] } else { DType::ALL };
-                for &dtype in dtypes {
+                for &dtype in DType::ALL {
                     for mask in masks().filter(|mask| mask.is_none() || tiles.has_general()) {
                         for (kv_lens, lse) in flags() {
                             let variant = Variant::new(operation, dtype, mask, kv_lens, lse, tiles);

@@ -34,6 +34,7 @@ const ROW_PARTIAL: &str = include_str!("../wgsl/row_partial.wgsl");
 const PARTIAL: &str = include_str!("../wgsl/partial.wgsl");
 const FLASH_MERGE: &str = include_str!("../wgsl/flash_merge.wgsl");
 const LOAD8: &str = include_str!("../wgsl/load8.wgsl");
+const LOAD8_ROUNDED: &str = include_str!("../wgsl/load8_rounded.wgsl");
 const FLASH_FORWARD_MATRIX: &str = include_str!("../wgsl/flash_forward_matrix.wgsl");
 const UNFUSED_SCORES: &str = include_str!("../wgsl/unfused_scores.wgsl");
 const UNFUSED_SOFTMAX: &str = include_str!("../wgsl/unfused_softmax.wgsl");
@@ -52,7 +53,7 @@ fn assemble(variant: &Variant) -> String {
     let loads = |tensor, width| match variant.tiles {
         Tiles::Block(_) => [load(variant.dtype, tensor), load4(false, tensor, width)].concat(),
         Tiles::Rows(_) => [load(variant.dtype, tensor), load4(true, tensor, width)].concat(),
-        Tiles::Matrix(_) => LOAD8.replace("TENSOR", tensor).replace("WIDTH", width),
+        Tiles::Matrix(_) => load8(variant.dtype, tensor, width),
         // They read words of 16 bytes.
         Tiles::Broadcast(_) | Tiles::Uniform(_) | Tiles::Lanes(_) => String::new(),
     };
@@ -203,7 +204,8 @@ fn bindings(variant: &Variant) -> String {
         _ => "vec4<u32>",
     };
     // The kernel on matrix units reads f16 as such.
-    let word = if variant.tiles.uses_matrix_units() { "vec2<f16>" } else { "u32" };
+    let as_f16 = variant.tiles.uses_matrix_units() && variant.dtype == DType::F16;
+    let word = if as_f16 { "vec2<f16>" } else { "u32" };
     for binding in variant.bindings() {
         let (name, element) = match binding.slot {
             Slot::Params => continue, // beside its struct, in params.wgsl
@@ -268,6 +270,15 @@ fn load(dtype: DType, tensor: &str) -> String {
 fn load4(rolled: bool, tensor: &str, width: &str) -> String {
     let source = if rolled { LOAD4_ROLLED } else { LOAD4 };
     source.replace("TENSOR", tensor).replace("WIDTH", width)
+}
+
+/// Reads of eight numbers for matrix units: as they are stored, or rounded to f16.
+fn load8(dtype: DType, tensor: &str, width: &str) -> String {
+    let (element, source) = match dtype {
+        DType::F16 => (String::new(), LOAD8),
+        DType::F32 | DType::BF16 => (load(dtype, tensor), LOAD8_ROUNDED),
+    };
+    element + &source.replace("TENSOR", tensor).replace("WIDTH", width)
 }
 
 /// The kernel with one query per thread. Without subgroups, every lane reads every key.

@@ -39,6 +39,18 @@ struct Eight {
     high: vec4<f16>,
 }
 
+// Rounds to f16: to nearest, ties to even, because WGSL's conversion may round in either direction.
+// Finite numbers beyond the range of f16 become its largest number.
+fn to_f16(x: vec4<f32>) -> vec4<f16> {
+    let bits = bitcast<vec4<u32>>(x);
+    let exponents = vec4<u32>(0x7f800000u);
+    let finite = (bits & exponents) != exponents;
+    let last = (bits >> vec4<u32>(13u)) & vec4<u32>(1u);
+    let nearest = bitcast<vec4<f32>>((bits + vec4<u32>(0xfffu) + last) & vec4<u32>(0xffffe000u));
+    let inside = clamp(nearest, vec4<f32>(-65504.0), vec4<f32>(65504.0));
+    return vec4<f16>(select(x, inside, finite));
+}
+
 // Loads Q[.., d_begin .. d_begin + QC], with zeros beyond the queries and beyond head_dim.
 fn load_q_tile(item: Item, d_begin: u32, thread: u32) {
     let dense = q_is_dense(item.q_base);

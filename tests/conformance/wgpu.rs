@@ -52,6 +52,7 @@ fn tests() -> Vec<Test<Devices>> {
     }
     for (group, all) in chosen.groups {
         tests.push(matrix::group(group, &all));
+        tests.push(matrix::rounded(group, &all));
         if group == "long keys" && !chosen.replay {
             // A driver may refuse these for one reason only. Both devices run all of them.
             let again = all.clone();

@@ -28,6 +28,12 @@ pub enum NoMatrixUnits {
         /// The problem's storage type.
         given: DType,
     },
+    /// They would round the inputs, and the options do not allow that.
+    #[error("they would round {given} to f16, which needs PlanOptions::reduced_precision")]
+    Precision {
+        /// The problem's storage type.
+        given: DType,
+    },
     /// The device has none, or its driver does not offer them.
     #[error("the device or its driver does not offer them")]
     NotOffered,

@@ -25,6 +25,14 @@ pub struct PlanOptions<T = AnyTiles> {
     /// Whether the flash kernel splits the keys of a row among workgroups, and how. Forced chunks
     /// together with the unfused kernel are refused.
     pub key_split: KeySplit,
+    /// Whether kernels may round q, k and v to fewer bits than they are stored with, where matrix
+    /// units then multiply them. Default: no.
+    ///
+    /// On wgpu, kernels on matrix units multiply f16. With this, they take f32 and bf16 too: q, k
+    /// and v are rounded to f16, and finite numbers beyond 65504 become 65504. For the inputs as
+    /// rounded, the result is within the error bound of f16 or of the storage type, whichever is
+    /// larger. Backends without such kernels ignore it.
+    pub reduced_precision: bool,
 }
 
 /// Whether a plan uses units that multiply small matrices: NVIDIA's tensor cores, cooperative
@@ -85,6 +93,7 @@ impl<T> PlanOptions<T> {
             tiles: None,
             matrix_units: MatrixUnits::Auto,
             key_split: KeySplit::Auto,
+            reduced_precision: false,
         }
     }
 
@@ -116,6 +125,14 @@ impl<T> PlanOptions<T> {
         self
     }
 
+    /// Allows kernels to round q, k and v for matrix units; see
+    /// [`reduced_precision`](Self#structfield.reduced_precision).
+    #[must_use]
+    pub const fn reduced_precision(mut self, allowed: bool) -> Self {
+        self.reduced_precision = allowed;
+        self
+    }
+
     /// The kernel that the options name, if only by an option that belongs to the flash kernel.
     pub const fn named_kernel(&self) -> Option<KernelKind> {
         match (self.kernel, &self.tiles, self.key_split) {
@@ -134,6 +151,7 @@ impl PlanOptions {
             tiles: None,
             matrix_units: self.matrix_units,
             key_split: self.key_split,
+            reduced_precision: self.reduced_precision,
         }
     }
 }

@@ -2,7 +2,8 @@ use crate::case::Case;
 use crate::inputs::{SLACK, Tensors};
 use flashtile_core::{
     Backend, BackendError, BackendKind, DType, KernelKind, PlanOptions, ProblemError, Reason,
-    TensorView, Verdict, bound,
+    TensorView, Verdict,
+    bound::{self, RowTerms},
 };
 use flashtile_reference::{Answer, attention};
 use std::fmt;
@@ -65,12 +66,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(
-        backend: &dyn Backend,
-        kernel: KernelKind,
-        case: &Case,
-        wrong: Wrong,
-    ) -> Self {
+    /// What went wrong with `case` on a kernel of `backend`.
+    pub fn new(backend: &dyn Backend, kernel: KernelKind, case: &Case, wrong: Wrong) -> Self {
         Self { backend: name(backend), kernel, case: Box::new(case.clone()), wrong }
     }
 }
@@ -265,6 +262,8 @@ pub struct Prepared {
     case: Case,
     tensors: Tensors,
     answer: Answer,
+    /// Whether the answer is that of inputs rounded to f16.
+    rounded: bool,
 }
 
 impl Prepared {
@@ -275,7 +274,19 @@ impl Prepared {
     pub fn new(case: &Case) -> Result<Self, ProblemError> {
         let tensors = case.build()?;
         let answer = attention(&tensors.problem, &tensors.inputs())?;
-        Ok(Self { case: case.clone(), tensors, answer })
+        Ok(Self { case: case.clone(), tensors, answer, rounded: false })
+    }
+
+    /// As [`new`](Self::new), for kernels that round q, k and v to f16
+    /// ([`PlanOptions::reduced_precision`]): the oracle sees them as rounded, and the bound is that
+    /// of f16 or of the storage type, whichever is larger.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub fn rounded_to_f16(case: &Case) -> Result<Self, ProblemError> {
+        let tensors = case.build()?;
+        let answer = attention(&tensors.problem, &tensors.rounded_to_f16().inputs())?;
+        Ok(Self { case: case.clone(), tensors, answer, rounded: true })
     }
 
     /// The case.
@@ -327,8 +338,11 @@ impl Prepared {
         let (dtype, dim) = (problem.dtype(), problem.head_dim());
         let seq_q = self.case.call_q.unwrap_or(problem.seq_q());
         let heads = problem.heads();
-        let bounds: Vec<f64> =
-            self.answer.rows.iter().map(|row| row.out_bound(dtype, dim)).collect();
+        let bound = |row: &RowTerms| {
+            let of_f16 = if self.rounded { row.out_bound(DType::F16, dim) } else { 0.0 };
+            row.out_bound(dtype, dim).max(of_f16)
+        };
+        let bounds: Vec<f64> = self.answer.rows.iter().map(bound).collect();
         let mut outcome = Outcome::default();
         for (n, (at, place)) in elements_of(problem.out(), seq_q).enumerate() {
             let (got, expected) = (dtype.read(&results.out, place), self.answer.out[n]);

@@ -34,6 +34,23 @@ impl Tensors {
         inputs
     }
 
+    /// The same with q, k and v rounded to f16 and stored as before. Finite numbers beyond the range
+    /// of f16 become its largest number.
+    pub(crate) fn rounded_to_f16(&self) -> Self {
+        let dtype = self.problem.dtype();
+        let round = |bytes: &[u8]| {
+            let (mut rounded, mut half) = (bytes.to_vec(), [0; 2]);
+            for n in 0..bytes.len() / dtype.size() {
+                let x = dtype.read(bytes, n);
+                let max = DType::F16.max();
+                DType::F16.write(&mut half, 0, if x.is_finite() { x.clamp(-max, max) } else { x });
+                dtype.write(&mut rounded, n, DType::F16.read(&half, 0));
+            }
+            rounded
+        };
+        Self { q: round(&self.q), k: round(&self.k), v: round(&self.v), ..self.clone() }
+    }
+
     /// The inputs with buffers for the results.
     pub fn args<'a>(&'a self, out: &'a mut [u8], lse: Option<&'a mut [f32]>) -> HostArgs<'a> {
         let inputs = self.inputs();

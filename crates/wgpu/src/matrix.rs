@@ -2,7 +2,8 @@
 
 use crate::machine::Machine;
 use flashtile_core::{
-    DType, KeyChunks, MatrixUnits, NoMatrixUnits, Problem, Reason, planning::folded_heads,
+    DType, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    planning::folded_heads,
 };
 use flashtile_shaders::{MatrixTiles, Tiles, matrix_tiles};
 
@@ -86,9 +87,10 @@ pub(crate) fn offer(
 pub(crate) fn choose(
     problem: &Problem,
     machine: &Machine,
-    units: MatrixUnits,
+    options: &PlanOptions<Tiles>,
     suits: impl Fn(&Tiles) -> Result<Vec<Option<KeyChunks>>, Vec<Reason>>,
 ) -> Result<(Tiles, Vec<Option<KeyChunks>>), NoMatrixUnits> {
+    let units = options.matrix_units;
     if units == MatrixUnits::Off {
         return Err(NoMatrixUnits::Off);
     }
@@ -96,7 +98,8 @@ pub(crate) fn choose(
     // that the problem does not have.
     let mut all: Vec<_> = shapes().collect();
     all.sort_by_key(|t| (u32::MAX - t.size, t.lanes, t.width));
-    let serves = |tiles: &&MatrixTiles| serves(problem, machine, tiles).is_ok();
+    let reduced = options.reduced_precision;
+    let serves = |tiles: &&MatrixTiles| serves(problem, machine, tiles, reduced).is_ok();
     let Some(&best) = all.iter().find(serves) else {
         // The widest of the largest came closest.
         let last = |tiles: &&MatrixTiles| {
@@ -104,7 +107,7 @@ pub(crate) fn choose(
                 && tiles.lanes >= machine.max_lanes
         };
         let closest = all.iter().filter(last).max_by_key(|tiles| tiles.width).or(all.last());
-        let reason = closest.and_then(|tiles| self::serves(problem, machine, tiles).err());
+        let reason = closest.and_then(|tiles| self::serves(problem, machine, tiles, reduced).err());
         return Err(reason.unwrap_or(NoMatrixUnits::NotOffered));
     };
     let tiles = Tiles::Matrix(best);
@@ -122,7 +125,7 @@ pub(crate) fn choose(
 }
 
 /// Whether a tile shape for matrix units can compute the problem on the device, if the device's
-/// limits allow.
+/// limits allow. `reduced`: whether inputs may be rounded to f16.
 ///
 /// # Errors
 /// Why not.
@@ -130,8 +133,9 @@ pub(crate) fn serves(
     problem: &Problem,
     machine: &Machine,
     tiles: &MatrixTiles,
+    reduced: bool,
 ) -> Result<(), NoMatrixUnits> {
-    let sizes = usable_sizes(problem, machine)?;
+    let sizes = usable_sizes(problem, machine, reduced)?;
     if !sizes.contains(&tiles.size) || tiles.lanes < machine.max_lanes {
         let sizes: Vec<_> = sizes.iter().map(|n| format!("{n}x{n}x{n}")).collect();
         let lanes = machine.max_lanes;
@@ -147,10 +151,15 @@ pub(crate) fn serves(
 }
 
 /// The sizes of matrices with which the device can compute the problem.
-fn usable_sizes<'a>(problem: &Problem, machine: &'a Machine) -> Result<&'a [u32], NoMatrixUnits> {
+fn usable_sizes<'a>(
+    problem: &Problem,
+    machine: &'a Machine,
+    reduced: bool,
+) -> Result<&'a [u32], NoMatrixUnits> {
     match problem.dtype() {
         DType::F16 => {}
-        given @ (DType::F32 | DType::BF16) => return Err(NoMatrixUnits::DType { given }),
+        DType::F32 | DType::BF16 if reduced => {}
+        given @ (DType::F32 | DType::BF16) => return Err(NoMatrixUnits::Precision { given }),
     }
     machine.matrix_sizes.as_deref().map_err(Clone::clone)
 }
@@ -215,7 +224,15 @@ mod tests {
         machine: &Machine,
         units: MatrixUnits,
     ) -> Result<MatrixTiles, NoMatrixUnits> {
-        choose(problem, machine, units, |_| Ok(vec![None])).map(|(tiles, _)| match tiles {
+        chosen_by(problem, machine, &PlanOptions::new().matrix_units(units))
+    }
+
+    fn chosen_by(
+        problem: &Problem,
+        machine: &Machine,
+        options: &PlanOptions<Tiles>,
+    ) -> Result<MatrixTiles, NoMatrixUnits> {
+        choose(problem, machine, options, |_| Ok(vec![None])).map(|(tiles, _)| match tiles {
             Tiles::Matrix(tiles) => tiles,
             other => panic!("{other} is not for matrix units"),
         })
@@ -271,8 +288,10 @@ mod tests {
         assert_eq!(chosen(&many, &gpu, MatrixUnits::Off), Err(NoMatrixUnits::Off));
         for given in [DType::F32, DType::BF16] {
             let problem = problem(given, [100, 2, 64, 64]);
-            let reason = NoMatrixUnits::DType { given };
+            let reason = NoMatrixUnits::Precision { given };
             assert_eq!(chosen(&problem, &gpu, MatrixUnits::Require), Err(reason));
+            let allowed = PlanOptions::new().reduced_precision(true);
+            assert!(chosen_by(&problem, &gpu, &allowed).is_ok());
         }
     }
 
@@ -281,7 +300,8 @@ mod tests {
         let (limit, given, needed) = ("max_compute_workgroup_storage_size", 1, 2);
         let refuse = |_: &Tiles| Err(vec![Reason::DeviceLimit { limit, given, needed }]);
         let problem = problem(DType::F16, [100, 2, 64, 64]);
-        let refused = choose(&problem, &machine(&[16], 32), MatrixUnits::Require, refuse);
+        let required = PlanOptions::new().matrix_units(MatrixUnits::Require);
+        let refused = choose(&problem, &machine(&[16], 32), &required, refuse);
         assert_eq!(refused, Err(NoMatrixUnits::DeviceLimit { limit, given, needed }));
     }
 }

@@ -6,8 +6,8 @@ use crate::parts::{Part, Window, Work, score_stride, split};
 use crate::tiles::{Choice, choose_tiles, over_loop_budget, variant};
 use crate::{ProblemKind, TileChoice, Tuning};
 use flashtile_core::{
-    KernelKind, KeyChunks, KeySplit, NoMatrixUnits, PlanOptions, Problem, Reason, ResolvedCall,
-    TensorView,
+    DType, KernelKind, KeyChunks, KeySplit, NoMatrixUnits, PlanOptions, Problem, Reason,
+    ResolvedCall, TensorView,
     planning::{SizeLimits, flash_options, folded_heads, oversized},
 };
 use flashtile_shaders::{
@@ -85,6 +85,10 @@ pub(crate) fn measured(
     planned: Schedule,
 ) -> Schedule {
     if planned.kernel != KernelKind::Flash || options.tiles.is_some() {
+        return planned;
+    }
+    // The table knows only kernels that do not round inputs.
+    if planned.tiles.uses_matrix_units() && problem.dtype() != DType::F16 {
         return planned;
     }
     let kind = ProblemKind::of(problem);

@@ -2,7 +2,7 @@
 
 use crate::{machine::Machine, matrix};
 use flashtile_core::{
-    Band, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
+    Band, DType, KeyChunks, MatrixUnits, NoMatrixUnits, PlanOptions, Problem, Reason,
     planning::{folded_heads, key_splits},
 };
 use flashtile_shaders::{
@@ -52,11 +52,11 @@ pub(crate) fn choose_tiles(
     let splits = key_splits(problem, options).map_err(|reason| vec![reason])?;
     let suits = |tiles: &Tiles| suitable_splits(problem, machine, tiles, &splits);
     if let Some(tiles) = options.tiles {
-        forced(problem, machine, options.matrix_units, tiles)?;
+        forced(problem, machine, options, tiles)?;
         let (splits, why) = (suits(&tiles)?, format!("{tiles}: requested"));
         return Ok(Choice { tiles, splits, why, no_matrix_units: None });
     }
-    let no_matrix_units = match matrix::choose(problem, machine, options.matrix_units, suits) {
+    let no_matrix_units = match matrix::choose(problem, machine, options, suits) {
         Ok((tiles, splits)) => {
             let why = why(problem, machine, &tiles);
             return Ok(Choice { tiles, splits, why, no_matrix_units: None });
@@ -93,9 +93,10 @@ fn demand(obstacles: &[Reason]) -> u64 {
 fn forced(
     problem: &Problem,
     machine: &Machine,
-    units: MatrixUnits,
+    options: &PlanOptions<Tiles>,
     tiles: Tiles,
 ) -> Result<(), Vec<Reason>> {
+    let units = options.matrix_units;
     let refuse = |because: String| Err(vec![Reason::Tiles { tiles: tiles.to_string(), because }]);
     if units == MatrixUnits::Require && !tiles.uses_matrix_units() {
         return Err(vec![Reason::MatrixUnits(NoMatrixUnits::Tiles)]);
@@ -104,7 +105,7 @@ fn forced(
         return refuse(NoMatrixUnits::Off.to_string());
     }
     if let Tiles::Matrix(shape) = &tiles
-        && let Err(reason) = matrix::serves(problem, machine, shape)
+        && let Err(reason) = matrix::serves(problem, machine, shape, options.reduced_precision)
     {
         return refuse(reason.to_string());
     }
@@ -379,9 +380,13 @@ fn why(problem: &Problem, machine: &Machine, tiles: &Tiles) -> String {
         return format!("{tiles}: {lanes} lanes of a subgroup hold {rows} rows in registers");
     }
     if let Tiles::Matrix(matrix) = tiles {
+        let rounded = match problem.dtype() {
+            DType::F16 => "",
+            DType::F32 | DType::BF16 => ", to which q, k and v are rounded",
+        };
         return format!(
-            "{tiles}: the device multiplies such matrices of f16; head_dim {}, head_dim_v {}, \
-             subgroups of up to {} lanes; {} of {workgroup_bytes} bytes of workgroup memory",
+            "{tiles}: the device multiplies such matrices of f16{rounded}; head_dim {}, \
+             head_dim_v {}, subgroups of up to {} lanes; {} of {workgroup_bytes} bytes of workgroup memory",
             problem.head_dim(),
             problem.head_dim_v(),
             machine.max_lanes.min(matrix.lanes),

@@ -11,13 +11,15 @@ pub(crate) struct WgpuBackend {
     name: String,
     tiles: Option<Tiles>,
     matrix_units: Option<MatrixUnits>,
+    reduced_precision: bool,
 }
 
 impl WgpuBackend {
     /// On an open device. `what` distinguishes it from others on the same adapter.
     pub(crate) fn new(context: Context, what: &str) -> Self {
         let name = format!("{what} on {}", Backend::device_name(&context));
-        Self { context, name, tiles: None, matrix_units: None }
+        let (tiles, matrix_units, reduced_precision) = (None, None, false);
+        Self { context, name, tiles, matrix_units, reduced_precision }
     }
 
     /// The best adapter of this machine, with everything that it offers.
@@ -41,6 +43,12 @@ impl WgpuBackend {
         Self { matrix_units: Some(units), name, ..self.clone() }
     }
 
+    /// The same device, whose kernels may round inputs for matrix units.
+    pub(crate) fn with_reduced_precision(&self) -> Self {
+        let name = format!("{}, reduced precision", self.name);
+        Self { reduced_precision: true, name, ..self.clone() }
+    }
+
     /// The same device, whose kernels run with wgpu's runtime checks. It compiles its own.
     pub(crate) fn with_runtime_checks(&self) -> Self {
         let context = self.context.with_runtime_checks();
@@ -54,7 +62,8 @@ impl WgpuBackend {
 
     fn options(&self, options: &PlanOptions) -> flashtile_wgpu::PlanOptions {
         let units = self.matrix_units.unwrap_or(options.matrix_units);
-        options.for_tiles().tiles(self.tiles).matrix_units(units)
+        let options = options.for_tiles().tiles(self.tiles).matrix_units(units);
+        options.reduced_precision(self.reduced_precision)
     }
 }
 

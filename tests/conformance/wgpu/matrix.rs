@@ -1,5 +1,5 @@
-//! The kernel on matrix units, over the whole catalogue in f16. Where the adapter has no matrix
-//! units that a kernel uses, the tests are ignored.
+//! The kernel on matrix units, over the whole catalogue in f16, and in f32 and bf16 with inputs
+//! rounded to f16. Where the adapter has no matrix units that a kernel uses, the tests are ignored.
 
 use super::Devices;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 use flashtile_core::{DType, KernelKind, MatrixUnits, NoMatrixUnits, Problem, Reason, TensorView};
 use flashtile_core::{PlanOptions, Verdict};
 use flashtile_testkit::{
-    Case, Failure, Wrong, check_lengths, check_neighbours, check_repeats, run_case,
+    Case, Failure, Prepared, Wrong, check_lengths, check_neighbours, check_repeats, run_case,
 };
 
 /// The widest heads that kernels on matrix units support.
@@ -31,6 +31,29 @@ pub(super) fn in_f16(cases: &[Case]) -> Vec<Case> {
 pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
     let in_f16 = in_f16(cases);
     Test::new(format!("matrix flash: {group}"), move |d: &Devices| run(d, &in_f16)).unless(missing)
+}
+
+/// Every second case of a group, in f32 or bf16 in turns, with matrix units required and reduced
+/// precision allowed.
+pub(super) fn rounded(group: &str, cases: &[Case]) -> Test<Devices> {
+    let in_turns = |(n, case): (usize, Case)| {
+        let dtype = [DType::F32, DType::BF16][n % 2];
+        Case { dtype, ..case }
+    };
+    let cases: Vec<Case> = in_f16(cases).into_iter().step_by(2).enumerate().map(in_turns).collect();
+    let run = move |d: &Devices| {
+        let backend = d.full.with_matrix_units(MatrixUnits::Require).with_reduced_precision();
+        let check = |case: &Case| {
+            let prepared = Prepared::rounded_to_f16(case)
+                .map_err(|error| Failure::new(&backend, KernelKind::Flash, case, error.into()))?;
+            prepared.check(&backend, KernelKind::Flash)
+        };
+        report(cases.iter().filter_map(|case| {
+            let failure = check(case).err()?;
+            (!is_too_wide(case, &failure)).then_some(failure)
+        }))
+    };
+    Test::new(format!("matrix flash, rounded: {group}"), run).unless(missing)
 }
 
 /// Why the adapter cannot run these tests. With FLASHTILE_REQUIRE_MATRIX_UNITS=1 they run, and fail
