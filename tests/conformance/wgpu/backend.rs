@@ -49,6 +49,12 @@ impl WgpuBackend {
         Self { reduced_precision: true, name, ..self.clone() }
     }
 
+    /// The best adapter again, opened as another device, with the same choices.
+    pub(crate) fn on_another_device(&self) -> Result<Self, Error> {
+        let name = format!("{}, another device", self.name);
+        Ok(Self { context: Self::full()?.context, name, ..self.clone() })
+    }
+
     /// The same device, whose kernels run with wgpu's runtime checks. It compiles its own.
     pub(crate) fn with_runtime_checks(&self) -> Self {
         let context = self.context.with_runtime_checks();

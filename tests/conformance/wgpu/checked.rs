@@ -9,7 +9,7 @@
 use super::{Devices, backend::WgpuBackend, long, matrix, registers};
 use crate::{
     harness::Test,
-    shared::{Chosen, report},
+    shared::{Chosen, report, text},
 };
 use flashtile_core::{DType, KernelKind, MatrixUnits};
 use flashtile_shaders::{FLASH_TILES, Tiles};
@@ -27,29 +27,19 @@ const MATRIX_WIDTH: usize = 64;
 /// The tests, over `groups` of the catalogue.
 pub(super) fn tests(groups: &[(&'static str, Vec<Case>)]) -> Vec<Test<Devices>> {
     let (flash, unfused) = (KernelKind::Flash, KernelKind::Unfused);
-    let planned = of_groups(
-        groups,
-        &[
-            "lengths",
-            "strides",
-            "bands",
-            "softcap",
-            "mask contents",
-            "dropout",
-            "unseen",
-            "few queries",
-            "together",
-        ],
-        |_| true,
-    );
-    // It takes longest to compile.
-    let portable = of_groups(groups, &["few queries", "together"], |case| {
-        case.head_dim_v <= PORTABLE_WIDTH && case.dtype == DType::F16
-    });
-    let in_unfused = of_groups(groups, &["lengths", "together"], |_| true);
-    let names = ["lengths", "strides", "few queries", "together"];
+    // From 182 queries on, a software adapter takes kernels that are long to compile.
+    let chosen = [
+        ("lengths", DType::F32),
+        ("strides", DType::BF16),
+        ("few queries", DType::F16),
+        ("together", DType::F32),
+    ];
+    let planned = of_groups(groups, &chosen, |case| case.seq_q < 182);
+    let narrow = |case: &Case| case.head_dim_v <= PORTABLE_WIDTH;
+    let portable = of_groups(groups, &[("together", DType::F16)], narrow);
+    let in_unfused = of_groups(groups, &[("together", DType::BF16)], |_| true);
     let narrow = |case: &Case| case.head_dim.max(case.head_dim_v) <= MATRIX_WIDTH;
-    let in_f16 = matrix::in_f16(&of_groups(groups, &names, narrow));
+    let in_f16 = matrix::in_f16(&of_groups(groups, &chosen, narrow));
     vec![
         Test::new("runtime checks change no bit: planned kernels", move |d: &Devices| {
             compare(&d.full, flash, &planned)
@@ -62,7 +52,7 @@ pub(super) fn tests(groups: &[(&'static str, Vec<Case>)]) -> Vec<Test<Devices>> 
         }),
         Test::new("runtime checks change no bit: parts", move |d: &Devices| {
             let (short, cases) = long::short_bindings(d.full.context())?;
-            compare(&short, flash, &cases)
+            compare_with(&short, &short, flash, &cases)
         }),
         Test::new("runtime checks change no bit: forced kernels", forced),
         Test::new("matrix flash: runtime checks change no bit", move |d: &Devices| {
@@ -84,19 +74,20 @@ fn kernel(case: &Case) -> String {
     format!("{} {mask:?} {kv_lens} {} {options:?} {by_four} {width} {few}", case.dtype, case.lse)
 }
 
-/// For each of the groups named, the kernel of the first wanted case; and cases of all groups that
-/// run it.
+/// For each of the groups and storage types named, the kernel of the first wanted case; and cases of
+/// all groups that run it.
 fn of_groups(
     groups: &[(&'static str, Vec<Case>)],
-    names: &[&str],
+    names: &[(&str, DType)],
     wanted: impl Fn(&Case) -> bool,
 ) -> Vec<Case> {
     let mut chosen: Vec<Case> = Vec::new();
-    for name in names {
+    for (name, dtype) in names {
         let of_group = groups.iter().find(|(group, _)| group == name).map(|(_, cases)| cases);
-        let first = of_group.and_then(|cases| cases.iter().find(|case| wanted(case)));
-        let first = kernel(first.unwrap_or_else(|| panic!("no case of {name} is wanted")));
-        let runs_it = |case: &Case| wanted(case) && kernel(case) == first;
+        let suits = |case: &&Case| wanted(case) && case.dtype == *dtype;
+        let first = of_group.and_then(|cases| cases.iter().find(suits));
+        let first = first.unwrap_or_else(|| panic!("no case of {name} in {dtype} is wanted"));
+        let runs_it = |case: &Case| wanted(case) && kernel(case) == kernel(first);
         if !chosen.iter().any(runs_it) {
             chosen.extend(of_kernel(groups, runs_it));
         }
@@ -113,24 +104,34 @@ fn of_kernel(groups: &[(&'static str, Vec<Case>)], runs_it: impl Fn(&Case) -> bo
     groups.iter().flat_map(|(_, cases)| of_group(cases)).collect()
 }
 
+/// Compares with a twin on a device of its own: software adapters compile in a device's queue.
 fn compare(backend: &WgpuBackend, kernel: KernelKind, cases: &[Case]) -> Result<(), String> {
-    let checked = backend.with_runtime_checks();
+    compare_with(backend, &backend.on_another_device().map_err(text)?, kernel, cases)
+}
+
+/// Compares with the kernels that `other` has when it compiles them with checks.
+fn compare_with(
+    backend: &WgpuBackend,
+    other: &WgpuBackend,
+    kernel: KernelKind,
+    cases: &[Case],
+) -> Result<(), String> {
+    let checked = other.with_runtime_checks();
     let agree = |case| check_agreement([backend, &checked], kernel, case);
     report(cases.iter().filter_map(|case| agree(case).err()))
 }
 
-/// The kernels with uniform loads and with rows in registers. Those with broadcasts are among the
-/// planned kernels. The twin of rows in registers takes long to compile, so it runs without and with
-/// every option, and not in f16.
+/// The kernels with uniform loads and with rows in registers, in f32 and without options: they are
+/// unrolled, and each twin takes long to compile. Those with broadcasts are among the planned
+/// kernels.
 fn forced(devices: &Devices) -> Result<(), String> {
     let mut failures = Vec::new();
     for tiles in registers::first_shapes(devices.full.context()) {
-        let mut cases = registers::cases_of(tiles);
-        match tiles {
-            Tiles::Lanes(_) => cases.retain(|case| case.dtype != DType::F16),
-            Tiles::Broadcast(_) => continue,
-            Tiles::Block(_) | Tiles::Rows(_) | Tiles::Uniform(_) | Tiles::Matrix(_) => {}
+        if let Tiles::Broadcast(_) = tiles {
+            continue;
         }
+        let mut cases = registers::cases_of(tiles);
+        cases.retain(|case| case.dtype == DType::F32);
         failures.extend(compare(&devices.full.with_tiles(tiles), KernelKind::Flash, &cases).err());
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
