@@ -274,11 +274,13 @@ fn load4(rolled: bool, tensor: &str, width: &str) -> String {
 
 /// Reads of eight numbers for matrix units: as they are stored, or rounded to f16.
 fn load8(dtype: DType, tensor: &str, width: &str) -> String {
-    let (element, source) = match dtype {
-        DType::F16 => (String::new(), LOAD8),
-        DType::F32 | DType::BF16 => (load(dtype, tensor), LOAD8_ROUNDED),
-    };
-    element + &source.replace("TENSOR", tensor).replace("WIDTH", width)
+    match dtype {
+        DType::F16 => LOAD8.replace("TENSOR", tensor).replace("WIDTH", width),
+        DType::F32 | DType::BF16 => {
+            let eight = LOAD8_ROUNDED.replace("TENSOR", tensor);
+            [load(dtype, tensor), load4(false, tensor, width), eight].concat()
+        }
+    }
 }
 
 /// The kernel with one query per thread. Without subgroups, every lane reads every key.

@@ -34,8 +34,8 @@ impl Tensors {
         inputs
     }
 
-    /// The same with q, k and v rounded to f16 and stored as before. Finite numbers beyond the range
-    /// of f16 become its largest number.
+    /// The same with q, k and v rounded to f16 and stored as before. Finite numbers beyond the
+    /// range of f16 become its largest number.
     pub(crate) fn rounded_to_f16(&self) -> Self {
         let dtype = self.problem.dtype();
         let round = |bytes: &[u8]| {

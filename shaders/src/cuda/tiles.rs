@@ -200,7 +200,8 @@ impl CudaTiles {
         }
     }
 
-    /// The keys that tensor cores with 16-bit operands add to O directly. They truncate every sum, and the loss adds up.
+    /// The keys that tensor cores with 16-bit operands add to O directly. They truncate every sum,
+    /// and the loss adds up.
     /// From there on they sum each tile alone, and f32 units add it to O. Some shapes leave no
     /// registers for that and add all keys directly.
     pub const fn direct_keys(&self) -> u32 {
