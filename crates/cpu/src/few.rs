@@ -1,70 +1,308 @@
-//! The two products where a head (or a group of heads) has so few queries that they fill no vector:
+//! Flash attention where a head (or a group of heads) has so few queries that they fill no vector:
 //! the steps of a decode loop. Time goes into reading K and V, each of them once.
 //!
 //! The lanes of a vector are columns here. A score is a sum over lanes, and O has a row per query.
 //! Plans choose this by their capacity in queries, so that the bits of a row do not depend on the
 //! tile that it falls into.
+//!
+//! K and V are read at [`STREAMS`] places of a tile in turns. Processors fetch ahead of reads in
+//! order, but only within a page of memory, and pages that are begun together arrive together.
 
-use crate::ahead::Ahead;
-use crate::products::{Block, Scores};
-use pulp::Simd;
+use crate::flash::{Flash, Inputs, RowTile, clear_sums, groups};
+use crate::group::Group;
+use crate::softmax::RUN;
+use crate::tensors::Rows;
+use crate::workspace::Pieces;
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// As `products::scores`, with a row of `q` per query, in whole vectors: (Q, queries, head_dim).
-/// `NV` is 1.
+/// Keys per tile. Tiles start at multiples of it, and so do chunks of keys.
+pub(crate) const TILE: usize = 256;
+
+/// Places of a tile that are read in turns: one key of each at a time.
+pub(crate) const STREAMS: usize = 4;
+
+/// Keys of a tile from one place to the next.
+const STREAM: usize = TILE / STREAMS;
+
+/// Keys of each place whose values are summed, from 0, before O is. Rounding errors grow with the
+/// length of a sum.
+const SUMMED: usize = 16;
+
+/// Attention of a tile of rows over its keys. Heads side by side are computed key by key, because
+/// their rows of K and V may lie side by side, too.
 #[inline(always)]
-pub(crate) fn scores<S: Simd, const NV: usize>(
-    simd: S,
-    (q, rows, width): (&[S::f32s], usize, usize),
-    (k, ahead): (Block<'_>, Ahead<'_>),
-    keys: Range<usize>,
-    s: &mut [[S::f32s; NV]],
-    state: &mut Scores<S, NV>,
-) {
-    let vectors = width.div_ceil(S::F32_LANES);
-    let zero = simd.splat_f32s(0.0);
-    let s = &mut s[keys.clone()];
-    s.fill([zero; NV]);
-    let row = |j: usize| &k.data[(keys.start + j) * k.stride..][..width];
-    for (n, s) in s.chunks_mut(4).enumerate() {
-        for j in 0..s.len() {
-            ahead.ask(keys.start + 4 * n + j);
+pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
+    let Flash { inputs, tile, keys, pieces, .. } = work;
+    let problem = inputs.problem;
+    let (d, dv) = (problem.head_dim(), problem.head_dim_v());
+    let (count, beside) = (tile.rows.len(), tile.beside);
+
+    load_q(inputs, tile, S::F32_LANES, pieces);
+    let [q_size, o_size] = [d, dv].map(|width| beside * count * width.next_multiple_of(S::F32_LANES));
+    let q = &pieces.q[..q_size];
+    let o = &mut pieces.o[..o_size];
+    let parts = &mut pieces.parts[..o_size];
+    let (sums, alphas) = pieces.sums.split_at_mut(2 * beside * S::F32_LANES);
+    let (sums, p) = (groups::<S, 1>(sums), &mut *pieces.p);
+    let bias = groups::<S, 1>(pieces.bias);
+    o.fill(0.0);
+    clear_sums(simd, sums);
+
+    let kv_head = tile.h / problem.group_size();
+    let k = inputs.k.rows(tile.b, kv_head);
+    let v = inputs.v.rows(tile.b, kv_head);
+    let (top_row, bottom_row) = (inputs.visible(tile, 0), inputs.visible(tile, count - 1));
+    for first in (keys.start / TILE * TILE..keys.end).step_by(TILE) {
+        let tile_keys = first..(first + TILE).min(keys.end);
+        let end = bottom_row.end.min(tile_keys.end);
+        if top_row.start >= end || end <= first {
+            continue;
         }
-        let s: &mut [f32] = bytemuck::cast_slice_mut(s.as_flattened_mut());
-        let mut r = 0;
-        while r < rows {
-            let of_row = |r: usize| &q[r * vectors..][..vectors];
-            let pair = (s.len() == 4 * S::F32_LANES && rows - r >= 2).then(|| {
-                let keys = [0, 1, 2, 3].map(|j| row(4 * n + j));
-                dots::<S, 4, 2>(simd, keys, [of_row(r), of_row(r + 1)])
-            });
-            match pair {
-                Some(sums) => {
-                    for (j, [one, other]) in sums.into_iter().enumerate() {
-                        s[j * S::F32_LANES + r] = one;
-                        s[j * S::F32_LANES + r + 1] = other;
-                    }
-                    r += 2;
+        // As for many queries.
+        let start = top_row.start.max(first) / RUN * RUN;
+        let full = bottom_row.start <= start && top_row.end >= end;
+        let used = start - first..end - first;
+        let ruled = inputs.always_ruled() || !full;
+        let mark = ruled && is_dirty(&v, first, &used, beside, pieces.v);
+
+        let keys = Keys { first, used: used.clone(), count, beside };
+        simd.vectorize(Products { keys: &keys, q, width: d, k, p, scratch: pieces.k });
+        let p = groups::<S, 1>(p);
+        for n in 0..beside {
+            let p = &mut p[n * TILE..][..TILE];
+            let sums = &mut sums[2 * n..][..2];
+            let (rows, keys, used) = (0..count, tile_keys.clone(), used.clone());
+            let scale = simd.splat_f32s(inputs.call.scale);
+            let mut top = sums[0];
+            for s in &mut p[used.clone()] {
+                s[0] = simd.mul_f32s(s[0], scale);
+                top[0] = simd.max_f32s(top[0], s[0]);
+            }
+            let group = Group { inputs, tile, n, rows, keys, used, ruled, mark };
+            groups::<S, 1>(alphas)[n] = group.weigh(simd, top, p, bias, sums);
+        }
+        simd.vectorize(Values {
+            keys: &keys,
+            p: bytemuck::cast_slice(p),
+            mark,
+            v,
+            width: dv,
+            alphas,
+            o,
+            parts,
+            scratch: pieces.v,
+        });
+    }
+}
+
+/// The keys of one tile that have scores, and the rows that use them. The two products of a tile
+/// are functions of their own, because the compiler makes better use of registers in small ones.
+struct Keys {
+    /// The tile's first key.
+    first: usize,
+    /// Counted from it.
+    used: Range<usize>,
+    /// Queries of a head, or of heads that share K and V.
+    count: usize,
+    /// How many of these are computed side by side.
+    beside: usize,
+}
+
+impl Keys {
+    /// The `i`-th key of every stream, if all of them are used.
+    #[inline(always)]
+    fn turn(&self, i: usize) -> Option<[usize; STREAMS]> {
+        let keys = turn(i);
+        (keys[0] >= self.used.start && keys[STREAMS - 1] < self.used.end).then_some(keys)
+    }
+}
+
+/// Q K^T of a tile.
+struct Products<'a> {
+    keys: &'a Keys,
+    /// A row per query, in whole vectors.
+    q: &'a [f32],
+    /// Columns of Q.
+    width: usize,
+    k: Rows<'a>,
+    /// For each of the heads side by side a vector per key, with a query per lane.
+    p: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { keys, q, width, k, p, scratch } = self;
+        let Keys { first, ref used, count, beside } = *keys;
+        let row = width.div_ceil(S::F32_LANES);
+        let q = S::as_simd_f32s(q).0;
+        for n in 0..beside {
+            let lanes = S::F32_LANES;
+            p[(n * TILE + used.start) * lanes..(n * TILE + used.end) * lanes].fill(0.0);
+        }
+        for i in 0..STREAM {
+            let all = keys.turn(i);
+            for n in 0..beside {
+                let q = &q[n * count * row..][..count * row];
+                let p = &mut p[n * TILE * S::F32_LANES..][..TILE * S::F32_LANES];
+                let k = k.of_next_head(n);
+                if let Some(all) = all {
+                    score_keys(simd, k.some(first, all, scratch), (q, row), all, p);
+                    continue;
                 }
-                None => {
-                    for (j, s) in s.chunks_exact_mut(S::F32_LANES).enumerate() {
-                        let [[sum]] = dots::<S, 1, 1>(simd, [row(4 * n + j)], [of_row(r)]);
-                        s[r] = sum;
+                for j in turn(i) {
+                    if used.contains(&j) {
+                        score_keys(simd, k.some(first, [j], scratch), (q, row), [j], p);
                     }
-                    r += 1;
                 }
             }
         }
     }
-    for s in s {
-        let x = simd.mul_f32s(s[0], state.scale);
-        state.top[0] = simd.max_f32s(state.top[0], x);
-        state.check[0] = simd.mul_add_e_f32s(x, zero, state.check[0]);
-        s[0] = x;
+}
+
+/// O = alpha O + P V of a tile.
+struct Values<'a> {
+    keys: &'a Keys,
+    /// As in [`Products`].
+    p: &'a [f32],
+    /// Whether absent keys are marked.
+    mark: bool,
+    v: Rows<'a>,
+    /// Columns of V.
+    width: usize,
+    /// For each of the heads side by side a vector with a query per lane.
+    alphas: &'a [f32],
+    /// A row per query, in whole vectors.
+    o: &'a mut [f32],
+    /// Memory for as many numbers.
+    parts: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl WithSimd for Values<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { keys, p, mark, v, width, alphas, o, parts, scratch } = self;
+        let Keys { first, ref used, count, beside } = *keys;
+        let row = width.div_ceil(S::F32_LANES);
+        let (o, parts) = (S::as_mut_simd_f32s(o).0, S::as_mut_simd_f32s(parts).0);
+        for begin in (0..STREAM).step_by(SUMMED) {
+            parts.fill(simd.splat_f32s(0.0));
+            for i in begin..begin + SUMMED {
+                let all = keys.turn(i).filter(|_| !mark);
+                for n in 0..beside {
+                    let p = &p[n * TILE * S::F32_LANES..][..TILE * S::F32_LANES];
+                    let parts = &mut parts[n * count * row..][..count * row];
+                    let v = v.of_next_head(n);
+                    if let Some(all) = all {
+                        add_keys(simd, v.some(first, all, scratch), p, all, (parts, row));
+                        continue;
+                    }
+                    for j in turn(i) {
+                        if !used.contains(&j) {
+                            continue;
+                        }
+                        let [values] = v.some(first, [j], scratch);
+                        if mark {
+                            add_present_key(simd, values, &p[j * S::F32_LANES..], (parts, row));
+                        } else {
+                            add_keys(simd, [values], p, [j], (parts, row));
+                        }
+                    }
+                }
+            }
+            let of_row = o.chunks_exact_mut(row).zip(parts.chunks_exact(row)).enumerate();
+            for (r, (o, parts)) in of_row {
+                let alpha = alphas[r / count * S::F32_LANES + r % count];
+                let alpha = simd.splat_f32s(if begin == 0 { alpha } else { 1.0 });
+                for (o, part) in o.iter_mut().zip(parts) {
+                    *o = simd.mul_add_e_f32s(*o, alpha, *part);
+                }
+            }
+        }
+    }
+}
+
+/// The `i`-th key of every stream, counted from the tile's first.
+#[inline(always)]
+fn turn(i: usize) -> [usize; STREAMS] {
+    let mut keys = [0; STREAMS];
+    for (stream, key) in keys.iter_mut().enumerate() {
+        *key = stream * STREAM + i;
+    }
+    keys
+}
+
+/// Reads Q of the tile, a row per query, padded with zeroes to whole vectors of `lanes`.
+#[inline(always)]
+fn load_q(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces<'_>) {
+    let d = inputs.problem.head_dim();
+    let rows = pieces.q.chunks_exact_mut(d.next_multiple_of(lanes));
+    for ((n, r), to) in tile.places().zip(rows) {
+        let (h, i) = tile.place(n, r);
+        inputs.q.rows(tile.b, h).read(i, &mut to[..d]);
+        to[d..].fill(0.0);
+    }
+}
+
+/// Whether V of the keys `used` of a tile holds NaN or infinity.
+#[inline(always)]
+fn is_dirty(
+    v: &Rows<'_>,
+    first: usize,
+    used: &Range<usize>,
+    beside: usize,
+    scratch: &mut [f32],
+) -> bool {
+    let mut dirty = false;
+    for i in 0..STREAM {
+        for j in turn(i).into_iter().filter(|j| used.contains(j)) {
+            for n in 0..beside {
+                let [row] = v.of_next_head(n).some(first, [j], scratch);
+                for x in row {
+                    dirty |= !x.is_finite();
+                }
+            }
+        }
+    }
+    dirty
+}
+
+/// Writes the products of `K` rows of K with the queries `q` to `s`: a vector per key, of which
+/// `keys` are the places, with a query per lane. A query has `vectors` vectors.
+#[inline(always)]
+fn score_keys<S: Simd, const K: usize>(
+    simd: S,
+    rows: [&[f32]; K],
+    (q, vectors): (&[S::f32s], usize),
+    keys: [usize; K],
+    s: &mut [f32],
+) {
+    for (n, two) in q.chunks(2 * vectors).enumerate() {
+        let (one, other) = two.split_at(vectors);
+        if other.is_empty() {
+            let products = dots::<S, K, 1>(simd, rows, [one]);
+            for k in 0..K {
+                s[keys[k] * S::F32_LANES + 2 * n] = products[k][0];
+            }
+        } else {
+            let products = dots::<S, K, 2>(simd, rows, [one, other]);
+            for k in 0..K {
+                s[keys[k] * S::F32_LANES + 2 * n..][..2].copy_from_slice(&products[k]);
+            }
+        }
     }
 }
 
 /// The products of `K` keys with `R` queries. The sum of one does not depend on the others.
+//
+// No closures, also none for `map`: they would not be compiled for the vector instructions.
 #[inline(always)]
 fn dots<S: Simd, const K: usize, const R: usize>(
     simd: S,
@@ -72,10 +310,12 @@ fn dots<S: Simd, const K: usize, const R: usize>(
     queries: [&[S::f32s]; R],
 ) -> [[f32; R]; K] {
     let mut sums = [[simd.splat_f32s(0.0); R]; K];
-    let whole = keys.map(|key| S::as_simd_f32s(key).0);
+    let (whole, rest) = vectors_of::<S, K>(keys);
     let count = whole[0].len();
-    let whole = whole.map(|key| &key[..count]);
-    let vectors = queries.map(|query| &query[..count]);
+    let mut vectors = queries;
+    for r in 0..R {
+        vectors[r] = &queries[r][..count];
+    }
     for d in 0..count {
         for k in 0..K {
             for r in 0..R {
@@ -85,13 +325,12 @@ fn dots<S: Simd, const K: usize, const R: usize>(
     }
     if queries[0].len() > count {
         for k in 0..K {
-            let rest = simd.partial_load_f32s(S::as_simd_f32s(keys[k]).1);
+            let rest = simd.partial_load_f32s(rest[k]);
             for r in 0..R {
                 sums[k][r] = simd.mul_add_e_f32s(rest, queries[r][count], sums[k][r]);
             }
         }
     }
-    // No closure: it would not be compiled for the vector instructions of its caller.
     let mut results = [[0.0; R]; K];
     for k in 0..K {
         for r in 0..R {
@@ -101,121 +340,114 @@ fn dots<S: Simd, const K: usize, const R: usize>(
     results
 }
 
-/// What the weights of a tile multiply, and the factors that rescale O.
-pub(crate) struct Values<'a> {
-    /// The weights: a vector per key, a query per lane.
-    pub(crate) p: &'a [f32],
-    /// V of these keys.
-    pub(crate) v: Block<'a>,
-    /// Columns of V.
-    pub(crate) width: usize,
-    /// A factor per query.
-    pub(crate) alpha: &'a [f32],
-    /// Whether negative weights are those of absent keys, and skipped.
-    pub(crate) mark: bool,
-    /// Rows of V after these.
-    pub(crate) ahead: Ahead<'a>,
-}
-
-/// As `products::add_values`, with a row of `o` per query, in whole vectors. `sums` is memory for
-/// as many vectors.
-///
-/// V is read in the order of memory, a few keys at a time, because processors fetch ahead of such
-/// reads.
+/// Adds the values of `K` keys to `sums`: a row per query, of `vectors` vectors. `p` has a vector
+/// per key, of which `keys` are the places, with a query per lane.
 #[inline(always)]
-pub(crate) fn add_values<S: Simd>(
+fn add_keys<S: Simd, const K: usize>(
     simd: S,
-    values: &Values<'_>,
-    rows: usize,
-    o: &mut [S::f32s],
-    sums: &mut [S::f32s],
+    rows: [&[f32]; K],
+    p: &[f32],
+    keys: [usize; K],
+    (sums, vectors): (&mut [S::f32s], usize),
 ) {
-    let vectors = values.width.div_ceil(S::F32_LANES);
-    let keys = values.p.len() / S::F32_LANES;
-    let sums = &mut sums[..rows * vectors];
-    sums.fill(simd.splat_f32s(0.0));
-    let mut j = 0;
-    while j < keys {
-        let four = keys - j >= 4 && !values.mark;
-        for j in j..j + if four { 4 } else { 1 } {
-            values.ahead.ask(j);
-        }
-        let mut r = 0;
-        while r < rows {
-            let two = rows - r >= 2 && !values.mark;
-            match (four, two) {
-                (true, true) => value_block::<S, 4, 2>(simd, values, j, r, sums),
-                (true, false) => value_block::<S, 4, 1>(simd, values, j, r, sums),
-                (false, true) => value_block::<S, 1, 2>(simd, values, j, r, sums),
-                (false, false) => value_block::<S, 1, 1>(simd, values, j, r, sums),
-            }
-            r += if two { 2 } else { 1 };
-        }
-        j += if four { 4 } else { 1 };
-    }
-    for (r, (o, sums)) in o.chunks_exact_mut(vectors).zip(sums.chunks_exact(vectors)).enumerate() {
-        let alpha = simd.splat_f32s(values.alpha[r]);
-        for (o, sum) in o.iter_mut().zip(sums) {
-            *o = simd.mul_add_e_f32s(*o, alpha, *sum);
-        }
-    }
-}
-
-/// Adds `K` keys from key `j` on to the sums of `R` queries from query `first` on.
-#[inline(always)]
-fn value_block<S: Simd, const K: usize, const R: usize>(
-    simd: S,
-    values: &Values<'_>,
-    j: usize,
-    first: usize,
-    sums: &mut [S::f32s],
-) {
-    let Values { p, v, width, mark, .. } = *values;
-    let vectors = width.div_ceil(S::F32_LANES);
-    let mut weights = [[simd.splat_f32s(0.0); K]; R];
-    let mut rows = [(&[][..], &[][..]); K];
-    for k in 0..K {
-        let p = &p[(j + k) * S::F32_LANES + first..][..R];
-        // A block of one key and one query where V holds NaN.
-        if mark && p[0] < 0.0 {
-            return;
-        }
-        for r in 0..R {
-            weights[r][k] = simd.splat_f32s(p[r]);
-        }
-        rows[k] = S::as_simd_f32s(&v.data[(j + k) * v.stride..][..width]);
-    }
-    let whole = width / S::F32_LANES;
-    let columns = rows.map(|(columns, _)| &columns[..whole]);
-    let sums = &mut sums[first * vectors..][..R * vectors];
-    let (one, other) = sums.split_at_mut(vectors);
-    let one = &mut one[..vectors];
-    if R == 2 {
-        let other = &mut other[..vectors];
-        for c in 0..whole {
-            let (mut a, mut b) = (one[c], other[c]);
-            for k in 0..K {
-                a = simd.mul_add_e_f32s(weights[0][k], columns[k][c], a);
-                b = simd.mul_add_e_f32s(weights[R - 1][k], columns[k][c], b);
-            }
-            (one[c], other[c]) = (a, b);
-        }
-    } else {
-        for c in 0..whole {
-            let mut a = one[c];
-            for k in 0..K {
-                a = simd.mul_add_e_f32s(weights[0][k], columns[k][c], a);
-            }
-            one[c] = a;
-        }
-    }
-    if whole < vectors {
+    for (n, sums) in sums.chunks_mut(2 * vectors).enumerate() {
+        let mut weights = [[0.0; 2]; K];
+        let two = sums.len() == 2 * vectors;
         for k in 0..K {
-            let rest = simd.partial_load_f32s(rows[k].1);
-            one[whole] = simd.mul_add_e_f32s(weights[0][k], rest, one[whole]);
-            if R == 2 {
-                other[whole] = simd.mul_add_e_f32s(weights[R - 1][k], rest, other[whole]);
-            }
+            let p = &p[keys[k] * S::F32_LANES + 2 * n..];
+            weights[k] = [p[0], if two { p[1] } else { 0.0 }];
+        }
+        let (one, other) = sums.split_at_mut(vectors);
+        if two {
+            add_values(simd, rows, weights, one, Some(other));
+        } else {
+            add_values(simd, rows, weights, one, None);
         }
     }
+}
+
+/// As [`add_keys`], for one key where V holds NaN or infinity: the queries that skip it are left
+/// out, because 0 times NaN is NaN.
+#[inline(always)]
+fn add_present_key<S: Simd>(
+    simd: S,
+    row: &[f32],
+    p: &[f32],
+    (sums, vectors): (&mut [S::f32s], usize),
+) {
+    for (sums, &p) in sums.chunks_exact_mut(vectors).zip(p) {
+        // No weight is negative, but the mark of an absent key is.
+        let absent = p < 0.0;
+        if !absent {
+            add_values(simd, [row], [[p, 0.0]], sums, None);
+        }
+    }
+}
+
+/// Adds the rows of `K` keys, times their weights for each of one or two queries, to the sums of
+/// these queries.
+#[inline(always)]
+fn add_values<S: Simd, const K: usize>(
+    simd: S,
+    rows: [&[f32]; K],
+    p: [[f32; 2]; K],
+    one: &mut [S::f32s],
+    other: Option<&mut [S::f32s]>,
+) {
+    let zero = simd.splat_f32s(0.0);
+    let (mut p1, mut p2) = ([zero; K], [zero; K]);
+    for k in 0..K {
+        (p1[k], p2[k]) = (simd.splat_f32s(p[k][0]), simd.splat_f32s(p[k][1]));
+    }
+    let (whole, rest) = vectors_of::<S, K>(rows);
+    let count = whole[0].len();
+    let (one, one_rest) = one.split_at_mut(count);
+    if let Some(other) = other {
+        let (other, other_rest) = other.split_at_mut(count);
+        for c in 0..count {
+            let (mut sum1, mut sum2) = (one[c], other[c]);
+            for k in 0..K {
+                let value = whole[k][c];
+                sum1 = simd.mul_add_e_f32s(p1[k], value, sum1);
+                sum2 = simd.mul_add_e_f32s(p2[k], value, sum2);
+            }
+            (one[c], other[c]) = (sum1, sum2);
+        }
+        add_rest(simd, rest, p2, other_rest);
+    } else {
+        for c in 0..count {
+            let mut sum = one[c];
+            for k in 0..K {
+                sum = simd.mul_add_e_f32s(p1[k], whole[k][c], sum);
+            }
+            one[c] = sum;
+        }
+    }
+    add_rest(simd, rest, p1, one_rest);
+}
+
+/// Adds the columns that fill no vector.
+#[inline(always)]
+fn add_rest<S: Simd, const K: usize>(
+    simd: S,
+    rest: [&[f32]; K],
+    p: [S::f32s; K],
+    sum: &mut [S::f32s],
+) {
+    if let Some(sum) = sum.first_mut() {
+        for k in 0..K {
+            *sum = simd.mul_add_e_f32s(p[k], simd.partial_load_f32s(rest[k]), *sum);
+        }
+    }
+}
+
+/// The whole vectors of rows of equal length, and what is left of each.
+#[inline(always)]
+fn vectors_of<S: Simd, const K: usize>(rows: [&[f32]; K]) -> ([&[S::f32s]; K], [&[f32]; K]) {
+    let (mut whole, mut rest) = ([&[][..]; K], [&[][..]; K]);
+    let width = rows[0].len();
+    for k in 0..K {
+        (whole[k], rest[k]) = S::as_simd_f32s(&rows[k][..width]);
+    }
+    (whole, rest)
 }

@@ -6,16 +6,18 @@
 //! on another.
 
 use crate::few;
-use crate::math::{LOWEST, exp};
+use crate::group::Group;
+use crate::math::LOWEST;
 use crate::products::{Block, Scores, add_present_values, add_values, scores};
-use crate::softmax::{Draws, MAX_GROUP, RUN, Rules, apply, weights};
+use crate::softmax::{Draws, RUN};
 use crate::tensors::{MaskTensor, Tensor};
 use crate::workspace::Pieces;
 use flashtile_core::{Band, Problem, ResolvedCall};
 use pulp::{Simd, WithSimd};
+use std::hint::black_box;
 use std::ops::Range;
 
-/// Keys per tile. Tiles start at multiples of it.
+/// Keys per tile, unless there are few queries. Tiles start at multiples of it.
 pub(crate) const BC: usize = 64;
 
 /// The inputs of one call.
@@ -63,6 +65,17 @@ impl Inputs<'_> {
     /// Valid keys of batch entry `b`.
     pub(crate) fn kv_len(&self, b: usize) -> usize {
         self.kv_lens.map_or(self.call.seq_kv, |lens| lens[b] as usize)
+    }
+
+    /// The keys that row `r` of the tile sees by position.
+    #[inline(always)]
+    pub(crate) fn visible(&self, tile: &RowTile, r: usize) -> Range<usize> {
+        self.band.visible(tile.place(0, r).1, self.call.seq_q, self.kv_len(tile.b))
+    }
+
+    /// Whether scores are more than products, or weights are dropped, whatever the position.
+    pub(crate) fn always_ruled(&self) -> bool {
+        self.mask.is_some() || self.problem.softcap().is_some() || self.draws.is_some()
     }
 
     /// The keys that some query of the tile sees by position.
@@ -176,169 +189,100 @@ impl WithSimd for Flash<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if self.few {
-            flash::<S, 1, 1, true>(simd, self);
+            few::flash(simd, self);
         } else if self.tile.rows.len() <= S::F32_LANES {
-            flash::<S, 8, 1, false>(simd, self);
+            flash::<S, 8, 1>(simd, self);
         } else if full_group::<S>() == 4 {
-            flash::<S, 6, 4, false>(simd, self);
+            flash::<S, 6, 4>(simd, self);
         } else if S::REGISTER_COUNT >= 32 {
-            flash::<S, 12, 2, false>(simd, self);
+            flash::<S, 12, 2>(simd, self);
         } else {
-            flash::<S, 6, 2, false>(simd, self);
+            flash::<S, 6, 2>(simd, self);
         }
     }
 }
 
 /// Vectors of queries: a group, for each column or key.
 #[inline(always)]
-fn groups<S: Simd, const NV: usize>(numbers: &mut [f32]) -> &mut [[S::f32s; NV]] {
+pub(crate) fn groups<S: Simd, const NV: usize>(numbers: &mut [f32]) -> &mut [[S::f32s; NV]] {
     pulp::as_arrays_mut::<NV, _>(S::as_mut_simd_f32s(numbers).0).0
 }
 
-/// The numbers of a group, one per lane.
+/// Sets m and l to those of a row without keys.
 #[inline(always)]
-fn lanes<S: Simd, const NV: usize>(group: &mut [S::f32s; NV]) -> &mut [f32] {
-    bytemuck::cast_slice_mut(&mut group[..])
+pub(crate) fn clear_sums<S: Simd, const NV: usize>(simd: S, sums: &mut [[S::f32s; NV]]) {
+    for of_group in sums.chunks_exact_mut(2) {
+        of_group[0] = [simd.splat_f32s(LOWEST); NV];
+        of_group[1] = [simd.splat_f32s(0.0); NV];
+    }
 }
 
 #[inline(always)]
-fn flash<S: Simd, const M: usize, const NV: usize, const FEW: bool>(simd: S, work: Flash<'_, '_>) {
+fn flash<S: Simd, const M: usize, const NV: usize>(simd: S, work: Flash<'_, '_>) {
     let Flash { inputs, tile, keys, pieces, .. } = work;
     let Inputs { problem, call, .. } = inputs;
     let (d, dv) = (problem.head_dim(), problem.head_dim_v());
     let group = NV * S::F32_LANES;
     let count = tile.rows.len();
     let group_count = count.div_ceil(group);
-    let kv_len = inputs.kv_len(tile.b);
-    let softcap = problem.softcap();
-    let always_ruled = inputs.mask.is_some() || softcap.is_some() || inputs.draws.is_some();
-    let visible = |r: usize| {
-        let seen = inputs.band.visible(tile.place(0, r).1, call.seq_q, kv_len);
-        seen.start.max(keys.start)..seen.end.min(keys.end)
-    };
+    let always_ruled = inputs.always_ruled();
 
-    if FEW {
-        load_q_rows(inputs, tile, S::F32_LANES, pieces);
-    } else {
-        load_q(inputs, tile, group, pieces);
-    }
+    load_q(inputs, tile, group, pieces);
     let q = groups::<S, NV>(pieces.q);
-    // Rows of Q and O per group: a row per column, or a vector of columns.
-    let (q_rows, o_rows) = if FEW {
-        (count * d.div_ceil(S::F32_LANES), count * dv.div_ceil(S::F32_LANES))
-    } else {
-        (d, dv)
-    };
-    let o = &mut groups::<S, NV>(pieces.o)[..tile.beside * group_count * o_rows];
-    let sums = &mut groups::<S, NV>(pieces.sums)[..2 * tile.beside * group_count];
+    let o = &mut groups::<S, NV>(pieces.o)[..group_count * dv];
+    let sums = &mut groups::<S, NV>(pieces.sums)[..2 * group_count];
     let p = groups::<S, NV>(pieces.p);
     let bias = groups::<S, NV>(pieces.bias);
-    let parts = S::as_mut_simd_f32s(pieces.parts).0;
     let (k_scratch, v_scratch) = (&mut *pieces.k, &mut *pieces.v);
     o.fill([simd.splat_f32s(0.0); NV]);
-    for of_group in sums.chunks_exact_mut(2) {
-        of_group[0] = [simd.splat_f32s(LOWEST); NV];
-        of_group[1] = [simd.splat_f32s(0.0); NV];
-    }
+    clear_sums(simd, sums);
 
+    let kv_head = tile.h / problem.group_size();
+    let k_rows = inputs.k.rows(tile.b, kv_head);
+    let v_rows = inputs.v.rows(tile.b, kv_head);
     for first in (keys.start / BC * BC..keys.end).step_by(BC) {
         let tile_keys = first..(first + BC).min(keys.end);
-        for n in 0..tile.beside {
-            let kv_head = tile.place(n, 0).0 / problem.group_size();
-            let k_rows = inputs.k.rows(tile.b, kv_head);
-            let v_rows = inputs.v.rows(tile.b, kv_head);
-            let k = k_rows.block(tile_keys.clone(), k_scratch);
-            let v = v_rows.block(tile_keys.clone(), v_scratch);
-            let mut v_dirty = None;
-            for g in 0..group_count {
-                let rows = g * group..((g + 1) * group).min(count);
-                let at = n * group_count + g;
-                // Neither end decreases from one query to the next.
-                let (top_row, bottom_row) = (visible(rows.start), visible(rows.end - 1));
-                let end = bottom_row.end.min(tile_keys.end);
-                if top_row.start >= end || end <= first {
-                    continue;
-                }
-                // Keys before the first visible one are left out in whole runs of a sum of weights,
-                // so that the sums of a row do not depend on the other rows.
-                let start = top_row.start.max(first) / RUN * RUN;
-                let full = bottom_row.start <= start && top_row.end >= end;
-                let used = start - first..end - first;
+        let k = k_rows.block(tile_keys.clone(), k_scratch);
+        let v = v_rows.block(tile_keys.clone(), v_scratch);
+        let mut k_row = [&[][..]; BC];
+        for (j, row) in k_row[..tile_keys.len()].iter_mut().enumerate() {
+            *row = &k.data[j * k.stride..][..d];
+        }
+        // Where the compiler knows that rows are equally far apart, it computes each address from
+        // the one before: 29 instructions instead of 24 for 12 products.
+        let k_row = black_box(k_row);
+        let mut v_dirty = None;
+        for g in 0..group_count {
+            let rows = g * group..((g + 1) * group).min(count);
+            // Neither end decreases from one query to the next.
+            let top_row = inputs.visible(tile, rows.start);
+            let bottom_row = inputs.visible(tile, rows.end - 1);
+            let end = bottom_row.end.min(tile_keys.end);
+            if top_row.start >= end || end <= first {
+                continue;
+            }
+            // Keys before the first visible one are left out in whole runs of a sum of weights,
+            // so that the sums of a row do not depend on the other rows.
+            let start = top_row.start.max(first) / RUN * RUN;
+            let full = bottom_row.start <= start && top_row.end >= end;
+            let used = start - first..end - first;
 
-                let (before, l) = (sums[2 * at], sums[2 * at + 1]);
-                let mut state = Scores {
-                    scale: simd.splat_f32s(call.scale),
-                    top: before,
-                    check: [simd.splat_f32s(0.0); NV],
-                };
-                let q = &q[at * q_rows..][..q_rows];
-                if FEW {
-                    let q = (q.as_flattened(), count, d);
-                    let k = (k, k_rows.ahead(first..keys.end));
-                    few::scores::<S, NV>(simd, q, k, used.clone(), p, &mut state);
-                } else {
-                    scores::<S, M, NV>(simd, q, k, used.clone(), p, &mut state);
-                }
-                let mut top = state.top;
-                let ruled = always_ruled || !full;
-                let mut mark = false;
-                if ruled || !all_zero::<S, NV>(simd, state.check) {
-                    if ruled {
-                        mark = *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
-                    }
-                    let mut rules = Rules {
-                        start: [simd.splat_f32s(0.0); NV],
-                        end: [simd.splat_f32s(0.0); NV],
-                        bias: None,
-                        softcap,
-                    };
-                    let of_tile = |key: usize| key.clamp(first, tile_keys.end) - first;
-                    for (lane, r) in rows.clone().enumerate() {
-                        let seen = visible(r);
-                        lanes::<S, NV>(&mut rules.start)[lane] = of_tile(seen.start) as f32;
-                        lanes::<S, NV>(&mut rules.end)[lane] = of_tile(seen.end) as f32;
-                    }
-                    if let Some(mask) = &inputs.mask {
-                        load_bias::<S, NV>(mask, tile, n, &rows, first, used.clone(), bias);
-                        rules.bias = Some(bias);
-                    }
-                    top = apply(simd, &rules, used.clone(), p, before);
-                }
-
-                let mut alpha = before;
-                for c in 0..NV {
-                    alpha[c] = exp(simd, simd.sub_f32s(before[c], top[c]));
-                }
-                let added = weights(simd, used.clone(), p, top, mark);
-                for c in 0..NV {
-                    sums[2 * at][c] = top[c];
-                    sums[2 * at + 1][c] = simd.mul_add_e_f32s(l[c], alpha[c], added[c]);
-                }
-                if let Some(draws) = &inputs.draws {
-                    let (mut query, mut head) = ([0; MAX_GROUP], [0; MAX_GROUP]);
-                    for (lane, r) in rows.clone().enumerate() {
-                        let (h, i) = tile.place(n, r);
-                        query[lane] = i as u32;
-                        head[lane] = (tile.b * problem.heads() + h) as u32;
-                    }
-                    draws.drop(simd, first, used.clone(), p, [&query, &head], mark);
-                }
-                let o = &mut o[at * o_rows..][..o_rows];
-                if FEW {
-                    let values = few::Values {
-                        p: bytemuck::cast_slice(p[used.clone()].as_flattened()),
-                        v: Block { data: &v.data[used.start * v.stride..], stride: v.stride },
-                        width: dv,
-                        alpha: lanes::<S, NV>(&mut alpha),
-                        mark,
-                        ahead: v_rows.ahead(first + used.start..keys.end),
-                    };
-                    few::add_values::<S>(simd, &values, count, o.as_flattened_mut(), parts);
-                } else if mark {
-                    add_present_values(simd, p, v, used, alpha, o);
-                } else {
-                    add_values::<S, M, NV>(simd, p, v, used, alpha, o);
-                }
+            let mut state = Scores { scale: simd.splat_f32s(call.scale), top: sums[2 * g] };
+            let q = &q[g * d..][..d];
+            scores::<S, M, NV>(simd, q, &k_row, used.clone(), p, &mut state);
+            let ruled = always_ruled || !full;
+            let mark =
+                ruled && *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
+            let group =
+                Group { inputs, tile, n: 0, rows, keys: tile_keys.clone(), used, ruled, mark };
+            let sums = &mut sums[2 * g..][..2];
+            let alpha = group.weigh(simd, state.top, p, bias, sums);
+            let used = group.used;
+            let o = &mut o[g * dv..][..dv];
+            if mark {
+                add_present_values(simd, p, v, used, alpha, o);
+            } else {
+                add_values::<S, M, NV>(simd, p, v, used, alpha, o);
             }
         }
     }
@@ -362,69 +306,9 @@ fn load_q(inputs: &Inputs<'_>, tile: &RowTile, group: usize, pieces: &mut Pieces
     }
 }
 
-/// Reads Q of the tile, a row per query, padded with zeroes to whole vectors of `lanes`.
-#[inline(always)]
-fn load_q_rows(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces<'_>) {
-    let d = inputs.problem.head_dim();
-    let rows = pieces.q.chunks_exact_mut(d.next_multiple_of(lanes));
-    for ((n, r), to) in tile.places().zip(rows) {
-        let (h, i) = tile.place(n, r);
-        inputs.q.rows(tile.b, h).read(i, &mut to[..d]);
-        to[d..].fill(0.0);
-    }
-}
-
-/// Reads the mask of `rows` (of the tile, for its `n`-th heads), transposed. `used` are the keys,
-/// counted from `first`.
-#[inline(always)]
-fn load_bias<S: Simd, const NV: usize>(
-    mask: &MaskTensor<'_>,
-    tile: &RowTile,
-    n: usize,
-    rows: &Range<usize>,
-    first: usize,
-    used: Range<usize>,
-    bias: &mut [[S::f32s; NV]],
-) {
-    let start_of = |r: usize| {
-        let (h, i) = tile.place(n, r);
-        mask.row(tile.b, h, i)
-    };
-    let keys = first + used.start..first + used.end;
-    let mut known: Option<(usize, usize)> = None;
-    for (lane, r) in rows.clone().enumerate() {
-        let start = start_of(r);
-        match known {
-            // Rows often share a row of the mask, as where it hides padding.
-            Some((same, from)) if same == start => {
-                for to in &mut bias[used.clone()] {
-                    let to = lanes::<S, NV>(to);
-                    to[lane] = to[from];
-                }
-            }
-            Some(_) | None => {
-                for (to, x) in bias[used.clone()].iter_mut().zip(mask.bias(start, keys.clone())) {
-                    lanes::<S, NV>(to)[lane] = x;
-                }
-            }
-        }
-        known = Some((start, lane));
-    }
-}
-
 /// Whether V holds NaN or infinity.
 #[inline(always)]
 fn is_dirty(v: Block<'_>, rows: usize, width: usize) -> bool {
     let any = |row: &[f32]| row.iter().fold(false, |any, x| any | !x.is_finite());
     v.data.chunks(v.stride).take(rows).any(|row| any(&row[..width]))
-}
-
-/// Whether every number is 0, and none is NaN.
-#[inline(always)]
-fn all_zero<S: Simd, const NV: usize>(simd: S, numbers: [S::f32s; NV]) -> bool {
-    let mut sum = simd.splat_f32s(0.0);
-    for x in numbers {
-        sum = simd.add_f32s(sum, x);
-    }
-    simd.reduce_sum_f32s(sum) == 0.0
 }

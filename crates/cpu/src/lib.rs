@@ -29,11 +29,11 @@
 //! - The number of threads changes no bit of a result. Another set of instructions may.
 #![forbid(unsafe_code)]
 
-mod ahead;
 mod backend;
 mod error;
 mod few;
 mod flash;
+mod group;
 mod math;
 mod output;
 mod peak;

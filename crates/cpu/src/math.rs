@@ -8,41 +8,70 @@ pub(crate) const LOWEST: f32 = f32::MIN;
 /// The score of a key that is masked. Scores of visible keys saturate, so they are never infinite.
 pub(crate) const ABSENT: f32 = f32::NEG_INFINITY;
 
-/// Below this argument the exponential is less than half of the smallest subnormal number: 0.
-const LEAST: f32 = -103.98;
+/// The exponential of this is less than half of the smallest subnormal number: 0.
+const LEAST: f32 = -104.0;
 
 /// Moves the exponent of 2^n away from that of subnormal numbers: 2^24.
 const SHIFT: i32 = 24;
 
-/// The coefficients of f, f^2, ... in 2^f for |f| <= 1/2, highest first. The constant term is 1, so
-/// that the exponential of 0 is exactly 1. Fitted for the smallest relative error: 9.1e-8.
+/// The coefficients of f^5, f^4, ... in 2^f for |f| <= 1/2. The constant term is 1, so that the
+/// exponential of 0 is exactly 1. Fitted for the smallest relative error: 9.1e-8.
 #[expect(clippy::approx_constant, reason = "fitted: the first coefficient is not ln 2")]
-const EXP2: [f32; 5] = [0.001_326_472_7, 0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147];
+const EXP2: [f32; 6] =
+    [0.001_326_472_7, 0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0];
 
 /// e^x for x <= 70. Exactly 1 at 0, NaN for NaN. Results may be subnormal: with dropout, such a
 /// weight may be the largest that is kept.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let [result] = exps(simd, [x]);
+    result
+}
+
+/// [`exp`] of several vectors, step by step: each step waits for the one before, so processors need
+/// other vectors to work on.
 ///
 /// 2^n 2^f with n the integer nearest to x log2(e). Adding 1.5 * 2^23 rounds to an integer, which
 /// is then in the low bits of the sum; 127 more makes these bits the exponent of 2^n. The factors
 /// are 2^(n + 24) and 2^(f - 24), so that 2^n is a normal number even where the result is not.
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let log2_e = simd.splat_f32s(std::f32::consts::LOG2_E);
-    let to_integer = simd.splat_f32s((12_582_912 + 127 + SHIFT) as f32);
-    let shifted = simd.mul_add_e_f32s(x, log2_e, to_integer);
-    let minus_n = simd.sub_f32s(to_integer, shifted);
-    let f = simd.mul_add_e_f32s(x, log2_e, minus_n);
+pub(crate) fn exps<S: Simd, const N: usize>(simd: S, mut x: [S::f32s; N]) -> [S::f32s; N] {
     // A power of two: it changes no digit of the coefficients.
     const DOWN: f32 = 1.0 / (1 << SHIFT) as f32;
-    let mut two_f = simd.splat_f32s(EXP2[0] * DOWN);
-    for &c in &EXP2[1..] {
-        two_f = simd.mul_add_e_f32s(two_f, f, simd.splat_f32s(c * DOWN));
+    let least = simd.splat_f32s(LEAST);
+    for x in &mut x {
+        *x = if S::IS_SCALAR {
+            // A comparison with NaN is false.
+            simd.select_f32s(simd.less_than_f32s(*x, least), least, *x)
+        } else {
+            // Where one is NaN, the result is the second number (x86), or NaN (others).
+            simd.max_f32s(least, *x)
+        };
     }
-    two_f = simd.mul_add_e_f32s(two_f, f, simd.splat_f32s(DOWN));
-    let bits = simd.transmute_u32s_f32s(shifted);
-    let two_n = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23)));
-    let small = simd.less_than_f32s(x, simd.splat_f32s(LEAST));
-    simd.select_f32s(small, simd.splat_f32s(0.0), simd.mul_f32s(two_f, two_n))
+    let log2_e = simd.splat_f32s(std::f32::consts::LOG2_E);
+    let to_integer = simd.splat_f32s((12_582_912 + 127 + SHIFT) as f32);
+    let mut shifted = x;
+    for n in 0..N {
+        shifted[n] = simd.mul_add_e_f32s(x[n], log2_e, to_integer);
+    }
+    let mut f = x;
+    for n in 0..N {
+        f[n] = simd.mul_add_e_f32s(x[n], log2_e, simd.sub_f32s(to_integer, shifted[n]));
+    }
+    let mut two_f = [simd.splat_f32s(EXP2[0] * DOWN); N];
+    for &c in &EXP2[1..] {
+        let c = simd.splat_f32s(c * DOWN);
+        for n in 0..N {
+            two_f[n] = simd.mul_add_e_f32s(two_f[n], f[n], c);
+        }
+    }
+    let mut results = x;
+    for n in 0..N {
+        let bits = simd.transmute_u32s_f32s(shifted[n]);
+        let two_n = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
+        results[n] = simd.mul_f32s(two_f[n], simd.transmute_f32s_u32s(two_n));
+    }
+    results
 }
 
 /// tanh: the Taylor series below 0.55, and 1 - 2 / (e^2x + 1) beyond. A softcap scales its error,

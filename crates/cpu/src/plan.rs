@@ -1,4 +1,5 @@
 use crate::error::Error;
+use crate::few;
 use crate::flash::{BC, Inputs, Machine, RowTile};
 use crate::tensors::in_place;
 use crate::threads::Threads;
@@ -20,7 +21,7 @@ const MAX_ROWS: usize = 128;
 const MAX_TILE_BYTES: usize = 256 << 10;
 
 /// Tiles per thread, at least, where there are enough rows: they take different times.
-const TILES_PER_THREAD: usize = 8;
+pub(crate) const TILES_PER_THREAD: usize = 8;
 
 /// Bytes of partial results that are kept at once. More tiles are computed one batch after another.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
@@ -260,19 +261,34 @@ fn heads_beside(problem: &Problem, heads: usize, items: usize, threads: usize) -
 /// What a thread needs for tiles of `rows` rows, of `beside` times the heads.
 fn sizes(problem: &Problem, machine: Machine, rows: usize, beside: usize) -> Sizes {
     let (d, dv) = (problem.head_dim(), problem.head_dim_v());
+    if rows <= machine.lanes {
+        let lanes = machine.lanes;
+        let [q, o] = [d, dv].map(|width| beside * rows * width.next_multiple_of(lanes));
+        return Sizes {
+            q,
+            o,
+            parts: o,
+            // m, l and what rescales O.
+            sums: 3 * beside * lanes,
+            p: beside * few::TILE * lanes,
+            bias: if problem.mask().is_some() { few::TILE * lanes } else { 0 },
+            k: few::STREAMS * d,
+            v: few::STREAMS * dv,
+            row: d.max(dv),
+        };
+    }
     let group = machine.group_of(rows);
     let rows = rows.next_multiple_of(group);
     Sizes {
-        // In whole vectors where a tile has few queries.
-        q: beside * rows * d.next_multiple_of(machine.lanes),
-        o: beside * rows * dv.next_multiple_of(machine.lanes),
-        sums: 2 * beside * rows,
+        q: rows * d,
+        o: rows * dv,
+        parts: 0,
+        sums: 2 * rows,
         p: BC * group,
         bias: if problem.mask().is_some() { BC * group } else { 0 },
         k: BC * d,
         v: BC * dv,
         row: d.max(dv),
-        parts: if rows <= machine.lanes { rows * dv.next_multiple_of(machine.lanes) } else { 0 },
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::flash::{Flash, Inputs, ResultRow, RowTile};
 use crate::output::Output;
-use crate::plan::Plan;
+use crate::plan::{Plan, TILES_PER_THREAD};
 use crate::softmax::Draws;
 use crate::tensors::{MaskTensor, Tensor};
 use crate::workspace::Workspace;
@@ -54,8 +54,10 @@ impl Plan {
         let order = self.longest_first(inputs);
         let count = heads * order.len();
         self.with_workspaces(count, |plan, workspaces| {
+            let turns = HeadBlocks::new(heads, order.len(), workspaces.len());
             plan.threads.for_each(count, workspaces, |n, workspace| {
-                let tile = plan.row_tile(inputs, n % heads, order[n / heads]);
+                let (heads, nth) = turns.place(n);
+                let tile = plan.row_tile(inputs, heads, order[nth]);
                 let keys = inputs.keys(&tile);
                 plan.compute(inputs, &tile, keys, workspace, |place, result, scratch, encoded| {
                     results.write(&tile, place, result, scratch, encoded);
@@ -177,6 +179,33 @@ impl Plan {
     }
 }
 
+/// The order of the tiles of a call: a few heads at a time, so that their K and V stay in the caches,
+/// and the heaviest tiles of these heads first. The last heads have enough tiles for all threads to
+/// end at the same time.
+struct HeadBlocks {
+    heads: usize,
+    tiles_per_head: usize,
+    blocks: usize,
+}
+
+impl HeadBlocks {
+    fn new(heads: usize, tiles_per_head: usize, threads: usize) -> Self {
+        let enough = (TILES_PER_THREAD * threads).div_ceil(tiles_per_head.max(1)).max(1);
+        Self { heads, tiles_per_head, blocks: (heads / enough).max(1) }
+    }
+
+    /// The heads of the `n`-th tile, and how many tiles of these heads come before it.
+    fn place(&self, n: usize) -> (usize, usize) {
+        let Self { heads, tiles_per_head, blocks } = *self;
+        // Block b starts at head b * heads / blocks, rounded down.
+        let block = ((n / tiles_per_head + 1) * blocks - 1) / heads;
+        let start = block * heads / blocks;
+        let size = (block + 1) * heads / blocks - start;
+        let in_block = n - start * tiles_per_head;
+        (start + in_block % size, in_block / size)
+    }
+}
+
 /// A tile of rows, the keys that it sees, and their chunks.
 struct SplitTile {
     tile: RowTile,
@@ -222,10 +251,10 @@ impl Results<'_> {
         let keep = self.dropout.map_or(1.0, |dropout| dropout.keep_scale);
         let factor = if l == 0.0 { 0.0 } else { keep / l };
         let row = &mut scratch[..width];
-        for (to, &x) in row.iter_mut().zip(o.iter().step_by(stride)) {
+        for (to, column) in row.iter_mut().zip(o.chunks(stride)) {
             // Adding 0 removes the sign of a zero, which could depend on keys that the row does not
             // see.
-            *to = x * factor + 0.0;
+            *to = column[0] * factor + 0.0;
         }
         let lse =
             if l == 0.0 { f32::NEG_INFINITY } else { (f64::from(m) + f64::from(l).ln()) as f32 };
@@ -236,7 +265,7 @@ impl Results<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::merge;
+    use super::{HeadBlocks, merge};
     use crate::flash::Inputs;
     use crate::tensors::Tensor;
     use flashtile_core::{Call, DType, HostArgs, PlanOptions, Problem, TensorView};
@@ -268,6 +297,23 @@ mod tests {
         assert!(order(true, None).into_iter().eq((0..count).rev()));
         // Only the first tiles see fewer keys than the window.
         assert_eq!(order(true, Some(100)).last(), Some(&0));
+    }
+
+    #[test]
+    fn a_few_heads_at_a_time_and_the_heaviest_of_their_tiles_first() {
+        for (heads, tiles, threads, blocks) in
+            [(48, 8, 2, 24), (5, 8, 2, 2), (3, 40, 2, 3), (7, 1, 64, 1), (1, 9, 1, 1), (9, 100, 1, 9)]
+        {
+            let order = HeadBlocks::new(heads, tiles, threads);
+            assert_eq!(order.blocks, blocks);
+            let places: Vec<_> = (0..heads * tiles).map(|n| order.place(n)).collect();
+            let mut sorted = places.clone();
+            sorted.sort_unstable();
+            assert!(sorted.iter().copied().eq((0..heads * tiles).map(|n| (n / tiles, n % tiles))));
+            // The next block starts with the heaviest tiles of its heads.
+            let falls = places.windows(2).filter(|pair| pair[1].1 < pair[0].1).count();
+            assert_eq!(falls, if tiles > 1 { blocks - 1 } else { 0 });
+        }
     }
 
     #[test]

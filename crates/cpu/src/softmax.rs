@@ -1,6 +1,6 @@
 //! From the scores of a tile to its weights, for one group of queries.
 
-use crate::math::{ABSENT, exp, finite, tanh};
+use crate::math::{ABSENT, exps, finite, tanh};
 use flashtile_core::{Dropout, ResolvedCall};
 use pulp::Simd;
 use std::ops::Range;
@@ -75,27 +75,68 @@ pub(crate) fn weights<S: Simd, const NV: usize>(
     top: [S::f32s; NV],
     mark: bool,
 ) -> [S::f32s; NV] {
-    let absent = simd.splat_f32s(ABSENT);
+    if mark {
+        sum_weights::<S, NV, true>(simd, keys, p, top)
+    } else {
+        sum_weights::<S, NV, false>(simd, keys, p, top)
+    }
+}
+
+/// [`weights`].
+#[inline(always)]
+fn sum_weights<S: Simd, const NV: usize, const MARK: bool>(
+    simd: S,
+    keys: Range<usize>,
+    p: &mut [[S::f32s; NV]],
+    top: [S::f32s; NV],
+) -> [S::f32s; NV] {
     let mut total = [simd.splat_f32s(0.0); NV];
     for run in p[keys].chunks_mut(RUN) {
         let mut sum = [simd.splat_f32s(0.0); NV];
-        for p in run {
-            for n in 0..NV {
-                let x = p[n];
-                let weight = exp(simd, simd.sub_f32s(x, top[n]));
-                sum[n] = simd.add_f32s(sum[n], weight);
-                p[n] = weight;
-                if mark {
-                    let skipped = simd.splat_f32s(SKIPPED);
-                    p[n] = simd.select_f32s(simd.equal_f32s(x, absent), skipped, weight);
-                }
-            }
+        let mut at_once = run.as_flattened_mut().chunks_exact_mut(AT_ONCE);
+        for p in &mut at_once {
+            let p: &mut [_; AT_ONCE] = p.try_into().expect("an exact chunk");
+            weigh::<S, _, NV, MARK>(simd, p, top, &mut sum);
+        }
+        for p in at_once.into_remainder().chunks_exact_mut(NV) {
+            let p: &mut [_; NV] = p.try_into().expect("an exact chunk");
+            weigh::<S, _, NV, MARK>(simd, p, top, &mut sum);
         }
         for n in 0..NV {
             total[n] = simd.add_f32s(total[n], sum[n]);
         }
     }
     total
+}
+
+/// Vectors of weights that are computed at once, a multiple of the vectors of any group.
+const AT_ONCE: usize = 4;
+
+/// Turns the scores of `N / NV` keys into weights, and adds them to `sum`.
+#[inline(always)]
+fn weigh<S: Simd, const N: usize, const NV: usize, const MARK: bool>(
+    simd: S,
+    p: &mut [S::f32s; N],
+    top: [S::f32s; NV],
+    sum: &mut [S::f32s; NV],
+) {
+    let mut x = *p;
+    for n in 0..N {
+        x[n] = simd.sub_f32s(x[n], top[n % NV]);
+    }
+    let weights = exps(simd, x);
+    for n in 0..N {
+        sum[n % NV] = simd.add_f32s(sum[n % NV], weights[n]);
+    }
+    if MARK {
+        let (absent, skipped) = (simd.splat_f32s(ABSENT), simd.splat_f32s(SKIPPED));
+        for n in 0..N {
+            let is_absent = simd.equal_f32s(p[n], absent);
+            p[n] = simd.select_f32s(is_absent, skipped, weights[n]);
+        }
+    } else {
+        *p = weights;
+    }
 }
 
 /// The dropout of one call.

@@ -1,7 +1,5 @@
 //! The caller's tensors, read in place where their rows are dense f32.
 
-use crate::ahead::{AHEAD, Ahead};
-use crate::flash::BC;
 use crate::products::Block;
 use flashtile_core::{DType, Mask, MaskKind, TensorView};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -24,6 +22,8 @@ pub(crate) struct Rows<'a> {
     row_stride: usize,
     column_stride: usize,
     width: usize,
+    /// The tensor's numbers, where they are used in place.
+    in_place: Option<&'a [f32]>,
 }
 
 impl<'a> Tensor<'a> {
@@ -39,7 +39,9 @@ impl<'a> Tensor<'a> {
     pub(crate) fn rows(&self, b: usize, h: usize) -> Rows<'a> {
         let [_, _, row_stride, column_stride] = self.view.strides;
         let start = self.view.index(b, h, 0, 0);
-        Rows { tensor: *self, start, row_stride, column_stride, width: self.view.shape[3] }
+        let in_place = self.floats.filter(|_| in_place(&self.view));
+        let width = self.view.shape[3];
+        Rows { tensor: *self, start, row_stride, column_stride, width, in_place }
     }
 }
 
@@ -50,14 +52,14 @@ pub(crate) fn in_place(view: &TensorView) -> bool {
     view.dtype == DType::F32 && dense && row_stride >= view.shape[3]
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// The numbers of `rows`: in place, or converted to `scratch`.
     ///
     /// Inlined into the kernels, so that conversions use their vector instructions.
     #[inline(always)]
     pub(crate) fn block<'s>(&'s self, rows: Range<usize>, scratch: &'s mut [f32]) -> Block<'s> {
         let width = self.width;
-        if let Some(floats) = self.tensor.floats.filter(|_| in_place(&self.tensor.view)) {
+        if let Some(floats) = self.in_place {
             let start = self.start + rows.start * self.row_stride;
             let len = (rows.len() - 1) * self.row_stride + width;
             return Block { data: &floats[start..start + len], stride: self.row_stride };
@@ -69,19 +71,38 @@ impl Rows<'_> {
         Block { data: &scratch[..count * width], stride: width }
     }
 
-    /// What to ask memory for while `rows` are read: as many rows, some way ahead.
-    pub(crate) fn ahead(&self, rows: Range<usize>) -> Ahead<'_> {
-        // Tiles that are converted are read as a whole before they are used.
-        let distance = if in_place(&self.tensor.view) { AHEAD } else { BC };
-        let first = rows.start + distance;
-        if self.column_stride != 1 || first >= rows.end {
-            return Ahead::NONE;
+    /// The numbers of some rows, counted from `first`: in place, or converted to `scratch`.
+    #[inline(always)]
+    pub(crate) fn some<'s, const N: usize>(
+        &self,
+        first: usize,
+        rows: [usize; N],
+        scratch: &'s mut [f32],
+    ) -> [&'s [f32]; N]
+    where
+        'a: 's,
+    {
+        let width = self.width;
+        let mut found = [&[][..]; N];
+        if let Some(floats) = self.in_place {
+            for n in 0..N {
+                found[n] = &floats[self.start + (first + rows[n]) * self.row_stride..][..width];
+            }
+            return found;
         }
-        let size = self.tensor.view.dtype.size();
-        let at = |row: usize| (self.start + row * self.row_stride) * size;
-        let row = self.width * size;
-        let bytes = &self.tensor.bytes[at(first)..at(rows.end - 1) + row];
-        Ahead { bytes, row, stride: self.row_stride * size }
+        for (row, to) in rows.into_iter().zip(scratch.chunks_exact_mut(width)) {
+            self.read(first + row, to);
+        }
+        for (found, row) in found.iter_mut().zip(scratch.chunks_exact(width)) {
+            *found = row;
+        }
+        found
+    }
+
+    /// The rows of the head that is `n` heads further on.
+    #[inline(always)]
+    pub(crate) fn of_next_head(&self, n: usize) -> Self {
+        Self { start: self.start + n * self.tensor.view.strides[1], ..*self }
     }
 
     /// Reads row `row` as f32.
