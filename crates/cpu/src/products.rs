@@ -78,13 +78,19 @@ fn score_block<S: Simd, const M: usize, const NV: usize>(
         rows[m] = &k[m][..q.len()];
     }
     let mut sums = [[simd.splat_f32s(0.0); NV]; M];
-    for (d, q) in q.iter().enumerate() {
+    // Fewer instructions per product, which counts where another program uses the same core.
+    let (fours, ones) = q.as_chunks::<4>();
+    for (d, q) in fours.iter().enumerate() {
+        let mut k: [&[f32]; M] = [&[]; M];
         for m in 0..M {
-            let k = simd.splat_f32s(rows[m][d]);
-            for n in 0..NV {
-                sums[m][n] = simd.mul_add_e_f32s(k, q[n], sums[m][n]);
-            }
+            k[m] = &rows[m][4 * d..][..4];
         }
+        for i in 0..4 {
+            add_products(simd, &q[i], k, i, &mut sums);
+        }
+    }
+    for (d, q) in ones.iter().enumerate() {
+        add_products(simd, q, rows, 4 * fours.len() + d, &mut sums);
     }
     for (s, sums) in s[j..j + M].iter_mut().zip(sums) {
         for n in 0..NV {
@@ -94,6 +100,23 @@ fn score_block<S: Simd, const M: usize, const NV: usize>(
         }
     }
     M
+}
+
+/// Adds the products of column `d` of `M` keys.
+#[inline(always)]
+fn add_products<S: Simd, const M: usize, const NV: usize>(
+    simd: S,
+    q: &[S::f32s; NV],
+    k: [&[f32]; M],
+    d: usize,
+    sums: &mut [[S::f32s; NV]; M],
+) {
+    for m in 0..M {
+        let k = simd.splat_f32s(k[m][d]);
+        for n in 0..NV {
+            sums[m][n] = simd.mul_add_e_f32s(k, q[n], sums[m][n]);
+        }
+    }
 }
 
 /// O = alpha O + V^T P for `keys` of the tile. `p` has a row per key of the tile, `o` a row per
