@@ -39,7 +39,8 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
     let (count, beside) = (tile.rows.len(), tile.beside);
 
     load_q(inputs, tile, S::F32_LANES, pieces);
-    let [q_size, o_size] = [d, dv].map(|width| beside * count * width.next_multiple_of(S::F32_LANES));
+    let [q_size, o_size] =
+        [d, dv].map(|width| beside * count * width.next_multiple_of(S::F32_LANES));
     let q = &pieces.q[..q_size];
     let o = &mut pieces.o[..o_size];
     let parts = &mut pieces.parts[..o_size];
@@ -64,10 +65,10 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
         let full = bottom_row.start <= start && top_row.end >= end;
         let used = start - first..end - first;
         let ruled = inputs.always_ruled() || !full;
-        let mark = ruled && is_dirty(&v, first, &used, beside, pieces.v);
+        let tile_of = Keys { first, used: used.clone(), count, beside };
+        let mark = ruled && tile_of.is_dirty(&v, pieces.v);
 
-        let keys = Keys { first, used: used.clone(), count, beside };
-        simd.vectorize(Products { keys: &keys, q, width: d, k, p, scratch: pieces.k });
+        simd.vectorize(Products { keys: &tile_of, q, width: d, k, p, scratch: pieces.k });
         let p = groups::<S, 1>(p);
         for n in 0..beside {
             let p = &mut p[n * TILE..][..TILE];
@@ -83,7 +84,7 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
             groups::<S, 1>(alphas)[n] = group.weigh(simd, top, p, bias, sums);
         }
         simd.vectorize(Values {
-            keys: &keys,
+            keys: &tile_of,
             p: bytemuck::cast_slice(p),
             mark,
             v,
@@ -110,11 +111,36 @@ struct Keys {
 }
 
 impl Keys {
-    /// The `i`-th key of every stream, if all of them are used.
+    /// The used ones among the `i`-th keys of the streams, in ascending order, and how many.
     #[inline(always)]
-    fn turn(&self, i: usize) -> Option<[usize; STREAMS]> {
-        let keys = turn(i);
-        (keys[0] >= self.used.start && keys[STREAMS - 1] < self.used.end).then_some(keys)
+    fn turn(&self, i: usize) -> ([usize; STREAMS], usize) {
+        let (mut keys, mut count) = ([0; STREAMS], 0);
+        for stream in 0..STREAMS {
+            let key = stream * STREAM + i;
+            if self.used.contains(&key) {
+                keys[count] = key;
+                count += 1;
+            }
+        }
+        (keys, count)
+    }
+
+    /// Whether V of these keys holds NaN or infinity.
+    #[inline(always)]
+    fn is_dirty(&self, v: &Rows<'_>, scratch: &mut [f32]) -> bool {
+        let mut dirty = false;
+        for i in 0..STREAM {
+            let (keys, count) = self.turn(i);
+            for &key in &keys[..count] {
+                for n in 0..self.beside {
+                    let [row] = v.of_next_head(n).some(self.first, [key], scratch);
+                    for x in row {
+                        dirty |= !x.is_finite();
+                    }
+                }
+            }
+        }
+        dirty
     }
 }
 
@@ -145,19 +171,18 @@ impl WithSimd for Products<'_> {
             p[(n * TILE + used.start) * lanes..(n * TILE + used.end) * lanes].fill(0.0);
         }
         for i in 0..STREAM {
-            let all = keys.turn(i);
+            let turn = keys.turn(i);
             for n in 0..beside {
-                let q = &q[n * count * row..][..count * row];
+                let q = (&q[n * count * row..][..count * row], row);
                 let p = &mut p[n * TILE * S::F32_LANES..][..TILE * S::F32_LANES];
                 let k = k.of_next_head(n);
-                if let Some(all) = all {
-                    score_keys(simd, k.some(first, all, scratch), (q, row), all, p);
-                    continue;
-                }
-                for j in turn(i) {
-                    if used.contains(&j) {
-                        score_keys(simd, k.some(first, [j], scratch), (q, row), [j], p);
-                    }
+                let [a, b, c, d] = turn.0;
+                match turn.1 {
+                    4 => score_keys(simd, k.some(first, [a, b, c, d], scratch), q, [a, b, c, d], p),
+                    3 => score_keys(simd, k.some(first, [a, b, c], scratch), q, [a, b, c], p),
+                    2 => score_keys(simd, k.some(first, [a, b], scratch), q, [a, b], p),
+                    1 => score_keys(simd, k.some(first, [a], scratch), q, [a], p),
+                    _ => {}
                 }
             }
         }
@@ -195,25 +220,18 @@ impl WithSimd for Values<'_> {
         for begin in (0..STREAM).step_by(SUMMED) {
             parts.fill(simd.splat_f32s(0.0));
             for i in begin..begin + SUMMED {
-                let all = keys.turn(i).filter(|_| !mark);
+                let turn = keys.turn(i);
                 for n in 0..beside {
                     let p = &p[n * TILE * S::F32_LANES..][..TILE * S::F32_LANES];
-                    let parts = &mut parts[n * count * row..][..count * row];
+                    let to = (&mut parts[n * count * row..][..count * row], row);
                     let v = v.of_next_head(n);
-                    if let Some(all) = all {
-                        add_keys(simd, v.some(first, all, scratch), p, all, (parts, row));
-                        continue;
-                    }
-                    for j in turn(i) {
-                        if !used.contains(&j) {
-                            continue;
-                        }
-                        let [values] = v.some(first, [j], scratch);
-                        if mark {
-                            add_present_key(simd, values, &p[j * S::F32_LANES..], (parts, row));
-                        } else {
-                            add_keys(simd, [values], p, [j], (parts, row));
-                        }
+                    let [a, b, c, d] = turn.0;
+                    match turn.1 {
+                        4 => add_keys(simd, v.some(first, [a, b, c, d], scratch), p, [a, b, c, d], mark, to),
+                        3 => add_keys(simd, v.some(first, [a, b, c], scratch), p, [a, b, c], mark, to),
+                        2 => add_keys(simd, v.some(first, [a, b], scratch), p, [a, b], mark, to),
+                        1 => add_keys(simd, v.some(first, [a], scratch), p, [a], mark, to),
+                        _ => {}
                     }
                 }
             }
@@ -229,16 +247,6 @@ impl WithSimd for Values<'_> {
     }
 }
 
-/// The `i`-th key of every stream, counted from the tile's first.
-#[inline(always)]
-fn turn(i: usize) -> [usize; STREAMS] {
-    let mut keys = [0; STREAMS];
-    for (stream, key) in keys.iter_mut().enumerate() {
-        *key = stream * STREAM + i;
-    }
-    keys
-}
-
 /// Reads Q of the tile, a row per query, padded with zeroes to whole vectors of `lanes`.
 #[inline(always)]
 fn load_q(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces<'_>) {
@@ -249,29 +257,6 @@ fn load_q(inputs: &Inputs<'_>, tile: &RowTile, lanes: usize, pieces: &mut Pieces
         inputs.q.rows(tile.b, h).read(i, &mut to[..d]);
         to[d..].fill(0.0);
     }
-}
-
-/// Whether V of the keys `used` of a tile holds NaN or infinity.
-#[inline(always)]
-fn is_dirty(
-    v: &Rows<'_>,
-    first: usize,
-    used: &Range<usize>,
-    beside: usize,
-    scratch: &mut [f32],
-) -> bool {
-    let mut dirty = false;
-    for i in 0..STREAM {
-        for j in turn(i).into_iter().filter(|j| used.contains(j)) {
-            for n in 0..beside {
-                let [row] = v.of_next_head(n).some(first, [j], scratch);
-                for x in row {
-                    dirty |= !x.is_finite();
-                }
-            }
-        }
-    }
-    dirty
 }
 
 /// Writes the products of `K` rows of K with the queries `q` to `s`: a vector per key, of which
@@ -340,16 +325,27 @@ fn dots<S: Simd, const K: usize, const R: usize>(
     results
 }
 
-/// Adds the values of `K` keys to `sums`: a row per query, of `vectors` vectors. `p` has a vector
-/// per key, of which `keys` are the places, with a query per lane.
+/// Adds the sum of the values of `K` keys to `sums`: a row per query, of `vectors` vectors. `p` has
+/// a vector per key, of which `keys` are the places, with a query per lane.
 #[inline(always)]
 fn add_keys<S: Simd, const K: usize>(
     simd: S,
     rows: [&[f32]; K],
     p: &[f32],
     keys: [usize; K],
+    mark: bool,
     (sums, vectors): (&mut [S::f32s], usize),
 ) {
+    if mark {
+        for (r, sums) in sums.chunks_exact_mut(vectors).enumerate() {
+            let mut weights = [0.0; K];
+            for k in 0..K {
+                weights[k] = p[keys[k] * S::F32_LANES + r];
+            }
+            add_present_values(simd, rows, weights, sums);
+        }
+        return;
+    }
     for (n, sums) in sums.chunks_mut(2 * vectors).enumerate() {
         let mut weights = [[0.0; 2]; K];
         let two = sums.len() == 2 * vectors;
@@ -366,26 +362,9 @@ fn add_keys<S: Simd, const K: usize>(
     }
 }
 
-/// As [`add_keys`], for one key where V holds NaN or infinity: the queries that skip it are left
-/// out, because 0 times NaN is NaN.
-#[inline(always)]
-fn add_present_key<S: Simd>(
-    simd: S,
-    row: &[f32],
-    p: &[f32],
-    (sums, vectors): (&mut [S::f32s], usize),
-) {
-    for (sums, &p) in sums.chunks_exact_mut(vectors).zip(p) {
-        // No weight is negative, but the mark of an absent key is.
-        let absent = p < 0.0;
-        if !absent {
-            add_values(simd, [row], [[p, 0.0]], sums, None);
-        }
-    }
-}
-
 /// Adds the rows of `K` keys, times their weights for each of one or two queries, to the sums of
-/// these queries.
+/// these queries. The keys are summed first, because the errors of many small additions to one
+/// large sum could add up.
 #[inline(always)]
 fn add_values<S: Simd, const K: usize>(
     simd: S,
@@ -405,22 +384,24 @@ fn add_values<S: Simd, const K: usize>(
     if let Some(other) = other {
         let (other, other_rest) = other.split_at_mut(count);
         for c in 0..count {
-            let (mut sum1, mut sum2) = (one[c], other[c]);
-            for k in 0..K {
+            let value = whole[0][c];
+            let (mut sum1, mut sum2) = (simd.mul_f32s(p1[0], value), simd.mul_f32s(p2[0], value));
+            for k in 1..K {
                 let value = whole[k][c];
                 sum1 = simd.mul_add_e_f32s(p1[k], value, sum1);
                 sum2 = simd.mul_add_e_f32s(p2[k], value, sum2);
             }
-            (one[c], other[c]) = (sum1, sum2);
+            one[c] = simd.add_f32s(one[c], sum1);
+            other[c] = simd.add_f32s(other[c], sum2);
         }
         add_rest(simd, rest, p2, other_rest);
     } else {
         for c in 0..count {
-            let mut sum = one[c];
-            for k in 0..K {
+            let mut sum = simd.mul_f32s(p1[0], whole[0][c]);
+            for k in 1..K {
                 sum = simd.mul_add_e_f32s(p1[k], whole[k][c], sum);
             }
-            one[c] = sum;
+            one[c] = simd.add_f32s(one[c], sum);
         }
     }
     add_rest(simd, rest, p1, one_rest);
@@ -432,12 +413,41 @@ fn add_rest<S: Simd, const K: usize>(
     simd: S,
     rest: [&[f32]; K],
     p: [S::f32s; K],
-    sum: &mut [S::f32s],
+    to: &mut [S::f32s],
 ) {
-    if let Some(sum) = sum.first_mut() {
-        for k in 0..K {
-            *sum = simd.mul_add_e_f32s(p[k], simd.partial_load_f32s(rest[k]), *sum);
+    if let Some(to) = to.first_mut() {
+        let mut sum = simd.mul_f32s(p[0], simd.partial_load_f32s(rest[0]));
+        for k in 1..K {
+            sum = simd.mul_add_e_f32s(p[k], simd.partial_load_f32s(rest[k]), sum);
         }
+        *to = simd.add_f32s(*to, sum);
+    }
+}
+
+/// As [`add_values`] for one query, where V holds NaN or infinity: absent keys, whose weights are
+/// marked, are left out, because 0 times NaN is NaN.
+#[inline(always)]
+fn add_present_values<S: Simd, const K: usize>(
+    simd: S,
+    rows: [&[f32]; K],
+    p: [f32; K],
+    to: &mut [S::f32s],
+) {
+    let (whole, rest) = vectors_of::<S, K>(rows);
+    for (c, to) in to.iter_mut().enumerate() {
+        let mut sum = simd.splat_f32s(0.0);
+        for k in 0..K {
+            // No weight is negative, but a mark is.
+            let absent = p[k] < 0.0;
+            if !absent {
+                let value = match whole[k].get(c) {
+                    Some(&value) => value,
+                    None => simd.partial_load_f32s(rest[k]),
+                };
+                sum = simd.mul_add_e_f32s(simd.splat_f32s(p[k]), value, sum);
+            }
+        }
+        *to = simd.add_f32s(*to, sum);
     }
 }
 

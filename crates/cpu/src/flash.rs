@@ -18,7 +18,7 @@ use std::hint::black_box;
 use std::ops::Range;
 
 /// Keys per tile, unless there are few queries. Tiles start at multiples of it.
-pub(crate) const BC: usize = 64;
+pub(crate) const BC: usize = 128;
 
 /// The inputs of one call.
 pub(crate) struct Inputs<'a> {
@@ -271,8 +271,7 @@ fn flash<S: Simd, const M: usize, const NV: usize>(simd: S, work: Flash<'_, '_>)
             let q = &q[g * d..][..d];
             scores::<S, M, NV>(simd, q, &k_row, used.clone(), p, &mut state);
             let ruled = always_ruled || !full;
-            let mark =
-                ruled && *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
+            let mark = ruled && *v_dirty.get_or_insert_with(|| is_dirty(v, tile_keys.len(), dv));
             let group =
                 Group { inputs, tile, n: 0, rows, keys: tile_keys.clone(), used, ruled, mark };
             let sums = &mut sums[2 * g..][..2];

@@ -118,11 +118,19 @@ impl Plan {
         let sizes = sizes(problem, machine, tile_rows.min(rows), beside);
         let mut rationale = vec![
             "flash: the only kernel of this backend".to_owned(),
-            format!(
-                "{}: tiles of {tile_rows} rows in groups of {}, by {BC} keys",
-                machine.name(),
-                machine.group_of(tile_rows)
-            ),
+            if few {
+                let (keys, streams) = (few::TILE, few::STREAMS);
+                format!(
+                    "{}: tiles of {tile_rows} rows by {keys} keys, read at {streams} places in turns",
+                    machine.name()
+                )
+            } else {
+                format!(
+                    "{}: tiles of {tile_rows} rows in groups of {}, by {BC} keys",
+                    machine.name(),
+                    machine.group_of(tile_rows)
+                )
+            },
         ];
         if fold > 1 {
             rationale.push(format!("{fold} heads share K and V, and so their queries share tiles"));

@@ -138,12 +138,22 @@ pub(crate) fn add_values<S: Simd, const M: usize, const NV: usize>(
     let mut c = 0;
     while c < o.len() {
         c += match block_size(M, o.len() - c) {
-            1 => value_block::<S, 1, NV>(simd, p, v, c, alpha, o),
-            2 => value_block::<S, 2, NV>(simd, p, v, c, alpha, o),
-            4 => value_block::<S, 4, NV>(simd, p, v, c, alpha, o),
-            _ => value_block::<S, M, NV>(simd, p, v, c, alpha, o),
+            1 => value_block::<S, 1, NV>(simd, p, v, (c, keys.start), alpha, o),
+            2 => value_block::<S, 2, NV>(simd, p, v, (c, keys.start), alpha, o),
+            4 => value_block::<S, 4, NV>(simd, p, v, (c, keys.start), alpha, o),
+            _ => value_block::<S, M, NV>(simd, p, v, (c, keys.start), alpha, o),
         };
     }
+}
+
+/// Values are summed in runs of this many keys, which start at multiples of it.
+const VALUE_RUN: usize = 32;
+
+/// The weights of each run, where the first is that of key `start`.
+#[inline(always)]
+fn runs<T>(p: &[T], start: usize) -> impl Iterator<Item = &[T]> {
+    let (first, others) = p.split_at((VALUE_RUN - start % VALUE_RUN).min(p.len()));
+    std::iter::once(first).chain(others.chunks(VALUE_RUN))
 }
 
 /// Adds to `M` columns from column `c` on. Returns `M`.
@@ -152,20 +162,30 @@ fn value_block<S: Simd, const M: usize, const NV: usize>(
     simd: S,
     p: &[[S::f32s; NV]],
     v: Block<'_>,
-    c: usize,
+    (c, start): (usize, usize),
     alpha: [S::f32s; NV],
     o: &mut [[S::f32s; NV]],
 ) -> usize {
-    let mut sums = [[simd.splat_f32s(0.0); NV]; M];
-    // The last row may be shorter than the stride, and is read by itself.
-    let (last, others) = p.split_last().expect("a tile has a key");
-    let data = &v.data[c..];
+    let mut totals = [[simd.splat_f32s(0.0); NV]; M];
+    let mut data = &v.data[c..];
     assert!(v.stride >= M);
-    for (p, v) in others.iter().zip(data.chunks_exact(v.stride)) {
-        add_key(simd, p, &v[..M], &mut sums);
+    for p in runs(p, start) {
+        let mut sums = [[simd.splat_f32s(0.0); NV]; M];
+        // The last row may be shorter than the stride, and is read by itself.
+        let (last, others) = p.split_last().expect("a run has a key");
+        for (p, v) in others.iter().zip(data.chunks_exact(v.stride)) {
+            add_key(simd, p, &v[..M], &mut sums);
+        }
+        let last_row = &data[others.len() * v.stride..];
+        add_key(simd, last, &last_row[..M], &mut sums);
+        for m in 0..M {
+            for n in 0..NV {
+                totals[m][n] = simd.add_f32s(totals[m][n], sums[m][n]);
+            }
+        }
+        data = last_row.get(v.stride..).unwrap_or_default();
     }
-    add_key(simd, last, &data[others.len() * v.stride..][..M], &mut sums);
-    for (o, sums) in o[c..c + M].iter_mut().zip(sums) {
+    for (o, sums) in o[c..c + M].iter_mut().zip(totals) {
         for n in 0..NV {
             o[n] = simd.mul_add_e_f32s(o[n], alpha[n], sums[n]);
         }

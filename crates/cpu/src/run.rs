@@ -301,9 +301,14 @@ mod tests {
 
     #[test]
     fn a_few_heads_at_a_time_and_the_heaviest_of_their_tiles_first() {
-        for (heads, tiles, threads, blocks) in
-            [(48, 8, 2, 24), (5, 8, 2, 2), (3, 40, 2, 3), (7, 1, 64, 1), (1, 9, 1, 1), (9, 100, 1, 9)]
-        {
+        for (heads, tiles, threads, blocks) in [
+            (48, 8, 2, 24),
+            (5, 8, 2, 2),
+            (3, 40, 2, 3),
+            (7, 1, 64, 1),
+            (1, 9, 1, 1),
+            (9, 100, 1, 9),
+        ] {
             let order = HeadBlocks::new(heads, tiles, threads);
             assert_eq!(order.blocks, blocks);
             let places: Vec<_> = (0..heads * tiles).map(|n| order.place(n)).collect();
