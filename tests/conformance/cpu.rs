@@ -21,7 +21,7 @@ const FLASH: KernelKind = KernelKind::Flash;
 /// A test of something that a program does with the crate.
 type Check = fn(&Cpu) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("the number of threads changes no bit", threads),
     ("a plan is shared by threads", shared_plan),
     ("a plan is made for the caller's pool", callers_pool),
@@ -29,6 +29,7 @@ const CHECKS: [(&str, Check); 9] = [
     ("forced chunks of keys", chunks),
     ("heads side by side", side_by_side),
     ("heads of any width", wide_heads),
+    ("many equal tokens", equal_tokens),
     ("bad memory is a typed error", bad_memory),
     ("what it has not is refused", refusals),
 ];
@@ -81,6 +82,17 @@ fn threads(_: &Cpu) -> Result<(), String> {
     report(cases.iter().enumerate().filter_map(|(n, case)| {
         check_agreement([&one, &others[n % others.len()]], FLASH, case).err()
     }))
+}
+
+/// The roundings of a sum repeat where its terms are equal. Sums have to be short, therefore.
+fn equal_tokens(cpu: &Cpu) -> Result<(), String> {
+    let shapes = ["1x2x40", "1x2x5", "1x2x1"];
+    let lengths = [32, 64, 100, 128, 192, 256, 512, 700, 1024, 2048, 4096, 8192];
+    let lines = shapes.iter().flat_map(|shape| {
+        lengths.map(|skv| format!("shape={shape}x16 skv={skv} dv=150 values=alike"))
+    });
+    let cases: Vec<Case> = lines.map(|line| line.parse().expect("a case")).collect();
+    run_all(cpu, FLASH, &cases)
 }
 
 /// Four threads run one plan at the same time, with inputs of their own.

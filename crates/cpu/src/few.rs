@@ -227,8 +227,22 @@ impl WithSimd for Values<'_> {
                     let v = v.of_next_head(n);
                     let [a, b, c, d] = turn.0;
                     match turn.1 {
-                        4 => add_keys(simd, v.some(first, [a, b, c, d], scratch), p, [a, b, c, d], mark, to),
-                        3 => add_keys(simd, v.some(first, [a, b, c], scratch), p, [a, b, c], mark, to),
+                        4 => add_keys(
+                            simd,
+                            v.some(first, [a, b, c, d], scratch),
+                            p,
+                            [a, b, c, d],
+                            mark,
+                            to,
+                        ),
+                        3 => add_keys(
+                            simd,
+                            v.some(first, [a, b, c], scratch),
+                            p,
+                            [a, b, c],
+                            mark,
+                            to,
+                        ),
                         2 => add_keys(simd, v.some(first, [a, b], scratch), p, [a, b], mark, to),
                         1 => add_keys(simd, v.some(first, [a], scratch), p, [a], mark, to),
                         _ => {}

@@ -174,6 +174,9 @@ pub enum Values {
     OneHot,
     /// One number everywhere: all keys tie.
     Constant,
+    /// All rows of a head are one: all keys tie, as those of equal tokens do, and the roundings of a
+    /// sum repeat.
+    Alike,
     /// Magnitudes over many powers of two.
     Spread,
     /// Small whole numbers: many ties, exact products.
@@ -187,13 +190,14 @@ pub enum Values {
 
 impl Values {
     /// Every distribution.
-    pub const ALL: [Values; 10] = [
+    pub const ALL: [Values; 11] = [
         Values::Normal,
         Values::Large,
         Values::Huge,
         Values::Tiny,
         Values::OneHot,
         Values::Constant,
+        Values::Alike,
         Values::Spread,
         Values::Ints,
         Values::Positive,

@@ -203,6 +203,8 @@ fn values(case: &Case, rng: &mut Rng, which: Which, shape: [usize; 4]) -> Vec<f6
         (Values::Tiny, _) => rng.normal() * 2f64.powi(if f16 { -12 } else { -60 }),
         (Values::Constant, Which::V) => 0.75,
         (Values::Constant, _) => 0.5,
+        (Values::Alike, Which::V) => 1.0 + rng.uniform(),
+        (Values::Alike, _) => rng.normal(),
         (Values::Spread, Which::V) => {
             let powers = if f16 { 9 } else { 25 };
             rng.normal() * 2f64.powi(rng.below(2 * powers) as i32 - powers as i32)
@@ -216,6 +218,15 @@ fn values(case: &Case, rng: &mut Rng, which: Which, shape: [usize; 4]) -> Vec<f6
         (Values::Positive, Which::V) => rng.uniform(),
         (Values::Vast | Values::Positive, _) => rng.normal(),
     };
+    let [batch, heads, seq, head_dim] = shape;
+    if case.values == Values::Alike {
+        let mut rows = Vec::new();
+        for _ in 0..batch * heads {
+            let row: Vec<f64> = (0..head_dim).map(|_| draw()).collect();
+            rows.extend(row.repeat(seq));
+        }
+        return rows;
+    }
     (0..shape.iter().product()).map(|_| draw()).collect()
 }
 

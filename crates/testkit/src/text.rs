@@ -55,6 +55,7 @@ const VALUES: Names<Values> = &[
     (Values::Tiny, "tiny"),
     (Values::OneHot, "onehot"),
     (Values::Constant, "constant"),
+    (Values::Alike, "alike"),
     (Values::Spread, "spread"),
     (Values::Ints, "ints"),
     (Values::Positive, "positive"),

@@ -75,7 +75,8 @@ pub(super) fn values() -> Vec<String> {
          shape=1x1x33x128 values=huge causal=yes
          shape=1x1x129x64 values=large dtype=bf16
          shape=1x1x129x64 values=onehot dtype=f16
-         shape=1x1x300x4 values=constant",
+         shape=1x1x300x4 values=constant
+         shape=1x2x70x64 skv=600 values=alike",
     ));
     cases
 }
@@ -217,6 +218,7 @@ pub(super) fn long_keys() -> Vec<String> {
          shape=1x1x40x32 skv=8192 causal=yes align=bottom-right
          shape=1x2x1x128 skv=4099
          shape=1x2x1x64 skv=8192 values=positive
+         shape=1x2x1x64 skv=8192 values=alike
          shape=1x1x1x512 skv=4096
          shape=1x1x2x512 skv=4096 dtype=f16 mask=f32:qk:blocks
          shape=1x1x1x512 skv=2048 dtype=bf16
