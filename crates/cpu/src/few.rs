@@ -214,7 +214,7 @@ impl WithSimd for Values<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { keys, p, mark, v, width, alphas, o, parts, scratch } = self;
-        let Keys { first, ref used, count, beside } = *keys;
+        let Keys { first, count, beside, .. } = *keys;
         let row = width.div_ceil(S::F32_LANES);
         let (o, parts) = (S::as_mut_simd_f32s(o).0, S::as_mut_simd_f32s(parts).0);
         for begin in (0..STREAM).step_by(SUMMED) {

@@ -223,17 +223,25 @@ pub(crate) fn add_present_values<S: Simd, const NV: usize>(
 ) {
     let zero = simd.splat_f32s(0.0);
     for (c, o) in o.iter_mut().enumerate() {
-        let mut sums = [zero; NV];
-        for j in keys.clone() {
-            let v = simd.splat_f32s(v.data[j * v.stride + c]);
+        let mut totals = [zero; NV];
+        let mut j = keys.start;
+        for run in runs(&p[keys.clone()], keys.start) {
+            let mut sums = [zero; NV];
+            for p in run {
+                let v = simd.splat_f32s(v.data[j * v.stride + c]);
+                for n in 0..NV {
+                    let sum = simd.mul_add_e_f32s(v, p[n], sums[n]);
+                    let absent = simd.less_than_f32s(p[n], zero);
+                    sums[n] = simd.select_f32s(absent, sums[n], sum);
+                }
+                j += 1;
+            }
             for n in 0..NV {
-                let sum = simd.mul_add_e_f32s(v, p[j][n], sums[n]);
-                let absent = simd.less_than_f32s(p[j][n], zero);
-                sums[n] = simd.select_f32s(absent, sums[n], sum);
+                totals[n] = simd.add_f32s(totals[n], sums[n]);
             }
         }
         for n in 0..NV {
-            o[n] = simd.mul_add_e_f32s(o[n], alpha[n], sums[n]);
+            o[n] = simd.mul_add_e_f32s(o[n], alpha[n], totals[n]);
         }
     }
 }
