@@ -120,9 +120,10 @@ impl Plan {
             "flash: the only kernel of this backend".to_owned(),
             if few {
                 let (keys, streams) = (few::TILE, few::STREAMS);
+                let name = machine.name();
                 format!(
-                    "{}: tiles of {tile_rows} rows by {keys} keys, read at {streams} places in turns",
-                    machine.name()
+                    "{name}: tiles of {tile_rows} rows by {keys} keys, read at {streams} places in \
+                     turns"
                 )
             } else {
                 format!(

@@ -85,8 +85,8 @@ fn score_block<S: Simd, const M: usize, const NV: usize>(
         for m in 0..M {
             k[m] = &rows[m][4 * d..][..4];
         }
-        for i in 0..4 {
-            add_products(simd, &q[i], k, i, &mut sums);
+        for (d, q) in q.iter().enumerate() {
+            add_products(simd, q, k, d, &mut sums);
         }
     }
     for (d, q) in ones.iter().enumerate() {
