@@ -166,24 +166,31 @@ fn value_block<S: Simd, const M: usize, const NV: usize>(
     alpha: [S::f32s; NV],
     o: &mut [[S::f32s; NV]],
 ) -> usize {
+    let stride = v.stride;
+    assert!(stride >= M);
     let mut totals = [[simd.splat_f32s(0.0); NV]; M];
     let mut data = &v.data[c..];
-    assert!(v.stride >= M);
     for p in runs(p, start) {
         let mut sums = [[simd.splat_f32s(0.0); NV]; M];
-        // The last row may be shorter than the stride, and is read by itself.
-        let (last, others) = p.split_last().expect("a run has a key");
-        for (p, v) in others.iter().zip(data.chunks_exact(v.stride)) {
-            add_key(simd, p, &v[..M], &mut sums);
+        // The last row may be shorter than the stride.
+        let whole = p.len().min(data.len() / stride);
+        let (pairs, ones) = p[..whole].as_chunks::<2>();
+        let (paired, rest) = data.split_at(2 * pairs.len() * stride);
+        for (p, v) in pairs.iter().zip(paired.chunks_exact(2 * stride)) {
+            let (one, other) = v.split_at(stride);
+            add_key(simd, &p[0], &one[..M], &mut sums);
+            add_key(simd, &p[1], &other[..M], &mut sums);
         }
-        let last_row = &data[others.len() * v.stride..];
-        add_key(simd, last, &last_row[..M], &mut sums);
+        data = rest;
+        for p in ones.iter().chain(&p[whole..]) {
+            add_key(simd, p, &data[..M], &mut sums);
+            data = data.get(stride..).unwrap_or_default();
+        }
         for m in 0..M {
             for n in 0..NV {
                 totals[m][n] = simd.add_f32s(totals[m][n], sums[m][n]);
             }
         }
-        data = last_row.get(v.stride..).unwrap_or_default();
     }
     for (o, sums) in o[c..c + M].iter_mut().zip(totals) {
         for n in 0..NV {
