@@ -37,8 +37,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", action="append", help=f"BxHxSxD [default: {' '.join(SHAPES)}]")
     parser.add_argument("--flashtile", type=pathlib.Path, default=ROOT / "target/release/flashtile")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per library, case and round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.15, help="per library, case and round")
+    parser.add_argument("--rounds", type=int, default=20)
     return parser.parse_args()
 
 
