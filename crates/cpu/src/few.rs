@@ -22,9 +22,6 @@ pub(crate) const TILE: usize = 256;
 /// Places of a tile that are read in turns: one key of each at a time.
 pub(crate) const STREAMS: usize = 4;
 
-/// Keys of a tile from one place to the next.
-const STREAM: usize = TILE / STREAMS;
-
 /// Keys of each place whose values are summed, from 0, before O is. Rounding errors grow with the
 /// length of a sum.
 const SUMMED: usize = 16;
@@ -54,6 +51,8 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
     let k = inputs.k.rows(tile.b, kv_head);
     let v = inputs.v.rows(tile.b, kv_head);
     let (top_row, bottom_row) = (inputs.visible(tile, 0), inputs.visible(tile, count - 1));
+    // The capacity decides, because the order of a row's sums must not depend on the call.
+    let stream = TILE.min(problem.seq_kv()).div_ceil(STREAMS);
     for first in (keys.start / TILE * TILE..keys.end).step_by(TILE) {
         let tile_keys = first..(first + TILE).min(keys.end);
         let end = bottom_row.end.min(tile_keys.end);
@@ -65,7 +64,7 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
         let full = bottom_row.start <= start && top_row.end >= end;
         let used = start - first..end - first;
         let ruled = inputs.always_ruled() || !full;
-        let tile_of = Keys { first, used: used.clone(), count, beside };
+        let tile_of = Keys { first, used: used.clone(), stream, count, beside };
         let mark = ruled && tile_of.is_dirty(&v, pieces.v);
 
         simd.vectorize(Products { keys: &tile_of, q, width: d, k, p, scratch: pieces.k });
@@ -104,6 +103,8 @@ struct Keys {
     first: usize,
     /// Counted from it.
     used: Range<usize>,
+    /// Keys from one place to the next.
+    stream: usize,
     /// Queries of a head, or of heads that share K and V.
     count: usize,
     /// How many of these are computed side by side.
@@ -111,12 +112,12 @@ struct Keys {
 }
 
 impl Keys {
-    /// The used ones among the `i`-th keys of the streams, in ascending order, and how many.
+    /// The used ones among the `i`-th keys of all places, in ascending order, and how many.
     #[inline(always)]
     fn turn(&self, i: usize) -> ([usize; STREAMS], usize) {
         let (mut keys, mut count) = ([0; STREAMS], 0);
-        for stream in 0..STREAMS {
-            let key = stream * STREAM + i;
+        for place in 0..STREAMS {
+            let key = place * self.stream + i;
             if self.used.contains(&key) {
                 keys[count] = key;
                 count += 1;
@@ -129,7 +130,7 @@ impl Keys {
     #[inline(always)]
     fn is_dirty(&self, v: &Rows<'_>, scratch: &mut [f32]) -> bool {
         let mut dirty = false;
-        for i in 0..STREAM {
+        for i in 0..self.stream {
             let (keys, count) = self.turn(i);
             for &key in &keys[..count] {
                 for n in 0..self.beside {
@@ -163,14 +164,14 @@ impl WithSimd for Products<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { keys, q, width, k, p, scratch } = self;
-        let Keys { first, ref used, count, beside } = *keys;
+        let Keys { first, ref used, stream, count, beside } = *keys;
         let row = width.div_ceil(S::F32_LANES);
         let q = S::as_simd_f32s(q).0;
         for n in 0..beside {
             let lanes = S::F32_LANES;
             p[(n * TILE + used.start) * lanes..(n * TILE + used.end) * lanes].fill(0.0);
         }
-        for i in 0..STREAM {
+        for i in 0..stream {
             let turn = keys.turn(i);
             for n in 0..beside {
                 let q = (&q[n * count * row..][..count * row], row);
@@ -214,12 +215,12 @@ impl WithSimd for Values<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { keys, p, mark, v, width, alphas, o, parts, scratch } = self;
-        let Keys { first, count, beside, .. } = *keys;
+        let Keys { first, stream, count, beside, .. } = *keys;
         let row = width.div_ceil(S::F32_LANES);
         let (o, parts) = (S::as_mut_simd_f32s(o).0, S::as_mut_simd_f32s(parts).0);
-        for begin in (0..STREAM).step_by(SUMMED) {
+        for begin in (0..stream).step_by(SUMMED) {
             parts.fill(simd.splat_f32s(0.0));
-            for i in begin..begin + SUMMED {
+            for i in begin..stream.min(begin + SUMMED) {
                 let turn = keys.turn(i);
                 for n in 0..beside {
                     let p = &p[n * TILE * S::F32_LANES..][..TILE * S::F32_LANES];
