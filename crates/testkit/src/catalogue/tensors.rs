@@ -218,7 +218,6 @@ pub(super) fn long_keys() -> Vec<String> {
          shape=1x1x40x32 skv=8192 causal=yes align=bottom-right
          shape=1x2x1x128 skv=4099
          shape=1x2x1x64 skv=8192 values=positive
-         shape=1x2x1x64 skv=8192 values=alike
          shape=1x1x1x512 skv=4096
          shape=1x1x2x512 skv=4096 dtype=f16 mask=f32:qk:blocks
          shape=1x1x1x512 skv=2048 dtype=bf16
