@@ -122,8 +122,8 @@ fn add_products<S: Simd, const M: usize, const NV: usize>(
 /// O = alpha O + V^T P for `keys` of the tile. `p` has a row per key of the tile, `o` a row per
 /// column of V.
 ///
-/// The sum over a tile starts at 0, so that rounding errors grow with the number of tiles and not
-/// with the number of keys.
+/// The sum over a tile starts at 0, and so does that over a run of keys. Rounding errors grow with
+/// the numbers of tiles, runs and keys of a run, and not with the number of keys.
 #[inline(always)]
 pub(crate) fn add_values<S: Simd, const M: usize, const NV: usize>(
     simd: S,
@@ -146,7 +146,8 @@ pub(crate) fn add_values<S: Simd, const M: usize, const NV: usize>(
     }
 }
 
-/// Values are summed in runs of this many keys, which start at multiples of it.
+/// Values are summed in runs of this many keys, which start at multiples of it. Where terms are
+/// equal, the rounding errors of a sum repeat and add up, so sums have to be short.
 const VALUE_RUN: usize = 32;
 
 /// The weights of each run, where the first is that of key `start`.
@@ -168,6 +169,8 @@ fn value_block<S: Simd, const M: usize, const NV: usize>(
 ) -> usize {
     let stride = v.stride;
     assert!(stride >= M);
+    // The stride of a single row can be any number.
+    let two_rows = stride.saturating_mul(2);
     let mut totals = [[simd.splat_f32s(0.0); NV]; M];
     let mut data = &v.data[c..];
     for p in runs(p, start) {
@@ -176,7 +179,7 @@ fn value_block<S: Simd, const M: usize, const NV: usize>(
         let whole = p.len().min(data.len() / stride);
         let (pairs, ones) = p[..whole].as_chunks::<2>();
         let (paired, rest) = data.split_at(2 * pairs.len() * stride);
-        for (p, v) in pairs.iter().zip(paired.chunks_exact(2 * stride)) {
+        for (p, v) in pairs.iter().zip(paired.chunks_exact(two_rows)) {
             let (one, other) = v.split_at(stride);
             add_key(simd, &p[0], &one[..M], &mut sums);
             add_key(simd, &p[1], &other[..M], &mut sums);

@@ -343,6 +343,23 @@ mod tests {
         }
     }
 
+    /// An axis of length 1 may have any stride.
+    #[test]
+    fn the_stride_of_a_single_row_does_not_matter() {
+        for (queries, stride) in [(1, usize::MAX), (40, usize::MAX), (40, usize::MAX / 2 + 1)] {
+            let q = TensorView::bhsd(DType::F32, [1, 1, queries, 9]).expect("valid");
+            let kv = TensorView::strided(DType::F32, [1, 1, 1, 9], [stride, stride, stride, 1]);
+            let problem = Problem::builder(q, kv, kv).build().expect("valid");
+            let plan = crate::Cpu::new().plan(&problem, &PlanOptions::new()).expect("planned");
+            let [q, k, v] = [vec![1.5; 9 * queries], vec![0.5; 9], vec![2.25f32; 9]];
+            let [q, k, v] = [&q, &k, &v].map(|numbers| bytemuck::cast_slice::<f32, u8>(numbers));
+            let mut out = vec![0f32; 9 * queries];
+            let bytes = bytemuck::cast_slice_mut(&mut out);
+            plan.run(HostArgs::new(q, k, v, bytes)).expect("it runs");
+            assert_eq!(out, vec![2.25; 9 * queries]);
+        }
+    }
+
     #[test]
     fn chunks_without_keys_change_nothing() {
         let full: &[f32] = &[2.0, 3.0, 1.5, -2.0];
