@@ -33,14 +33,14 @@ pub(super) fn group(group: &str, cases: &[Case]) -> Test<Devices> {
     Test::new(format!("matrix flash: {group}"), move |d: &Devices| run(d, &in_f16)).unless(missing)
 }
 
-/// Every second case of a group, in f32 or bf16 in turns, with matrix units required and reduced
+/// Every third case of a group, in f32 or bf16 in turns, with matrix units required and reduced
 /// precision allowed.
 pub(super) fn rounded(group: &str, cases: &[Case]) -> Test<Devices> {
     let in_turns = |(n, case): (usize, Case)| {
         let dtype = [DType::F32, DType::BF16][n % 2];
         Case { dtype, ..case }
     };
-    let cases: Vec<Case> = in_f16(cases).into_iter().step_by(2).enumerate().map(in_turns).collect();
+    let cases: Vec<Case> = in_f16(cases).into_iter().step_by(3).enumerate().map(in_turns).collect();
     let run = move |d: &Devices| {
         let backend = d.full.with_matrix_units(MatrixUnits::Require).with_reduced_precision();
         let check = |case: &Case| {
