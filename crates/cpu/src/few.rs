@@ -10,7 +10,6 @@
 
 use crate::flash::{Flash, Inputs, RowTile, clear_sums, groups};
 use crate::group::Group;
-use crate::softmax::RUN;
 use crate::tensors::Rows;
 use crate::workspace::Pieces;
 use pulp::{Simd, WithSimd};
@@ -50,19 +49,11 @@ pub(crate) fn flash<S: Simd>(simd: S, work: Flash<'_, '_>) {
     let kv_head = tile.h / problem.group_size();
     let k = inputs.k.rows(tile.b, kv_head);
     let v = inputs.v.rows(tile.b, kv_head);
-    let (top_row, bottom_row) = (inputs.visible(tile, 0), inputs.visible(tile, count - 1));
     // The capacity decides, because the order of a row's sums must not depend on the call.
     let stream = TILE.min(problem.seq_kv()).div_ceil(STREAMS);
     for first in (keys.start / TILE * TILE..keys.end).step_by(TILE) {
         let tile_keys = first..(first + TILE).min(keys.end);
-        let end = bottom_row.end.min(tile_keys.end);
-        if top_row.start >= end || end <= first {
-            continue;
-        }
-        // As for many queries.
-        let start = top_row.start.max(first) / RUN * RUN;
-        let full = bottom_row.start <= start && top_row.end >= end;
-        let used = start - first..end - first;
+        let Some((used, full)) = inputs.used(tile, &(0..count), &tile_keys) else { continue };
         let ruled = inputs.always_ruled() || !full;
         let tile_of = Keys { first, used: used.clone(), stream, count, beside };
         let mark = ruled && tile_of.is_dirty(&v, pieces.v);

@@ -73,6 +73,28 @@ impl Inputs<'_> {
         self.band.visible(tile.place(0, r).1, self.call.seq_q, self.kv_len(tile.b))
     }
 
+    /// Which of `keys`, a tile of them, have scores for `rows`, counted from the tile's first, and
+    /// whether every row sees all of these by position. `None` if no row sees any.
+    #[inline(always)]
+    pub(crate) fn used(
+        &self,
+        tile: &RowTile,
+        rows: &Range<usize>,
+        keys: &Range<usize>,
+    ) -> Option<(Range<usize>, bool)> {
+        // Neither end decreases from one query to the next.
+        let (top, bottom) = (self.visible(tile, rows.start), self.visible(tile, rows.end - 1));
+        let end = bottom.end.min(keys.end);
+        if top.start >= end || end <= keys.start {
+            return None;
+        }
+        // Keys before the first visible one are left out in whole runs of a sum of weights, so that
+        // the sums of a row do not depend on the other rows.
+        let start = top.start.max(keys.start) / RUN * RUN;
+        let full = bottom.start <= start && top.end >= end;
+        Some((start - keys.start..end - keys.start, full))
+    }
+
     /// Whether scores are more than products, or weights are dropped, whatever the position.
     pub(crate) fn always_ruled(&self) -> bool {
         self.mask.is_some() || self.problem.softcap().is_some() || self.draws.is_some()
@@ -254,19 +276,7 @@ fn flash<S: Simd, const M: usize, const NV: usize>(simd: S, work: Flash<'_, '_>)
         let mut v_dirty = None;
         for g in 0..group_count {
             let rows = g * group..((g + 1) * group).min(count);
-            // Neither end decreases from one query to the next.
-            let top_row = inputs.visible(tile, rows.start);
-            let bottom_row = inputs.visible(tile, rows.end - 1);
-            let end = bottom_row.end.min(tile_keys.end);
-            if top_row.start >= end || end <= first {
-                continue;
-            }
-            // Keys before the first visible one are left out in whole runs of a sum of weights,
-            // so that the sums of a row do not depend on the other rows.
-            let start = top_row.start.max(first) / RUN * RUN;
-            let full = bottom_row.start <= start && top_row.end >= end;
-            let used = start - first..end - first;
-
+            let Some((used, full)) = inputs.used(tile, &rows, &tile_keys) else { continue };
             let mut state = Scores { scale: simd.splat_f32s(call.scale), top: sums[2 * g] };
             let q = &q[g * d..][..d];
             scores::<S, M, NV>(simd, q, &k_row, used.clone(), p, &mut state);

@@ -179,9 +179,9 @@ impl Plan {
     }
 }
 
-/// The order of the tiles of a call: a few heads at a time, so that their K and V stay in the caches,
-/// and the heaviest tiles of these heads first. The last heads have enough tiles for all threads to
-/// end at the same time.
+/// The order of the tiles of a call: a few heads at a time, so that their K and V stay in the
+/// caches, and the heaviest tiles of these heads first. The last heads have enough tiles for all
+/// threads to end at the same time.
 struct HeadBlocks {
     heads: usize,
     tiles_per_head: usize,

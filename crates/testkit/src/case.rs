@@ -174,8 +174,8 @@ pub enum Values {
     OneHot,
     /// One number everywhere: all keys tie.
     Constant,
-    /// All rows of a head are one: all keys tie, as those of equal tokens do, and the roundings of a
-    /// sum repeat.
+    /// All rows of a head are one: all keys tie, as those of equal tokens do, and the roundings of
+    /// a sum repeat.
     Alike,
     /// Magnitudes over many powers of two.
     Spread,
