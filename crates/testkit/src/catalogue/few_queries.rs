@@ -40,7 +40,6 @@ pub(super) fn few_queries() -> Vec<String> {
          window_left=1200 softcap=30.0 mask=bf16:bh1k:lowest kv_lens=2500:1100 dropout=0.2 \
          poison=unseen
          shape=1x4x33x16 hkv=2 skv=9000 causal=yes align=bottom-right kv_lens=6000
-         shape=1x4x1x64 hkv=2 skv=1024 values=alike
          shape=1x6x1x32 hkv=3 skv=900 values=normal scale=3e38
          shape=1x4x3x32 hkv=2 skv=900 values=constant scale=-1e38 lse=no window_left=700
          shape=3x8x2x40 hkv=4 skv=257 kv_lens=257:191:66 poison=unseen

@@ -75,8 +75,7 @@ pub(super) fn values() -> Vec<String> {
          shape=1x1x33x128 values=huge causal=yes
          shape=1x1x129x64 values=large dtype=bf16
          shape=1x1x129x64 values=onehot dtype=f16
-         shape=1x1x300x4 values=constant
-         shape=1x2x70x64 skv=600 values=alike",
+         shape=1x1x300x4 values=constant",
     ));
     cases
 }
