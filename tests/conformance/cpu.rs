@@ -91,8 +91,7 @@ fn equal_tokens(cpu: &Cpu) -> Result<(), String> {
     let lines = shapes.iter().flat_map(|shape| {
         lengths.map(|skv| format!("shape={shape}x16 skv={skv} dv=150 values=alike"))
     });
-    let cases: Vec<Case> = lines.map(|line| line.parse().expect("a case")).collect();
-    run_all(cpu, FLASH, &cases)
+    run_all(cpu, FLASH, &cases(lines))
 }
 
 /// Four threads run one plan at the same time, with inputs of their own.
